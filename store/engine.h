@@ -1,0 +1,332 @@
+#ifndef LARDER_STORE_ENGINE_H_
+#define LARDER_STORE_ENGINE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/time/time.h"
+
+#include "store/clock.h"
+#include "store/events.h"
+#include "store/executor.h"
+#include "store/policy.h"
+#include "store/record.h"
+#include "store/space.h"
+#include "store/status.h"
+#include "store/tier.h"
+#include "store/types.h"
+
+namespace larder {
+
+struct EngineOptions {
+  // One client's budget; the next hold or reservation is ResourceExhausted.
+  uint32_t holds_per_client = 4096;
+  uint64_t held_bytes_per_client = UINT64_MAX;
+  uint64_t reserved_bytes_per_client = UINT64_MAX;
+
+  // A hold without a given time to live, and the most a client may ask for.
+  absl::Duration hold_ttl = absl::Seconds(30);
+  absl::Duration hold_ttl_max = absl::Minutes(10);
+  // A reservation that is never committed, and a chunk that never completes.
+  absl::Duration reservation_ttl = absl::Seconds(60);
+  absl::Duration incomplete_ttl = absl::Seconds(60);
+
+  // How many ids of chunks that left are remembered, to say why.
+  size_t remembered_misses = 1 << 16;
+  size_t event_capacity = 1 << 14;
+
+  // kOnCommit: every committed chunk is written to the durable tier in the
+  // background, so that leaving DRAM costs nothing and little is lost by a
+  // crash. kOnEvict: only when it leaves DRAM or its saver asked for `durable`.
+  enum class WriteBack : uint8_t { kOnCommit, kOnEvict };
+  WriteBack write_back = WriteBack::kOnCommit;
+
+  // Bytes of durable writes and of promotions under way at most; the rest
+  // queues (writes) or is answered kBusy (promotions).
+  uint64_t write_back_bytes_in_flight = 256_MiB;
+  uint64_t promote_bytes_in_flight = 1_GiB;
+  uint64_t promote_io_bytes = 1_MiB;
+
+  // Measured throughputs for the load estimate of a match, bytes per second;
+  // refined while running.
+  double dram_bytes_per_second = 10e9;
+  double durable_bytes_per_second = 2e9;
+};
+
+// ---- What callers say and get ----
+
+struct SpaceInfo {
+  SpaceId id;
+  SpaceDescriptor descriptor;
+  Epoch epoch{};
+};
+
+struct MatchRequest {
+  TenantId tenant{};
+  SpaceId space;
+  std::span<const ChunkId> ids;  // of the prompt, chunk 0 first
+  uint32_t start = 0;            // chunks before it are the engine's own already
+  Lineage worst_lineage = Lineage::kExact;
+  // If given and chunk 0 misses: is it in another space? (ComputeRootContent)
+  Sha256Digest root_content;
+};
+
+// One byte per chunk of an answer. On wire.
+enum class ChunkState : uint8_t {
+  kMiss = 0,
+  kReady = 1,    // in memory, can be held at once
+  kDurable = 2,  // in a slower tier, will be promoted by a hold or prefetch
+  kPending = 3,  // a save of it is under way (or parts are missing still)
+};
+
+struct MatchResult {
+  // For every group: how many chunks from `start` on it could serve by its own
+  // hit rule; `usable` is the largest prefix that all groups can serve.
+  std::vector<uint32_t> group_hits;
+  uint32_t usable = 0;
+  std::vector<ChunkState> states;  // ids[start..]
+  MissReason reason = MissReason::kNone;  // why ids[start+usable] is not served
+  std::string detail;                     // e.g. the field in which spaces differ
+  absl::Duration load_estimate;           // for the usable prefix
+  Epoch epoch{};
+};
+
+struct HeldPart {
+  GroupIndex group{};
+  PartShape shape;
+  ExtentAddress address;
+  uint64_t record_bytes = 0;
+  Checksum checksum;  // the record header's: binds what is mapped to this reply
+};
+
+struct HeldChunk {
+  ChunkState state = ChunkState::kMiss;  // kReady, kPending (promoting), kMiss
+  MissReason reason = MissReason::kNone;
+  std::vector<HeldPart> parts;  // for kReady and kPending
+};
+
+struct HoldRequest {
+  ClientId client{};
+  SpaceId space;
+  std::span<const ChunkId> ids;
+  // Extend this hold instead of making a new one (0 = new).
+  HoldId extend{};
+  absl::Duration ttl = absl::ZeroDuration();  // zero = default
+  // Promotions that are not done by then are answered kDeadline.
+  absl::Time deadline = absl::InfiniteFuture();
+  Lineage worst_lineage = Lineage::kExact;
+  // Stop at the first chunk that cannot be had (a prefix); otherwise every
+  // chunk is tried on its own.
+  bool prefix_only = true;
+};
+
+struct HoldReply {
+  HoldId hold{};  // 0 if nothing could be held
+  absl::Time expires;
+  std::vector<HeldChunk> chunks;  // one per id; after a stop: kMiss
+};
+
+// Called once per kPending chunk of a hold, from any thread, without locks:
+// `index` counts all chunks of the hold in the order they were added. kNone =
+// the extents of the reply now hold the verified chunk. Never called after
+// ReleaseHold returned for the last owner.
+using HoldProgress = absl::AnyInvocable<void(uint32_t index, MissReason reason)>;
+
+// Called when a hold was revoked (expiry, epoch, operator): the reader must
+// stop and release. Its memory is not reused before.
+using HoldRevoked = absl::AnyInvocable<void(HoldId hold, MissReason reason)>;
+
+struct SaveHints {
+  uint8_t priority = 0;
+  uint32_t stop_reason = 0;
+};
+
+struct ReserveRequest {
+  ClientId client{};
+  SpaceId space;
+  uint64_t record_bytes = 0;  // of the largest record that will be committed
+  // If the id is known already and the chunk is there with this part, in a
+  // lineage no worse: AlreadyExists, and nothing need be gathered.
+  std::optional<ChunkId> id;
+  GroupIndex group{};
+  PartShape shape;
+  Lineage lineage = Lineage::kExact;
+};
+
+struct CommitRequest {
+  ClientId client{};
+  ReservationId reservation{};
+  // A complete part record in the client's staging memory, which it may be
+  // changing: read once, verified on the copy. `keep_alive` owns the mapping.
+  ByteSpan record;
+  std::shared_ptr<void> keep_alive;
+  bool want_durable = false;  // false: kDurable is not reported
+  SaveHints hints;
+};
+
+// What a saver learns, in this order; an error at any stage is the last call.
+// Staging may be reused from kSourceReusable on (or from an error on).
+// On wire.
+enum class SaveStage : uint8_t {
+  kSourceReusable = 1,
+  kVolatile = 2,  // visible (if complete) and safe from the writer's death
+  kDurable = 3,   // survives power loss
+};
+using SaveProgress = absl::AnyInvocable<void(SaveStage stage, Status status)>;
+
+struct ChunkSummary {
+  TenantId tenant{};
+  SpaceId space;
+  ChunkId id;
+  ChunkId parent;
+  uint32_t token_begin = 0;
+  uint32_t token_count = 0;
+  bool is_tail = false;
+  bool complete = false;
+  bool pinned = false;
+  Lineage lineage = Lineage::kExact;
+  uint32_t holds = 0;
+  uint64_t bytes = 0;  // of one copy
+  uint32_t parts = 0;
+  std::vector<TierKind> tiers;  // where complete copies are
+  absl::Duration idle;          // since last used
+};
+
+struct EngineStats {
+  uint64_t chunks = 0, incomplete_chunks = 0, holds = 0, held_bytes = 0;
+  uint64_t reservations = 0, reserved_bytes = 0, clients = 0, spaces = 0;
+  uint64_t matches = 0, matched_chunks = 0, missed_chunks = 0;
+  uint64_t holds_granted = 0, holds_expired = 0;
+  uint64_t commits = 0, commits_rejected = 0, commits_present = 0;
+  uint64_t saved_bytes = 0, promoted_bytes = 0, demoted_bytes = 0;
+  uint64_t evicted_dram = 0, evicted_durable = 0, corrupt = 0;
+  uint64_t refused_full = 0;
+  uint64_t durable_backlog_bytes = 0;  // accepted, not yet durable
+  uint64_t index_bytes = 0;            // memory of the index itself
+  TierUsage dram, durable;
+  DurableTier::WriteCounters writes;
+  bool has_durable = false;
+  std::string durable_health;  // empty = well
+};
+
+// The heart of Larder: which chunks there are, where, and who may read them.
+// Placement DRAM -> durable tier and back, holds, reservations, lineage,
+// epochs, eviction. Knows media, time and threads only through the contracts.
+//
+// Thread-safe; a metadata call takes one lock for microseconds and never waits
+// for I/O or for another client. Data is moved on the executor. Every miss is a
+// value with a reason, never an error.
+class Engine {
+ public:
+  struct Dependencies {
+    Clock* clock = nullptr;
+    Executor* executor = nullptr;  // copies, verification, timers
+    MemoryTier* dram = nullptr;
+    DurableTier* durable = nullptr;  // may be null
+    std::unique_ptr<EvictionPolicy> dram_policy;
+    std::unique_ptr<EvictionPolicy> durable_policy;
+  };
+
+  // Recovers the durable tier. What is passed by pointer must outlive the
+  // engine; the engine must be destroyed before its executor stops.
+  static StatusOr<std::unique_ptr<Engine>> Open(EngineOptions options,
+                                                Dependencies dependencies);
+  virtual ~Engine() = default;
+
+  // Stops accepting saves, makes every committed chunk durable if there is a
+  // durable tier, then calls `done`. Matches and holds keep working.
+  virtual void Drain(absl::AnyInvocable<void(Status) &&> done) = 0;
+
+  // -- Clients. Everything a client holds or reserved is given back by
+  // RemoveClient: holds it shares live on with the others.
+  virtual ClientId AddClient(TenantId tenant, HoldRevoked revoked) = 0;
+  virtual void RemoveClient(ClientId client) = 0;
+
+  // -- Spaces. Opening is idempotent. InvalidArgument names the field that is
+  // missing or absurd.
+  virtual StatusOr<SpaceInfo> OpenSpace(TenantId tenant,
+                                        const SpaceDescriptor& descriptor) = 0;
+  // Weights changed: from the return on nothing older matches, holds on it are
+  // revoked, and saves begun before are refused. Durable before `done`.
+  virtual void AdvanceEpoch(TenantId tenant, const SpaceId& space,
+                            absl::AnyInvocable<void(StatusOr<Epoch>) &&> done) = 0;
+  virtual std::vector<SpaceInfo> Spaces(TenantId tenant) const = 0;
+
+  // -- Reading.
+  virtual MatchResult Match(const MatchRequest& request) = 0;
+  // Presence alone, for engines that ask about unrelated keys.
+  virtual std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,
+                                         std::span<const ChunkId> ids) = 0;
+  // Brings chunks up to memory without holding them. Best effort.
+  virtual void Prefetch(TenantId tenant, const SpaceId& space,
+                        std::span<const ChunkId> ids) = 0;
+  virtual StatusOr<HoldReply> Hold(const HoldRequest& request,
+                                   HoldProgress progress) = 0;
+  // A second process of the same tenant joins; it must release or die too.
+  // Returns what Hold returned (pending chunks report to `progress`).
+  virtual StatusOr<HoldReply> AttachHold(ClientId client, HoldId hold,
+                                         HoldProgress progress) = 0;
+  // FailedPrecondition if it was revoked: stop reading and release.
+  virtual StatusOr<absl::Time> RenewHold(ClientId client, HoldId hold,
+                                         absl::Duration ttl) = 0;
+  virtual Status ReleaseHold(ClientId client, HoldId hold) = 0;
+  // A consumer found that a held part's bytes do not match their checksums:
+  // the copy is checked again and dropped if that is true.
+  virtual void ReportCorrupt(ClientId client, HoldId hold, const ChunkId& id) = 0;
+
+  // -- Saving.
+  virtual StatusOr<ReservationId> Reserve(const ReserveRequest& request) = 0;
+  // Returns at once; the copy runs on the executor. `progress` is called as
+  // SaveStage says. Atomic and idempotent: committing what is there already
+  // succeeds. Consumes the reservation whatever happens.
+  virtual void Commit(CommitRequest request, SaveProgress progress) = 0;
+  virtual Status Abort(ClientId client, ReservationId reservation) = 0;
+
+  // -- Administration. `tenant` nullopt = every tenant.
+  virtual std::vector<ChunkSummary> List(std::optional<TenantId> tenant,
+                                         const std::optional<SpaceId>& space,
+                                         const std::optional<ChunkId>& after,
+                                         size_t limit) const = 0;
+  virtual StatusOr<ChunkSummary> Stat(std::optional<TenantId> tenant,
+                                      const ChunkId& id) const = 0;
+  // A pinned chunk is never evicted; remembered across restarts.
+  virtual Status Pin(std::optional<TenantId> tenant, const ChunkId& id,
+                     bool pinned) = 0;
+  // Drops a chunk from every tier (held copies go when released). With
+  // `subtree` its descendants too. Returns how many.
+  virtual StatusOr<uint64_t> Evict(std::optional<TenantId> tenant,
+                                   const ChunkId& id, bool subtree) = 0;
+  virtual StatusOr<uint64_t> EvictSpace(std::optional<TenantId> tenant,
+                                        const SpaceId& space) = 0;
+  // Why is this chunk not served? kNone if it would be.
+  struct MissAnswer {
+    MissReason reason = MissReason::kNone;
+    std::string detail;
+  };
+  virtual MissAnswer WhyMiss(TenantId tenant, const SpaceId& space,
+                             const ChunkId& id,
+                             const Sha256Digest& root_content) const = 0;
+  // Reads and checks every byte of a tier, in the background, bypassing caches;
+  // corrupt copies are dropped and counted. `progress` is called now and then
+  // and once at the end; returning false cancels.
+  struct VerifyProgress {
+    uint64_t chunks_done = 0, chunks_total = 0;
+    uint64_t bytes_done = 0, bytes_total = 0, corrupt = 0;
+    bool finished = false;
+    Status status;
+  };
+  virtual void Verify(TierKind tier,
+                      absl::AnyInvocable<bool(const VerifyProgress&)> progress) = 0;
+
+  virtual EngineStats Stats() const = 0;
+  virtual EventLog& Events() = 0;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_ENGINE_H_

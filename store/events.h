@@ -1,0 +1,70 @@
+#ifndef LARDER_STORE_EVENTS_H_
+#define LARDER_STORE_EVENTS_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+#include "store/types.h"
+
+namespace larder {
+
+// What operators (and, later, routers that follow the cache) can watch.
+// On wire.
+enum class EventType : uint8_t {
+  kChunkStored = 1,    // became readable in `tier`
+  kChunkRemoved = 2,   // its copy left `tier`
+  kChunkCorrupt = 3,   // a copy in `tier` failed its checksum and was dropped
+  kSaveRejected = 4,   // a commit was refused; `detail` says why
+  kHoldExpired = 5,    // revoked; its memory waits for the reader
+  kEpochAdvanced = 6,
+  kTierDegraded = 7,   // a tier refuses writes; `detail` says why
+  kTierRecovered = 8,
+  kClientGone = 9,     // a client died or left; what it held was given back
+  kSpaceOpened = 10,
+};
+
+std::string_view ToString(EventType type);
+
+struct Event {
+  uint64_t sequence = 0;  // 1, 2, 3 ... without gaps while the daemon lives
+  absl::Time time;        // calendar
+  EventType type{};
+  TenantId tenant{};
+  SpaceId space;
+  ChunkId chunk;
+  TierKind tier = TierKind::kNone;
+  MissReason reason = MissReason::kNone;
+  std::string detail;
+};
+
+// The last `capacity` events. Publishing never blocks on readers: one that
+// falls behind sees a gap in the sequence. Thread-safe.
+class EventLog {
+ public:
+  explicit EventLog(size_t capacity) : capacity_(capacity) {}
+
+  void Publish(Event event);  // sets the sequence
+
+  // Up to `limit` events with sequence > `after`, oldest first. Waits until
+  // there is one or `timeout` passed (zero: does not wait). Real time: for
+  // serving threads, not for the engine.
+  std::vector<Event> Read(uint64_t after, size_t limit, absl::Duration timeout);
+
+  uint64_t last_sequence() const;
+
+ private:
+  const size_t capacity_;
+  mutable absl::Mutex mu_;
+  std::vector<Event> ring_ ABSL_GUARDED_BY(mu_);
+  uint64_t last_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_EVENTS_H_
