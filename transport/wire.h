@@ -1,0 +1,328 @@
+#ifndef LARDER_TRANSPORT_WIRE_H_
+#define LARDER_TRANSPORT_WIRE_H_
+
+// The messages between the client library and larderd on one host
+// (transport/FORMAT.md is the normative description; this file is its C++).
+//
+// A message is one SOCK_SEQPACKET packet: a fixed header, then a fixed body
+// for its type, then counted arrays. All little-endian, naturally aligned, no
+// pointers. Sizes are bounded by kMaxMessageBytes; descriptors travel beside
+// the packet (SCM_RIGHTS). A body may grow at its end with a minor version: a
+// reader takes the bytes it knows and treats missing ones as zero.
+//
+// Every struct here is on wire: do not reorder.
+
+#include <cstdint>
+#include <type_traits>
+
+#include "store/types.h"
+#include "store/units.h"
+
+namespace larder::wire {
+
+inline constexpr uint32_t kMagic = 0x5244524c;  // "LRDR"
+inline constexpr uint16_t kMajor = 0;
+inline constexpr uint16_t kMinor = 1;
+inline constexpr size_t kMaxMessageBytes = 64_KiB;
+inline constexpr size_t kMaxDescriptors = 16;  // beside one packet
+inline constexpr uint32_t kMaxIdsPerMessage = 1024;
+inline constexpr uint32_t kRingEntries = 4096;  // completions
+
+enum class Type : uint16_t {
+  // client -> daemon; answered by the Reply of the same request id, except
+  // those marked one-way.
+  kHello = 1,
+  kOpenSpace = 2,
+  kMatch = 3,
+  kLookup = 4,
+  kPrefetch = 5,     // one-way
+  kHold = 6,
+  kAttachHold = 7,
+  kRenewHold = 8,
+  kReleaseHold = 9,  // one-way
+  kReportCorrupt = 10,  // one-way
+  kShareStaging = 11,   // with one memfd, sealed against shrinking
+  kReserve = 12,
+  kCommit = 13,      // one-way: its stages arrive as completions
+  kAbort = 14,       // one-way
+  kAdvanceEpoch = 15,
+  kDelete = 16,
+  kList = 17,
+  kStats = 18,
+  kUnmappedSlab = 19,  // one-way: answers kSlabRetired
+  kPing = 20,
+  kWhyMiss = 21,
+  // daemon -> client
+  kReply = 128,
+  kSlab = 129,         // with one descriptor: a slab the client may map
+  kSlabRetired = 130,  // unmap it, then say kUnmappedSlab
+};
+
+struct Header {
+  uint32_t magic = kMagic;
+  Type type{};
+  uint16_t body_bytes = 0;   // of the fixed body that follows
+  uint64_t request = 0;      // chosen by the client, > 0; 0 in kSlab*
+  uint32_t ring_consumed = 0;  // completions the client has read so far
+  uint32_t reserved = 0;
+};
+static_assert(sizeof(Header) == 24);
+
+// Every reply's body begins with this. `detail_bytes` of text end the packet.
+struct ReplyHead {
+  uint16_t status = 0;  // absl::StatusCode
+  uint16_t detail_bytes = 0;
+  uint32_t reserved = 0;
+};
+
+struct Hello {
+  uint16_t major = kMajor;
+  uint16_t minor = kMinor;
+  uint32_t pid = 0;         // for people; the kernel's word is what counts
+  uint8_t token[64] = {};   // tenant token, zero-padded; empty if none
+  char client_name[64] = {};  // for people
+};
+// With the completion ring's memfd and the eventfd (in this order).
+struct HelloReply {
+  ReplyHead head;
+  uint16_t major = kMajor;
+  uint16_t minor = kMinor;  // the smaller of both is spoken
+  uint32_t tenant = 0;
+  uint64_t client = 0;
+  uint64_t max_staging_bytes = 0;
+  uint32_t max_holds = 0;
+  uint32_t ring_entries = kRingEntries;
+};
+
+struct OpenSpace {  // then `encoded_bytes` of EncodeSpace
+  uint32_t encoded_bytes = 0;
+  uint32_t reserved = 0;
+};
+struct OpenSpaceReply {
+  ReplyHead head;
+  SpaceId id;
+  uint64_t epoch = 0;
+  uint32_t handle = 0;  // names the space in this connection's messages
+  uint32_t reserved = 0;
+};
+
+struct Match {  // then id_count ChunkIds: those from `start` on and before
+  uint32_t space = 0;
+  uint32_t id_count = 0;
+  uint32_t start = 0;
+  uint8_t worst_lineage = 0;
+  uint8_t has_root_content = 0;
+  uint16_t reserved = 0;
+  Sha256Digest root_content;
+};
+// then group_count u32 hits, then state_count bytes (ChunkState)
+struct MatchReply {
+  ReplyHead head;
+  uint32_t usable = 0;
+  uint32_t group_count = 0;
+  uint32_t state_count = 0;
+  uint32_t reason = 0;
+  uint64_t load_estimate_us = 0;
+  uint64_t epoch = 0;
+};
+
+struct Lookup {  // then id_count ChunkIds; also kPrefetch
+  uint32_t space = 0;
+  uint32_t id_count = 0;
+};
+struct LookupReply {  // then state_count bytes
+  ReplyHead head;
+  uint32_t state_count = 0;
+  uint32_t reserved = 0;
+};
+
+struct Hold {  // then id_count ChunkIds
+  uint32_t space = 0;
+  uint32_t id_count = 0;
+  uint64_t extend = 0;
+  uint64_t ttl_us = 0;       // 0 = the daemon's default
+  uint64_t deadline_us = 0;  // from receipt; 0 = none
+  uint8_t worst_lineage = 0;
+  uint8_t prefix_only = 0;
+  uint8_t reserved[6] = {};
+};
+struct HeldChunk {
+  uint8_t state = 0;   // ChunkState
+  uint8_t reason = 0;  // MissReason
+  uint16_t part_count = 0;
+  uint32_t part_begin = 0;  // index into the parts array
+};
+struct HeldPart {
+  uint32_t slab = 0;
+  uint16_t group = 0;
+  uint16_t reserved = 0;
+  PartShape shape;
+  uint32_t reserved2 = 0;
+  uint64_t offset = 0;
+  uint64_t record_bytes = 0;
+  Checksum checksum;
+};
+static_assert(sizeof(HeldPart) == 56);
+// then chunk_count HeldChunks, then part_count HeldParts. Fewer chunks than
+// were asked for = what fits one packet: ask for the rest with `extend`.
+struct HoldReply {
+  ReplyHead head;
+  uint64_t hold = 0;
+  uint64_t ttl_us = 0;
+  uint32_t chunk_count = 0;
+  uint32_t part_count = 0;
+  uint32_t first_index = 0;  // of these chunks within the hold
+  uint32_t reserved = 0;
+};
+struct HoldRef {  // kAttachHold, kRenewHold (ttl), kReleaseHold
+  uint64_t hold = 0;
+  uint64_t ttl_us = 0;
+  uint32_t first_index = 0;  // kAttachHold: continue from there
+  uint32_t reserved = 0;
+};
+struct RenewReply {
+  ReplyHead head;
+  uint64_t ttl_us = 0;
+};
+struct ReportCorrupt {
+  uint64_t hold = 0;
+  uint32_t space = 0;
+  uint32_t reserved = 0;
+  ChunkId id;
+};
+
+struct ShareStaging {
+  uint64_t bytes = 0;
+};
+struct ShareStagingReply {
+  ReplyHead head;
+  uint32_t region = 0;
+  uint32_t reserved = 0;
+};
+
+struct Reserve {
+  uint32_t space = 0;
+  uint16_t group = 0;
+  uint8_t has_id = 0;
+  uint8_t lineage = 0;
+  uint64_t record_bytes = 0;
+  PartShape shape;
+  uint32_t reserved = 0;
+  ChunkId id;
+};
+struct ReserveReply {  // status AlreadyExists: nothing need be saved
+  ReplyHead head;
+  uint64_t reservation = 0;
+};
+
+struct Commit {
+  uint64_t reservation = 0;
+  uint32_t region = 0;
+  uint8_t want_durable = 0;
+  uint8_t priority = 0;
+  uint16_t reserved = 0;
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+  uint32_t stop_reason = 0;
+  uint32_t reserved2 = 0;
+};
+struct Abort {
+  uint64_t reservation = 0;
+};
+
+struct SpaceRef {  // kAdvanceEpoch
+  uint32_t space = 0;
+  uint32_t reserved = 0;
+};
+struct EpochReply {
+  ReplyHead head;
+  uint64_t epoch = 0;
+};
+struct Delete {  // then id_count ChunkIds
+  uint32_t space = 0;
+  uint32_t id_count = 0;
+};
+struct DeleteReply {
+  ReplyHead head;
+  uint64_t deleted = 0;
+};
+struct List {
+  uint32_t space = 0;
+  uint32_t limit = 0;
+  uint8_t has_after = 0;
+  uint8_t reserved[7] = {};
+  ChunkId after;
+};
+struct ListedChunk {
+  ChunkId id;
+  uint64_t bytes = 0;
+  uint32_t token_count = 0;
+  uint8_t best_tier = 0;
+  uint8_t is_tail = 0;
+  uint8_t lineage = 0;
+  uint8_t reserved = 0;
+};
+struct ListReply {  // then chunk_count ListedChunks
+  ReplyHead head;
+  uint32_t chunk_count = 0;
+  uint32_t more = 0;
+};
+struct StatsReply {
+  ReplyHead head;
+  uint64_t dram_used = 0, dram_capacity = 0;
+  uint64_t durable_used = 0, durable_capacity = 0;
+  uint64_t chunks = 0, matched = 0, missed = 0, commits = 0;
+  uint64_t saved_bytes = 0, promoted_bytes = 0, corrupt = 0;
+  uint64_t durable_backlog_bytes = 0;
+};
+struct SlabNotice {  // kSlab (with descriptor), kSlabRetired, kUnmappedSlab
+  uint32_t slab = 0;
+  uint32_t reserved = 0;
+  uint64_t bytes = 0;
+};
+struct WhyMiss {
+  uint32_t space = 0;
+  uint32_t has_root_content = 0;
+  ChunkId id;
+  Sha256Digest root_content;
+};
+struct WhyMissReply {  // text in the detail
+  ReplyHead head;
+  uint32_t reason = 0;
+  uint32_t reserved = 0;
+};
+
+// ---- The completion ring: one memfd per client, mapped writable by the daemon
+// alone. Entry i (counting from 0 for ever) lies at i % ring_entries. The daemon
+// writes the entry, then `produced` (release), then signals the eventfd. The
+// client says in every message how far it has read; the daemon starts no
+// operation for whose completions there is no room (ResourceExhausted).
+
+enum class Completion : uint32_t {
+  kSave = 1,          // request = that of kCommit; value = SaveStage
+  kHoldChunk = 2,     // request = hold; value = index, status 0 or miss reason
+  kHoldRevoked = 3,   // request = hold; value = MissReason
+  kEpochAdvanced = 4,  // request = space handle; value = new epoch
+  kLookupChanged = 5,  // cached matches may be stale; request = space handle
+};
+
+struct RingEntry {
+  uint64_t request = 0;
+  Completion kind{};
+  uint32_t status = 0;  // absl::StatusCode (kSave), MissReason (kHoldChunk)
+  uint64_t value = 0;
+  uint64_t reserved = 0;
+};
+static_assert(sizeof(RingEntry) == 32);
+
+struct RingHeader {
+  uint32_t magic = kMagic;
+  uint32_t entries = kRingEntries;
+  uint64_t produced = 0;  // accessed by atomic_ref
+  uint8_t reserved[48] = {};
+};
+static_assert(sizeof(RingHeader) == 64);
+
+}  // namespace larder::wire
+
+#endif  // LARDER_TRANSPORT_WIRE_H_
