@@ -37,7 +37,8 @@ inline constexpr size_t kMaxRequestKeyBytes = 256;
 // The parent of chunk 0 is none. Request keys with an offset enter the chunk
 // that contains it (and, through the parent, all later ones); those without
 // enter chunk 0. Every variable-length field is preceded by its length and
-// kind, so that no two different inputs have one encoding.
+// kind, so that no two different inputs have one encoding; the order in which
+// keys are given means nothing.
 //
 // Returns one id per whole chunk of `chunk_tokens` tokens, and, when
 // `block_tokens` is not 0 and at least one whole block is left over, one more

@@ -85,6 +85,8 @@ std::string FirstDifference(const SpaceDescriptor& a, const SpaceDescriptor& b);
 
 // Bytes of one segment (one layer of one part) that holds `tokens` tokens.
 // For kOpaque: k_head_bytes + v_head_bytes per token, all heads of the shape.
+// For kRecurrentState: k_head_bytes + v_head_bytes once, the state at the
+// chunk's end. Saturates instead of wrapping round.
 uint64_t SegmentBytes(const GroupDescriptor& group, const PartShape& shape,
                       uint32_t tokens);
 
