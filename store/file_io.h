@@ -26,7 +26,8 @@ struct IoRequest {
   // the I/O until the completion. A write does not change it.
   MutableByteSpan first;
   MutableByteSpan second;
-  // Comes back with the completion. Means nothing to the FileIo.
+  // Comes back with the completion. Means nothing to the FileIo; the greatest
+  // value is its own.
   uint64_t identity = 0;
 
   uint64_t bytes() const { return first.size() + second.size(); }
