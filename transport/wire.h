@@ -5,13 +5,15 @@
 // (transport/FORMAT.md is the normative description; this file is its C++).
 //
 // A message is one SOCK_SEQPACKET packet: a fixed header, then a fixed body
-// for its type, then counted arrays. All little-endian, naturally aligned, no
-// pointers. Sizes are bounded by kMaxMessageBytes; descriptors travel beside
-// the packet (SCM_RIGHTS). A body may grow at its end with a minor version: a
-// reader takes the bytes it knows and treats missing ones as zero.
+// for its type (a multiple of 8 bytes), then counted arrays. All little-endian,
+// naturally aligned, no pointers. Sizes are bounded by kMaxMessageBytes;
+// descriptors travel beside the packet (SCM_RIGHTS). A body may grow at its end
+// with a minor version: a reader takes the bytes it knows and treats missing
+// ones as zero. Array elements never change within a major version.
 //
 // Every struct here is on wire: do not reorder.
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -26,7 +28,9 @@ inline constexpr uint16_t kMinor = 1;
 inline constexpr size_t kMaxMessageBytes = 64_KiB;
 inline constexpr size_t kMaxDescriptors = 16;  // beside one packet
 inline constexpr uint32_t kMaxIdsPerMessage = 1024;
-inline constexpr uint32_t kRingEntries = 4096;  // completions
+inline constexpr uint32_t kMaxListed = 1024;     // chunks of one ListReply
+inline constexpr size_t kMaxDetailBytes = 1024;  // text of one reply
+inline constexpr uint32_t kRingEntries = 4096;   // completions
 
 enum class Type : uint16_t {
   // client -> daemon; answered by the Reply of the same request id, except
@@ -35,16 +39,16 @@ enum class Type : uint16_t {
   kOpenSpace = 2,
   kMatch = 3,
   kLookup = 4,
-  kPrefetch = 5,     // one-way
+  kPrefetch = 5,  // one-way
   kHold = 6,
   kAttachHold = 7,
   kRenewHold = 8,
-  kReleaseHold = 9,  // one-way
+  kReleaseHold = 9,     // one-way
   kReportCorrupt = 10,  // one-way
   kShareStaging = 11,   // with one memfd, sealed against shrinking
   kReserve = 12,
-  kCommit = 13,      // one-way: its stages arrive as completions
-  kAbort = 14,       // one-way
+  kCommit = 13,  // one-way: its stages arrive as completions
+  kAbort = 14,   // one-way
   kAdvanceEpoch = 15,
   kDelete = 16,
   kList = 17,
@@ -52,6 +56,8 @@ enum class Type : uint16_t {
   kUnmappedSlab = 19,  // one-way: answers kSlabRetired
   kPing = 20,
   kWhyMiss = 21,
+  kCredit = 22,          // one-way: header alone, for its `ring_consumed`
+  kUnshareStaging = 23,  // one-way
   // daemon -> client
   kReply = 128,
   kSlab = 129,         // with one descriptor: a slab the client may map
@@ -61,28 +67,36 @@ enum class Type : uint16_t {
 struct Header {
   uint32_t magic = kMagic;
   Type type{};
-  uint16_t body_bytes = 0;   // of the fixed body that follows
-  uint64_t request = 0;      // chosen by the client, > 0; 0 in kSlab*
-  uint32_t ring_consumed = 0;  // completions the client has read so far
+  uint16_t body_bytes = 0;  // of the fixed body that follows
+  uint64_t request = 0;     // chosen by the client, > 0; 0 in kSlab*
+  // Completions the client has read so far, modulo 2^32. A value behind what
+  // was said before is old news; one ahead of `produced` ends the connection.
+  uint32_t ring_consumed = 0;
   uint32_t reserved = 0;
 };
 static_assert(sizeof(Header) == 24);
 
 // Every reply's body begins with this. `detail_bytes` of text end the packet.
+// With a status other than OK it may be the whole body.
 struct ReplyHead {
   uint16_t status = 0;  // absl::StatusCode
   uint16_t detail_bytes = 0;
   uint32_t reserved = 0;
 };
 
+// The first message of a connection, with request 1. Its first two fields never
+// move, so that every version can refuse every other by name.
 struct Hello {
   uint16_t major = kMajor;
   uint16_t minor = kMinor;
-  uint32_t pid = 0;         // for people; the kernel's word is what counts
-  uint8_t token[64] = {};   // tenant token, zero-padded; empty if none
+  uint32_t pid = 0;           // for people; the kernel's word is what counts
+  uint8_t token[64] = {};     // tenant token, zero-padded; empty if none
   char client_name[64] = {};  // for people
 };
-// With the completion ring's memfd and the eventfd (in this order).
+// With two descriptors, in this order: the completion ring's memfd and its
+// bell, the read end of a pipe that is readable when the ring or the socket has
+// something new. (No eventfd: its open file would be shared, and a client that
+// cleared O_NONBLOCK on it could block the daemon's writes.)
 struct HelloReply {
   ReplyHead head;
   uint16_t major = kMajor;
@@ -163,8 +177,10 @@ struct HeldPart {
   Checksum checksum;
 };
 static_assert(sizeof(HeldPart) == 56);
-// then chunk_count HeldChunks, then part_count HeldParts. Fewer chunks than
-// were asked for = what fits one packet: ask for the rest with `extend`.
+// then chunk_count HeldChunks, then part_count HeldParts (part_begin counts
+// within this packet). While first_index + chunk_count < end_index, the rest is
+// held too and did not fit: ask for it with kAttachHold, first_index = where
+// this packet ends.
 struct HoldReply {
   ReplyHead head;
   uint64_t hold = 0;
@@ -172,12 +188,14 @@ struct HoldReply {
   uint32_t chunk_count = 0;
   uint32_t part_count = 0;
   uint32_t first_index = 0;  // of these chunks within the hold
-  uint32_t reserved = 0;
+  uint32_t end_index = 0;    // one past the last chunk of this answer
 };
 struct HoldRef {  // kAttachHold, kRenewHold (ttl), kReleaseHold
   uint64_t hold = 0;
   uint64_t ttl_us = 0;
-  uint32_t first_index = 0;  // kAttachHold: continue from there
+  // kAttachHold: 0 = attach; else the next chunks of an answer that did not
+  // fit one packet (of the kHold or kAttachHold of this very connection).
+  uint32_t first_index = 0;
   uint32_t reserved = 0;
 };
 struct RenewReply {
@@ -199,6 +217,11 @@ struct ShareStagingReply {
   uint32_t region = 0;
   uint32_t reserved = 0;
 };
+// Commits that read the region keep it alive; it may not be named any more.
+struct UnshareStaging {
+  uint32_t region = 0;
+  uint32_t reserved = 0;
+};
 
 struct Reserve {
   uint32_t space = 0;
@@ -210,7 +233,9 @@ struct Reserve {
   uint32_t reserved = 0;
   ChunkId id;
 };
-struct ReserveReply {  // status AlreadyExists: nothing need be saved
+// Takes kCompletionsPerSave of the ring for the commit. Status AlreadyExists:
+// nothing need be saved.
+struct ReserveReply {
   ReplyHead head;
   uint64_t reservation = 0;
 };
@@ -293,17 +318,26 @@ struct WhyMissReply {  // text in the detail
 };
 
 // ---- The completion ring: one memfd per client, mapped writable by the daemon
-// alone. Entry i (counting from 0 for ever) lies at i % ring_entries. The daemon
-// writes the entry, then `produced` (release), then signals the eventfd. The
-// client says in every message how far it has read; the daemon starts no
-// operation for whose completions there is no room (ResourceExhausted).
+// alone. Entry i (counting from 0 for ever) lies at i % ring_entries. The
+// daemon writes the entry, then `produced` (release), then rings the bell. The
+// client says in every message how far it has read. The daemon starts no
+// operation for whose completions there is no room (ResourceExhausted):
+// kReserve sets aside kCompletionsPerSave until the commit's last stage, kHold
+// one per chunk that is promoted. What nobody asked for (kHoldRevoked,
+// kEpochAdvanced, kLookupChanged, the refusal of a commit without reservation)
+// waits in the daemon, bounded, until there is room.
+//
+// An entry may be seen before the thread that waits for the reply that names
+// its hold has seen that: keep it.
+inline constexpr uint32_t kCompletionsPerSave = 3;
 
 enum class Completion : uint32_t {
-  kSave = 1,          // request = that of kCommit; value = SaveStage
-  kHoldChunk = 2,     // request = hold; value = index, status 0 or miss reason
-  kHoldRevoked = 3,   // request = hold; value = MissReason
+  kSave = 1,           // request = that of kCommit; value = SaveStage
+  kHoldChunk = 2,      // request = hold; value = index, status 0 or miss reason
+  kHoldRevoked = 3,    // request = hold; value = MissReason
   kEpochAdvanced = 4,  // request = space handle; value = new epoch
-  kLookupChanged = 5,  // cached matches may be stale; request = space handle
+  kLookupChanged = 5,  // chunks were deleted, cached matches may be stale;
+                       // request = space handle
 };
 
 struct RingEntry {
@@ -319,9 +353,16 @@ struct RingHeader {
   uint32_t magic = kMagic;
   uint32_t entries = kRingEntries;
   uint64_t produced = 0;  // accessed by atomic_ref
-  uint8_t reserved[48] = {};
+  // kSlabRetired packets sent so far (atomic_ref): a client that has received
+  // fewer reads its socket, so that an idle one gives memory back too.
+  uint64_t notices = 0;
+  uint8_t reserved[40] = {};
 };
 static_assert(sizeof(RingHeader) == 64);
+
+constexpr size_t RingBytes(uint32_t entries) {
+  return sizeof(RingHeader) + size_t{entries} * sizeof(RingEntry);
+}
 
 }  // namespace larder::wire
 

@@ -1,0 +1,248 @@
+#ifndef LARDER_TRANSPORT_LOCAL_CHANNEL_H_
+#define LARDER_TRANSPORT_LOCAL_CHANNEL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "absl/functional/function_ref.h"
+#include "absl/time/time.h"
+
+#include "store/clock.h"
+#include "store/status.h"
+#include "store/types.h"
+#include "store/units.h"
+#include "transport/local/packet.h"
+#include "transport/wire.h"
+
+namespace larder {
+
+// A reply: the bytes of one packet in a buffer that goes back to the channel's
+// pool when the packet is destroyed. Movable; independent of the channel's
+// life.
+class Packet {
+ public:
+  class Buffer;
+  struct Recycler {
+    std::shared_ptr<void> pool;
+    void operator()(Buffer* buffer) const;
+  };
+  using BufferPtr = std::unique_ptr<Buffer, Recycler>;
+
+  Packet();
+  Packet(BufferPtr buffer, PacketView view);
+  Packet(Packet&&) noexcept;
+  Packet& operator=(Packet&&) noexcept;
+  ~Packet();
+
+  const wire::Header& header() const { return view_.header(); }
+  // The fixed body; what an older daemon did not send is zero.
+  template <class T>
+  T Body() const {
+    return view_.Body<T>();
+  }
+  // For the counted arrays after the body, in the order of wire.h. Points into
+  // the packet.
+  ArrayReader Arrays() const { return ArrayReader(view_.arrays()); }
+  // The reply's text, e.g. why a prefix ends.
+  std::string Detail() const;
+
+ private:
+  BufferPtr buffer_;
+  PacketView view_;
+};
+
+// One of the daemon's slabs of the client's own tenant, mapped read-only.
+// Shared: it stays mapped while anyone holds a reference, even after the slab
+// was retired or the daemon died; the last reference unmaps it and, if it was
+// retired, tells the daemon. Do not keep one longer than a hold needs it.
+// Not inherited over fork (MADV_DONTFORK), not in core dumps.
+class SlabMapping {
+ public:
+  SlabMapping(const SlabMapping&) = delete;
+  SlabMapping& operator=(const SlabMapping&) = delete;
+
+  uint32_t slab() const { return slab_; }
+  ByteSpan bytes() const { return bytes_; }
+
+ protected:
+  SlabMapping(uint32_t slab, ByteSpan bytes) : slab_(slab), bytes_(bytes) {}
+  ~SlabMapping() = default;
+
+ private:
+  const uint32_t slab_;
+  const ByteSpan bytes_;
+};
+
+// Memory of the client's own that commits name by region and offset: a memfd
+// sealed against any change of size, mapped writable here and read-only in the
+// daemon. Destruction unmaps it and tells the daemon, which keeps its mapping
+// until commits that read it are done. Not inherited over fork.
+class StagingRegion {
+ public:
+  StagingRegion(const StagingRegion&) = delete;
+  StagingRegion& operator=(const StagingRegion&) = delete;
+
+  uint32_t region() const { return region_; }
+  MutableByteSpan bytes() const { return bytes_; }
+
+ protected:
+  StagingRegion(uint32_t region, MutableByteSpan bytes)
+      : region_(region), bytes_(bytes) {}
+  ~StagingRegion() = default;
+
+ private:
+  const uint32_t region_;
+  const MutableByteSpan bytes_;
+};
+
+// The client's end of one connection to the daemon of this host: calls and
+// their replies over a SOCK_SEQPACKET Unix socket, completions over a ring in
+// shared memory, slabs and staging as mappings.
+//
+//   LARDER_ASSIGN_OR_RETURN(
+//       auto channel, LocalChannel::Connect({.socket_path =
+//       "/run/larder/sock"}));
+//   wire::Lookup body{.space = handle, .id_count = ids.size()};
+//   LARDER_ASSIGN_OR_RETURN(
+//       Packet reply, channel->Call(wire::Type::kLookup, body,
+//                                   {BytesOfArray(std::span(ids))}, deadline));
+//   auto head = reply.Body<wire::LookupReply>();
+//   ArrayReader arrays = reply.Arrays();
+//   LARDER_ASSIGN_OR_RETURN(auto states,
+//   arrays.Take<uint8_t>(head.state_count));
+//
+// Threads: every method may be called from many threads at once. There is no
+// background thread: of the threads that wait in Call, one reads the socket and
+// hands each reply to whom it belongs, then passes that role on. A lone caller
+// pays one round trip and no wake-up of another thread.
+//
+// Time: deadlines are values of Clock::Real().Now(). A call that misses its
+// deadline returns DeadlineExceeded; when its reply comes late, what it gave
+// (a new or attached hold, a reservation) is handed back to the daemon.
+//
+// Failure: when the daemon is gone or breaks the protocol, every pending and
+// later call returns Unavailable at once, broken() is true and stays so; make a
+// new channel. Mappings stay readable until their owners drop them.
+//
+// Fork: in a child of the connecting process every call returns
+// FailedPrecondition and the destructor touches nothing shared.
+class LocalChannel {
+ public:
+  struct Options {
+    std::string socket_path;
+    std::string token;        // at most 64 bytes; decides the tenant
+    std::string client_name;  // for people; cut at 64 bytes
+    // For connect and handshake together.
+    absl::Duration connect_timeout = absl::Seconds(5);
+  };
+
+  // Connects and shakes hands. Unavailable: nobody listens there or no answer
+  // in time. FailedPrecondition: the versions do not fit (the text names both).
+  // PermissionDenied: the daemon refused uid and token. ResourceExhausted: too
+  // many clients. InvalidArgument: the options.
+  static StatusOr<std::shared_ptr<LocalChannel>> Connect(
+      const Options& options);
+
+  // What the daemon said in the handshake.
+  struct Session {
+    TenantId tenant{};
+    ClientId client{};
+    uint16_t minor = 0;  // of the protocol as spoken on this connection
+    uint64_t max_staging_bytes = 0;
+    uint32_t max_holds = 0;
+  };
+
+  virtual ~LocalChannel() = default;
+  virtual const Session& session() const = 0;
+
+  // A number for a request, never given twice. Needed only by who must know it
+  // before sending (kCommit: its completions may come before Send returns).
+  virtual uint64_t NewRequestId() = 0;
+
+  // Sends and waits for the reply. A reply whose status is not OK is returned
+  // as that Status, with the daemon's text. `arrays` are sent after the body,
+  // in order. `fd` (borrowed) travels along. Where the daemon's status and the
+  // channel's own could be confused (Unavailable), ask broken().
+  // InvalidArgument: the message is larger than kMaxMessageBytes.
+  template <class Body>
+  StatusOr<Packet> Call(wire::Type type, const Body& body,
+                        std::initializer_list<ByteSpan> arrays,
+                        absl::Time deadline, int fd = -1) {
+    return CallBytes(type, BytesOf(body), {arrays.begin(), arrays.size()},
+                     deadline, fd);
+  }
+
+  // Sends a one-way message: OK = given to the kernel. Never blocks longer than
+  // its deadline (DeadlineExceeded: the daemon does not read; nothing was
+  // sent). `request` = 0: a new number.
+  template <class Body>
+  Status Send(wire::Type type, const Body& body,
+              std::initializer_list<ByteSpan> arrays, absl::Time deadline,
+              uint64_t request = 0) {
+    return SendBytes(type, BytesOf(body), {arrays.begin(), arrays.size()},
+                     deadline, request);
+  }
+
+  virtual StatusOr<Packet> CallBytes(wire::Type type, ByteSpan body,
+                                     std::span<const ByteSpan> arrays,
+                                     absl::Time deadline, int fd) = 0;
+  virtual Status SendBytes(wire::Type type, ByteSpan body,
+                           std::span<const ByteSpan> arrays,
+                           absl::Time deadline, uint64_t request) = 0;
+
+  // -- Completions (wire::RingEntry). Entries arrive in order, each is given to
+  // exactly one sink. Entries may come before the reply that names their hold
+  // has been seen by the thread that waits for it: keep them.
+
+  // Readable (poll, epoll, level-triggered) when there is something to drain.
+  // Owned by the channel; only DrainCompletions may read from it.
+  virtual int event_fd() const = 0;
+
+  // Gives what is in the ring to `sink` and returns how many there were; costs
+  // one atomic load if there are none. One thread drains at a time, others wait
+  // for it. `sink` may call the channel, except for DrainCompletions itself.
+  // Also takes notices (retired slabs) off the socket.
+  virtual size_t DrainCompletions(
+      absl::FunctionRef<void(const wire::RingEntry&)> sink) = 0;
+
+  // How many completions sinks have been given so far.
+  virtual uint64_t drained() const = 0;
+
+  // Waits until there is something to drain, or drained() differs from
+  // `drained` (another thread took what was there, perhaps what the caller
+  // waits for): OK. DeadlineExceeded, Unavailable otherwise. The loop:
+  //
+  //   for (;;) {
+  //     const uint64_t seen = channel.drained();
+  //     if (my_operation_is_done) break;
+  //     LARDER_RETURN_IF_ERROR(channel.WaitCompletions(seen, deadline));
+  //     channel.DrainCompletions(sink);
+  //   }
+  virtual Status WaitCompletions(uint64_t drained, absl::Time deadline) = 0;
+
+  // -- Memory.
+
+  // The mapping of a slab that a reply named. NotFound: never announced, or
+  // retired. ResourceExhausted: it could not be mapped.
+  virtual StatusOr<std::shared_ptr<const SlabMapping>> Slab(uint32_t slab) = 0;
+
+  // Makes `bytes` (rounded up to pages) of staging and shares it.
+  // ResourceExhausted beyond the session's max_staging_bytes.
+  virtual StatusOr<std::shared_ptr<StagingRegion>> CreateStaging(
+      uint64_t bytes, absl::Time deadline) = 0;
+
+  // -- Health.
+  virtual bool broken() const = 0;
+  virtual Status reason() const = 0;  // OK while not broken
+  // Breaks it: pending calls return, the daemon sees the client leave.
+  virtual void Close() = 0;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_TRANSPORT_LOCAL_CHANNEL_H_
