@@ -1,0 +1,182 @@
+#include "store/checksum.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "xxhash.h"
+
+#include "store/checksum_internal.h"
+
+namespace larder {
+namespace {
+
+using internal::ChecksumBits;
+using internal::ChecksumKernel;
+using internal::ChecksumKernelAt;
+using internal::ChecksumLevel;
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true;
+#elif defined(__has_feature)
+constexpr bool kThreadSanitizer = __has_feature(thread_sanitizer);
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
+std::vector<uint8_t> RandomBytes(size_t size, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<uint8_t> bytes(size);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  return bytes;
+}
+
+void ExpectEqual(const ChecksumBits& bits, XXH128_hash_t expected,
+                 size_t size) {
+  ASSERT_EQ(bits.low, expected.low64) << size;
+  ASSERT_EQ(bits.high, expected.high64) << size;
+}
+
+// Every level against the library xxHash ships.
+class ChecksumLevelTest : public testing::TestWithParam<ChecksumLevel> {
+ protected:
+  void SetUp() override {
+    kernel_ = ChecksumKernelAt(GetParam());
+    if (kernel_ == nullptr) GTEST_SKIP() << "this CPU does not have it";
+  }
+
+  // Copies between the given offsets into guarded buffers, and compares.
+  void CheckCopy(const uint8_t* source, size_t size, size_t shift,
+                 bool stream) {
+    destination_.assign(size + 256, 0xee);
+    uint8_t* base = destination_.data();
+    base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64 + shift;
+    const ChecksumBits bits = kernel_->copy(base, source, size, stream);
+    ExpectEqual(bits, XXH3_128bits(source, size), size);
+    ASSERT_EQ(std::memcmp(base, source, size), 0) << size;
+    for (const uint8_t* p = destination_.data(); p < base; ++p) {
+      ASSERT_EQ(*p, 0xee);
+    }
+    for (const uint8_t* p = base + size;
+         p < destination_.data() + destination_.size(); ++p) {
+      ASSERT_EQ(*p, 0xee);
+    }
+  }
+
+  const ChecksumKernel* kernel_ = nullptr;
+  std::vector<uint8_t> destination_;
+};
+
+TEST_P(ChecksumLevelTest, EverySmallSize) {
+  const std::vector<uint8_t> bytes = RandomBytes(5064, 1);
+  for (size_t size = 0; size <= 5000; ++size) {
+    const uint8_t* source = bytes.data() + size % 64;
+    ExpectEqual(kernel_->hash(source, size), XXH3_128bits(source, size), size);
+    CheckCopy(source, size, size % 3 == 0 ? 0 : size % 61, size % 2 == 0);
+  }
+}
+
+TEST_P(ChecksumLevelTest, LargeSizes) {
+  const std::vector<uint8_t> bytes = RandomBytes((3 << 20) + 64, 2);
+  std::mt19937_64 random(3);
+  std::vector<size_t> sizes = {32768, 65536, 65537, 1 << 20, (1 << 20) + 1};
+  for (int i = 0; i < 40; ++i) sizes.push_back(5000 + random() % (3 << 20));
+  for (size_t size : sizes) {
+    const size_t from = random() % 64;
+    size = std::min(size, bytes.size() - from);
+    const uint8_t* source = bytes.data() + from;
+    ExpectEqual(kernel_->hash(source, size), XXH3_128bits(source, size), size);
+    CheckCopy(source, size, 0, true);
+    CheckCopy(source, size, random() % 64, random() % 2 == 0);
+  }
+}
+
+// Neither reads nor writes beyond its ends: both lie against unmapped pages.
+TEST_P(ChecksumLevelTest, StaysInside) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t pages = 3 * page;
+  uint8_t* ends[2];
+  for (uint8_t*& end : ends) {
+    void* map = mmap(nullptr, pages + page, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(map, MAP_FAILED);
+    end = static_cast<uint8_t*>(map) + pages;
+    ASSERT_EQ(mprotect(end, page, PROT_NONE), 0);
+  }
+  for (size_t size = 0; size <= pages; size += size < 1200 ? 1 : 67) {
+    const ChecksumBits bits =
+        kernel_->copy(ends[1] - size, ends[0] - size, size, true);
+    ExpectEqual(bits, XXH3_128bits(ends[0] - size, size), size);
+    ExpectEqual(kernel_->hash(ends[0] - size, size),
+                XXH3_128bits(ends[0] - size, size), size);
+  }
+  for (uint8_t* end : ends) munmap(end - pages, pages + page);
+}
+
+// The promise that matters most: while somebody scribbles over the source, the
+// checksum is still that of the bytes that were stored.
+TEST_P(ChecksumLevelTest, HashesWhatItStores) {
+  if (kThreadSanitizer) GTEST_SKIP() << "the race is the point of it";
+  std::vector<uint8_t> source = RandomBytes(64 << 10, 4);
+  std::vector<uint8_t> storage(source.size() + 64);
+  uint8_t* destination = storage.data();
+  destination += (64 - reinterpret_cast<uintptr_t>(destination) % 64) % 64;
+  std::atomic<bool> stop = false;
+  std::thread scribbler([&] {
+    auto* words = reinterpret_cast<volatile uint64_t*>(source.data());
+    for (uint64_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
+      words[i % 16] = i;
+      words[(i * 31) % (source.size() / 8)] = i;
+    }
+  });
+  std::mt19937_64 random(5);
+  for (int i = 0; i < 3000; ++i) {
+    const size_t size =
+        i % 2 == 0 ? random() % 400 : random() % source.size();
+    const ChecksumBits bits =
+        kernel_->copy(destination, source.data(), size, i % 4 < 2);
+    ExpectEqual(bits, XXH3_128bits(destination, size), size);
+  }
+  stop = true;
+  scribbler.join();
+}
+
+std::string LevelName(const testing::TestParamInfo<ChecksumLevel>& level) {
+  switch (level.param) {
+    case ChecksumLevel::kBaseline: return "Baseline";
+    case ChecksumLevel::kAvx2: return "Avx2";
+    case ChecksumLevel::kAvx512: return "Avx512";
+  }
+  return "";
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, ChecksumLevelTest,
+                         testing::Values(ChecksumLevel::kBaseline,
+                                         ChecksumLevel::kAvx2,
+                                         ChecksumLevel::kAvx512),
+                         LevelName);
+
+TEST(ChecksumTest, DoorGivesTheSameBits) {
+  const std::vector<uint8_t> bytes = RandomBytes(200000, 6);
+  const ByteSpan span = std::as_bytes(std::span(bytes));
+  for (const size_t size : {0, 1, 240, 241, 4096, 32767, 32768, 200000}) {
+    const XXH128_hash_t expected = XXH3_128bits(bytes.data(), size);
+    const Checksum checksum = {expected.low64, expected.high64};
+    EXPECT_EQ(ComputeChecksum(span.first(size)), checksum);
+    std::vector<std::byte> copy(size);
+    EXPECT_EQ(CopyAndChecksum(copy.data(), span.first(size)), checksum);
+    EXPECT_TRUE(std::equal(copy.begin(), copy.end(), span.begin()));
+  }
+}
+
+}  // namespace
+}  // namespace larder
