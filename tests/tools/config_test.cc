@@ -1,0 +1,233 @@
+#include "tools/config.h"
+
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace larder {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::string Message(const Status& status) {
+  return std::string(status.message());
+}
+
+TEST(ConfigSchema, EveryKeyIsCompleteAndUnique) {
+  std::set<std::string_view> names;
+  const DaemonConfig defaults;
+  for (const ConfigKey& key : ConfigSchema()) {
+    SCOPED_TRACE(std::string(key.name));
+    EXPECT_TRUE(names.insert(key.name).second);
+    EXPECT_NE(key.name.find('.'), std::string_view::npos);
+    ASSERT_NE(key.field, nullptr);
+    EXPECT_FALSE(key.description.empty());
+    EXPECT_EQ(key.type == ConfigType::kEnum, !key.choices.empty());
+    // The default lies within the key's own bounds.
+    DaemonConfig copy;
+    EXPECT_EQ(SetConfigKey(copy, key.name, FormatConfigKey(defaults, key)),
+              absl::OkStatus());
+    EXPECT_EQ(copy, defaults);
+  }
+  EXPECT_EQ(ValidateConfig(defaults), absl::OkStatus());
+}
+
+TEST(ConfigSchema, DefaultOpensNoTcpPort) {
+  EXPECT_EQ(DaemonConfig().metrics.listen, "");
+}
+
+TEST(Config, PrintedConfigReadsBack) {
+  DaemonConfig config;
+  config.server.tenants = {{0, "root"}, {1000, "team-a"}};
+  config.nvme.path = "/var/lib/larder \"quoted\" \\ back";
+  config.engine.hold_ttl = absl::Milliseconds(1500);
+  config.dram.capacity = 12345678901;
+  config.server.socket_mode = 0600;
+  StatusOr<DaemonConfig> again = ParseConfig(PrintConfig(config), "printed");
+  ASSERT_EQ(again.status(), absl::OkStatus());
+  EXPECT_EQ(*again, config);
+}
+
+TEST(Config, TableNamesEveryKey) {
+  const std::string table = ConfigTable();
+  for (const ConfigKey& key : ConfigSchema()) {
+    EXPECT_THAT(table, HasSubstr("| `" + std::string(key.name) + "` |"));
+  }
+}
+
+TEST(Config, ReadsTypes) {
+  StatusOr<DaemonConfig> config = ParseConfig(R"(
+dram.capacity = 1073741824   # dotted keys at top level
+[server]
+socket_mode = 0o640
+max_clients = 7
+tenants = { 1000 = "alice" }
+[dram]
+prefault = false
+slab = "32MiB"
+[nvme]
+sync_interval = "1.5s"
+[engine]
+held_bytes_per_client = "unlimited"
+write_back = "evict"
+)",
+                                              "t");
+  // TOML itself forbids to add to a table that dotted keys made.
+  EXPECT_FALSE(config.ok());
+  config = ParseConfig(R"(
+[server]
+socket_mode = 0o640
+max_clients = 7
+tenants = { 1000 = "alice" }
+[dram]
+capacity = 1073741824
+prefault = false
+slab = "32MiB"
+[nvme]
+sync_interval = "1.5s"
+[engine]
+held_bytes_per_client = "unlimited"
+write_back = "evict"
+)",
+                       "t");
+  ASSERT_EQ(config.status(), absl::OkStatus());
+  EXPECT_EQ(config->server.socket_mode, 0640);
+  EXPECT_EQ(config->server.max_clients, 7);
+  EXPECT_EQ(config->server.tenants, (TenantMap{{1000, "alice"}}));
+  EXPECT_EQ(config->dram.capacity, 1_GiB);
+  EXPECT_FALSE(config->dram.prefault);
+  EXPECT_EQ(config->dram.slab, 32_MiB);
+  EXPECT_EQ(config->nvme.sync_interval, absl::Milliseconds(1500));
+  EXPECT_EQ(config->engine.held_bytes_per_client, UINT64_MAX);
+  EXPECT_EQ(config->engine.write_back, "evict");
+}
+
+struct BadFile {
+  const char* text;
+  std::vector<const char*> says;
+};
+
+TEST(Config, RefusesWithLineCauseAndCure) {
+  const BadFile kBad[] = {
+      {"[dram]\n\ncapcity = \"4GiB\"\n",
+       {"t:3", "dram.capcity", "did you mean dram.capacity?"}},
+      {"[drma]\ncapacity = 1\n", {"t:1", "unknown key drma"}},
+      {"[log]\nlevle = \"info\"\n", {"t:2", "did you mean log.level?"}},
+      {"[nvme]\nslab = \"64MiB\"\n", {"t:2", "did you mean dram.slab?"}},
+      {"[dram]\ncapacity = \"4GB\"\n", {"t:2", "KiB, MiB, GiB or TiB"}},
+      {"[dram]\ncapacity = \"-4GiB\"\n", {"t:2", "size such as"}},
+      {"[dram]\ncapacity = 4.5\n", {"t:2", "dram.capacity", "wrong type"}},
+      {"[dram]\ncapacity = \"99999999TiB\"\n", {"t:2", "too large"}},
+      {"[dram]\ncapacity = \"1KiB\"\n", {"t:2", "out of bounds", "8MiB"}},
+      {"[dram]\nprefault = \"yes\"\n", {"t:2", "true or false"}},
+      {"[dram]\nhuge_pages = \"maybe\"\n", {"auto, always, never"}},
+      {"[dram]\nnuma_node = -2\n", {"t:2", "out of bounds"}},
+      {"[server]\nsocket_mode = 660\n", {"t:2", "out of bounds", "0777"}},
+      {"[server]\nsocket = \"run/x\"\n", {"t:2", "absolute path"}},
+      {"[server]\nsocket = \"\"\n", {"t:2", "must not be empty"}},
+      {"[server.tenants]\nbob = \"alice\"\n", {"UID=NAME"}},
+      {"[server.tenants]\n1 = \"a b\"\n", {"tenant name has"}},
+      {"[server.tenants]\n1 = 7\n", {"t:2", "UID = \"tenant name\""}},
+      {"[engine]\nhold_ttl = \"soon\"\n", {"t:2", "30s, 5m or 100ms"}},
+      {"[engine]\nhold_ttl = \"-5s\"\n", {"t:2", "out of bounds"}},
+      {"[engine]\nhold_ttl = \"inf\"\n", {"t:2", "out of bounds"}},
+      {"[engine]\nhold_ttl = [1]\n", {"t:2", "wrong type"}},
+      {"dram = 3\n", {"t:1", "unknown key dram"}},
+      {"[dram\n", {"t:1"}},
+      {"[dram]\nslab = \"64MiB\"\nslab = \"64MiB\"\n", {"t:3"}},
+      {"[log]\nfile = \"/a\\u0007\"\n", {"t:2", "control character"}},
+  };
+  for (const BadFile& bad : kBad) {
+    SCOPED_TRACE(bad.text);
+    StatusOr<DaemonConfig> config = ParseConfig(bad.text, "t");
+    ASSERT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+    for (const char* says : bad.says) {
+      EXPECT_THAT(Message(config.status()), HasSubstr(says));
+    }
+  }
+}
+
+TEST(Config, RefusesTooLongFiles) {
+  EXPECT_FALSE(ParseConfig(std::string(1_MiB + 1, '\n'), "t").ok());
+}
+
+TEST(Config, RefusesImpossibleCombinations) {
+  using Flags = std::vector<std::pair<std::string, std::string>>;
+  const std::pair<Flags, std::vector<const char*>> kBad[] = {
+      {{{"dram.capacity", "32MiB"}},
+       {"dram.capacity = 32MiB", "dram.slab = 64MiB", "raise"}},
+      {{{"dram.slab", "96MiB"}}, {"power of two", "128MiB"}},
+      {{{"admin.socket", "/run/larder/larderd.sock"}}, {"same path"}},
+      {{{"server.socket", "/" + std::string(200, 'x')}}, {"shorter path"}},
+      {{{"nvme.path", "/d"}, {"nvme.capacity", "512MiB"}},
+       {"four files", "nvme.segment_file"}},
+      {{{"nvme.segment_file", "4194305"}}, {"multiple of 4KiB"}},
+      {{{"engine.promote_io_bytes", "5000"}}, {"multiple of 4KiB"}},
+      {{{"engine.hold_ttl", "20m"}}, {"hold_ttl_max"}},
+      {{{"metrics.listen", "9464"}}, {"ADDRESS:PORT"}},
+      {{{"metrics.listen", "localhost:9464"}}, {"literal address"}},
+      {{{"metrics.listen", "127.0.0.1:99999"}}, {"ADDRESS:PORT"}},
+      {{{"server.tenant_mode", "listed"}}, {"refuse every client"}},
+      {{{"no.such", "1"}}, {"command line", "unknown key"}},
+  };
+  for (const auto& [flags, says] : kBad) {
+    SCOPED_TRACE(flags[0].first + "=" + flags[0].second);
+    StatusOr<DaemonConfig> config = LoadConfig("", flags);
+    ASSERT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+    for (const char* say : says) {
+      EXPECT_THAT(Message(config.status()), HasSubstr(say));
+    }
+  }
+}
+
+TEST(Config, FlagsWinAndValidate) {
+  const std::vector<std::pair<std::string, std::string>> flags = {
+      {"dram.capacity", "1GiB"},
+      {"server.tenants", "1000=a,1001=b"},
+      {"metrics.listen", "[::1]:9464"}};
+  StatusOr<DaemonConfig> config = LoadConfig("", flags);
+  ASSERT_EQ(config.status(), absl::OkStatus());
+  EXPECT_EQ(config->dram.capacity, 1_GiB);
+  EXPECT_EQ(config->server.tenants.size(), 2u);
+}
+
+TEST(Config, MissingFileSaysSo) {
+  StatusOr<DaemonConfig> config = LoadConfig("/no/such/larderd.toml", {});
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(Message(config.status()), HasSubstr("/no/such/larderd.toml"));
+}
+
+TEST(Config, ChangedKeysNamesThem) {
+  DaemonConfig a;
+  DaemonConfig b;
+  EXPECT_TRUE(ChangedKeys(a, b).empty());
+  b.log.level = "debug";
+  b.dram.capacity = 1_GiB;
+  const auto changed = ChangedKeys(a, b);
+  ASSERT_EQ(changed.size(), 2u);
+  EXPECT_EQ(changed[0]->name, "dram.capacity");
+  EXPECT_TRUE(changed[0]->restart);
+  EXPECT_EQ(changed[1]->name, "log.level");
+  EXPECT_FALSE(changed[1]->restart);
+}
+
+TEST(ConfigText, Sizes) {
+  EXPECT_EQ(FormatSizeExact(0), "0");
+  EXPECT_EQ(FormatSizeExact(1536 * 1024), "1536KiB");
+  EXPECT_EQ(FormatSizeExact(4_GiB), "4GiB");
+  EXPECT_EQ(*ParseSize("4GiB"), 4_GiB);
+  EXPECT_EQ(*ParseSize("17"), 17u);
+  EXPECT_EQ(*ParseSize("17B"), 17u);
+  for (const char* bad : {"", "GiB", "4 GiB", "4gib", "4G", "0x10", "1e3",
+                          "18446744073709551616", "17179869184GiB"}) {
+    EXPECT_FALSE(ParseSize(bad).ok()) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace larder

@@ -1,0 +1,412 @@
+#include "tools/config.h"
+
+#include <arpa/inet.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <type_traits>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+
+namespace larder {
+namespace {
+
+absl::string_view Absl(std::string_view s) {
+  return {s.data(), s.size()};
+}
+
+Status Bad(const ConfigKey& key, std::string_view text,
+           absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      Absl(key.name), " = \"", Absl(text.substr(0, 200)), "\": ", what));
+}
+
+StatusOr<int64_t> ParseInt(std::string_view text, int base) {
+  int64_t value = 0;
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), value, base);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return absl::InvalidArgumentError("not a whole number");
+  }
+  return value;
+}
+
+bool HasControlCharacter(std::string_view text) {
+  return std::any_of(text.begin(), text.end(), [](char c) {
+    return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+  });
+}
+
+bool IsTenantName(std::string_view name) {
+  return !name.empty() && name.size() <= 64 &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                  (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+         });
+}
+
+Status CheckBounds(const ConfigKey& key, std::string_view text, int64_t value) {
+  if (value >= key.min && value <= key.max) return absl::OkStatus();
+  return Bad(
+      key, text,
+      absl::StrCat("out of bounds; give ", FormatConfigBound(key, key.min),
+                   " to ", FormatConfigBound(key, key.max)));
+}
+
+Status SetSize(const ConfigKey& key, std::string_view text, uint64_t& out) {
+  if (key.unlimited && text == "unlimited") {
+    out = UINT64_MAX;
+    return absl::OkStatus();
+  }
+  StatusOr<uint64_t> value = ParseSize(text);
+  if (!value.ok()) return Bad(key, text, value.status().message());
+  LARDER_RETURN_IF_ERROR(CheckBounds(
+      key, text, static_cast<int64_t>(std::min<uint64_t>(*value, INT64_MAX))));
+  if (*value > INT64_MAX) return Bad(key, text, "too large");
+  out = *value;
+  return absl::OkStatus();
+}
+
+Status SetTenants(const ConfigKey& key, std::string_view text, TenantMap& out) {
+  TenantMap map;
+  for (absl::string_view item :
+       absl::StrSplit(Absl(text), ',', absl::SkipEmpty())) {
+    const std::pair<absl::string_view, absl::string_view> pair =
+        absl::StrSplit(item, absl::MaxSplits('=', 1));
+    uint32_t uid = 0;
+    if (!absl::SimpleAtoi(pair.first, &uid)) {
+      return Bad(key, text, "each item is UID=NAME, UID a number");
+    }
+    if (!IsTenantName({pair.second.data(), pair.second.size()})) {
+      return Bad(key, text,
+                 "a tenant name has 1 to 64 letters, digits, '-', '_', '.'");
+    }
+    map[uid] = std::string(pair.second);
+  }
+  out = std::move(map);
+  return absl::OkStatus();
+}
+
+Status SetString(const ConfigKey& key, std::string_view text,
+                 std::string& out) {
+  if (HasControlCharacter(text)) return Bad(key, "", "control character");
+  if (text.size() > 4096) return Bad(key, text, "longer than 4096 bytes");
+  if (key.type == ConfigType::kEnum) {
+    const std::vector<absl::string_view> choices =
+        absl::StrSplit(Absl(key.choices), '|');
+    if (std::find(choices.begin(), choices.end(), Absl(text)) ==
+        choices.end()) {
+      return Bad(key, text,
+                 absl::StrCat("give one of ", absl::StrJoin(choices, ", ")));
+    }
+  }
+  if (key.type == ConfigType::kPath) {
+    if (text.empty() && key.min > 0) return Bad(key, text, "must not be empty");
+    if (!text.empty() && text[0] != '/') {
+      return Bad(key, text, "give an absolute path");
+    }
+  }
+  out = std::string(text);
+  return absl::OkStatus();
+}
+
+Status SetInt(const ConfigKey& key, std::string_view text, int64_t& out) {
+  const bool mode = key.type == ConfigType::kMode;
+  StatusOr<int64_t> value = ParseInt(text, mode ? 8 : 10);
+  if (!value.ok()) {
+    return Bad(key, text,
+               mode ? "give octal permissions such as \"0660\""
+                    : "give a whole number");
+  }
+  LARDER_RETURN_IF_ERROR(CheckBounds(key, text, *value));
+  out = *value;
+  return absl::OkStatus();
+}
+
+Status SetDuration(const ConfigKey& key, std::string_view text,
+                   absl::Duration& out) {
+  StatusOr<absl::Duration> value = ParseDurationText(text);
+  if (!value.ok()) return Bad(key, text, value.status().message());
+  LARDER_RETURN_IF_ERROR(
+      CheckBounds(key, text, absl::ToInt64Nanoseconds(*value)));
+  out = *value;
+  return absl::OkStatus();
+}
+
+Status SetBool(const ConfigKey& key, std::string_view text, bool& out) {
+  if (text != "true" && text != "false") {
+    return Bad(key, text, "give true or false");
+  }
+  out = text == "true";
+  return absl::OkStatus();
+}
+
+Status Impossible(absl::string_view cause, absl::string_view cure) {
+  return absl::InvalidArgumentError(absl::StrCat(cause, "; ", cure));
+}
+
+Status CheckListen(const std::string& listen) {
+  if (listen.empty()) return absl::OkStatus();
+  const size_t colon = listen.rfind(':');
+  uint32_t port = 0;
+  bool ok = colon != std::string::npos && colon > 0 &&
+            absl::SimpleAtoi(listen.substr(colon + 1), &port) && port > 0 &&
+            port < 65536;
+  if (ok) {
+    std::string host = listen.substr(0, colon);
+    in_addr v4;
+    in6_addr v6;
+    if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+      ok = inet_pton(AF_INET6, host.substr(1, host.size() - 2).c_str(), &v6) ==
+           1;
+    } else {
+      ok = inet_pton(AF_INET, host.c_str(), &v4) == 1;
+    }
+  }
+  if (ok) return absl::OkStatus();
+  return Impossible(
+      absl::StrCat("metrics.listen = \"", listen, "\" is no ADDRESS:PORT"),
+      "give a literal address such as 127.0.0.1:9464 or [::1]:9464, or \"\" "
+      "for none");
+}
+
+Status CheckSockets(const DaemonConfig& config) {
+  constexpr size_t kMaxSocketPath = sizeof(sockaddr_un{}.sun_path) - 1;
+  for (const std::string_view name : {"server.socket", "admin.socket"}) {
+    const std::string& path =
+        name[0] == 's' ? config.server.socket : config.admin.socket;
+    if (path.size() > kMaxSocketPath) {
+      return Impossible(
+          absl::StrCat(Absl(name), " has ", path.size(),
+                       " bytes, the kernel takes ", kMaxSocketPath),
+          "choose a shorter path");
+    }
+  }
+  if (config.server.socket == config.admin.socket) {
+    return Impossible("server.socket and admin.socket are the same path",
+                      "give each its own");
+  }
+  return absl::OkStatus();
+}
+
+Status CheckDram(const DaemonConfig& config) {
+  const DaemonConfig::Dram& dram = config.dram;
+  if (!std::has_single_bit(dram.slab)) {
+    return Impossible(
+        absl::StrCat("dram.slab = ", FormatSizeExact(dram.slab),
+                     " is not a power of two"),
+        absl::StrCat("give ", FormatSizeExact(std::bit_ceil(dram.slab))));
+  }
+  if (dram.capacity < dram.slab) {
+    return Impossible(
+        absl::StrCat(
+            "dram.capacity = ", FormatSizeExact(dram.capacity),
+            " is less than one dram.slab = ", FormatSizeExact(dram.slab)),
+        "raise dram.capacity or lower dram.slab");
+  }
+  return absl::OkStatus();
+}
+
+Status CheckNvme(const DaemonConfig& config) {
+  const DaemonConfig::Nvme& nvme = config.nvme;
+  if (nvme.segment_file % kPageBytes != 0) {
+    return Impossible("nvme.segment_file is not a multiple of 4KiB",
+                      "give a power of two such as 256MiB");
+  }
+  if (config.engine.promote_io_bytes % kPageBytes != 0) {
+    return Impossible("engine.promote_io_bytes is not a multiple of 4KiB",
+                      "give a power of two such as 1MiB");
+  }
+  if (nvme.path.empty()) return absl::OkStatus();
+  // One being written, one being collected, and two that hold something.
+  if (nvme.capacity / 4 < nvme.segment_file) {
+    return Impossible(
+        absl::StrCat("nvme.capacity = ", FormatSizeExact(nvme.capacity),
+                     " has no room for four files of nvme.segment_file = ",
+                     FormatSizeExact(nvme.segment_file)),
+        "raise nvme.capacity or lower nvme.segment_file");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string FormatConfigBound(const ConfigKey& key, int64_t bound) {
+  switch (key.type) {
+    case ConfigType::kSize:
+      return FormatSizeExact(static_cast<uint64_t>(bound));
+    case ConfigType::kDuration:
+      return absl::FormatDuration(absl::Nanoseconds(bound));
+    case ConfigType::kMode: {
+      char text[16];
+      std::snprintf(text, sizeof text, "%04o", static_cast<unsigned>(bound));
+      return text;
+    }
+    default:
+      return absl::StrCat(bound);
+  }
+}
+
+std::string FormatSizeExact(uint64_t bytes) {
+  static constexpr const char* kUnits[] = {"", "KiB", "MiB", "GiB", "TiB"};
+  size_t unit = 0;
+  while (bytes != 0 && bytes % 1024 == 0 && unit < 4) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return absl::StrCat(bytes, kUnits[unit]);
+}
+
+StatusOr<uint64_t> ParseSize(std::string_view text) {
+  uint64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, value, 10);
+  if (error == std::errc::result_out_of_range) {
+    return absl::InvalidArgumentError("too large");
+  }
+  if (error != std::errc()) {
+    return absl::InvalidArgumentError("give a size such as 512MiB or 4GiB");
+  }
+  const std::string_view suffix(rest, static_cast<size_t>(end - rest));
+  int shift = -1;
+  if (suffix.empty() || suffix == "B") shift = 0;
+  if (suffix == "KiB") shift = 10;
+  if (suffix == "MiB") shift = 20;
+  if (suffix == "GiB") shift = 30;
+  if (suffix == "TiB") shift = 40;
+  if (shift < 0) {
+    return absl::InvalidArgumentError(
+        "give whole numbers of B, KiB, MiB, GiB or TiB");
+  }
+  if (shift > 0 && value > (UINT64_MAX >> shift)) {
+    return absl::InvalidArgumentError("too large");
+  }
+  return value << shift;
+}
+
+StatusOr<absl::Duration> ParseDurationText(std::string_view text) {
+  absl::Duration value;
+  if (!absl::ParseDuration(Absl(text), &value)) {
+    return absl::InvalidArgumentError("give a time such as 30s, 5m or 100ms");
+  }
+  if (value < absl::ZeroDuration() || value > absl::Hours(24 * 365)) {
+    return absl::InvalidArgumentError("out of bounds");
+  }
+  return absl::Nanoseconds(absl::ToInt64Nanoseconds(value));
+}
+
+Status SetConfigKey(DaemonConfig& config, std::string_view name,
+                    std::string_view text) {
+  const ConfigKey* key = FindConfigKey(name);
+  if (key == nullptr) {
+    const std::string near = SuggestConfigKey(name);
+    return absl::InvalidArgumentError(absl::StrCat(
+        "unknown key ", Absl(name.substr(0, 100)),
+        near.empty() ? "" : absl::StrCat(" (did you mean ", near, "?)")));
+  }
+  return std::visit(
+      [&](auto* field) -> Status {
+        using T = std::remove_pointer_t<decltype(field)>;
+        if constexpr (std::is_same_v<T, bool>) {
+          return SetBool(*key, text, *field);
+        } else if constexpr (std::is_same_v<T, int64_t>) {
+          return SetInt(*key, text, *field);
+        } else if constexpr (std::is_same_v<T, uint64_t>) {
+          return SetSize(*key, text, *field);
+        } else if constexpr (std::is_same_v<T, absl::Duration>) {
+          return SetDuration(*key, text, *field);
+        } else if constexpr (std::is_same_v<T, TenantMap>) {
+          return SetTenants(*key, text, *field);
+        } else {
+          return SetString(*key, text, *field);
+        }
+      },
+      key->field(config));
+}
+
+std::string FormatConfigKey(const DaemonConfig& config, const ConfigKey& key) {
+  // The accessor needs a mutable object; nothing is written through it.
+  DaemonConfig copy = config;
+  return std::visit(
+      [&](auto* field) -> std::string {
+        using T = std::remove_pointer_t<decltype(field)>;
+        if constexpr (std::is_same_v<T, bool>) {
+          return *field ? "true" : "false";
+        } else if constexpr (std::is_same_v<T, int64_t>) {
+          return FormatConfigBound(key, *field);
+        } else if constexpr (std::is_same_v<T, uint64_t>) {
+          return key.unlimited && *field == UINT64_MAX
+                     ? "unlimited"
+                     : FormatSizeExact(*field);
+        } else if constexpr (std::is_same_v<T, absl::Duration>) {
+          return absl::FormatDuration(*field);
+        } else if constexpr (std::is_same_v<T, TenantMap>) {
+          return absl::StrJoin(*field, ",", absl::PairFormatter("="));
+        } else {
+          return *field;
+        }
+      },
+      key.field(copy));
+}
+
+Status ValidateConfig(const DaemonConfig& config) {
+  LARDER_RETURN_IF_ERROR(CheckSockets(config));
+  LARDER_RETURN_IF_ERROR(CheckListen(config.metrics.listen));
+  LARDER_RETURN_IF_ERROR(CheckDram(config));
+  LARDER_RETURN_IF_ERROR(CheckNvme(config));
+  if (config.engine.hold_ttl > config.engine.hold_ttl_max) {
+    return Impossible("engine.hold_ttl is longer than engine.hold_ttl_max",
+                      "raise the maximum or lower the default");
+  }
+  if (config.server.tenant_mode == "listed" && config.server.tenants.empty() &&
+      config.server.tokens_file.empty()) {
+    return Impossible(
+        "server.tenant_mode = \"listed\" with neither server.tenants nor "
+        "server.tokens_file would refuse every client",
+        "list tenants or use per-uid");
+  }
+  return absl::OkStatus();
+}
+
+StatusOr<DaemonConfig> LoadConfig(
+    const std::string& path,
+    std::span<const std::pair<std::string, std::string>> flags) {
+  DaemonConfig config;
+  if (!path.empty()) {
+    std::ifstream in(path, std::ios::binary);
+    const std::string text((std::istreambuf_iterator<char>(in)), {});
+    if (!in) {
+      return absl::NotFoundError(
+          absl::StrCat("cannot read the configuration file ", path,
+                       "; check the path and its permissions"));
+    }
+    LARDER_ASSIGN_OR_RETURN(config, ParseConfig(text, path));
+  }
+  for (const auto& [name, text] : flags) {
+    LARDER_RETURN_IF_ERROR(
+        Annotate(SetConfigKey(config, name, text), "command line"));
+  }
+  LARDER_RETURN_IF_ERROR(ValidateConfig(config));
+  return config;
+}
+
+std::vector<const ConfigKey*> ChangedKeys(const DaemonConfig& a,
+                                          const DaemonConfig& b) {
+  std::vector<const ConfigKey*> changed;
+  for (const ConfigKey& key : ConfigSchema()) {
+    if (FormatConfigKey(a, key) != FormatConfigKey(b, key)) {
+      changed.push_back(&key);
+    }
+  }
+  return changed;
+}
+
+}  // namespace larder

@@ -1,0 +1,332 @@
+#include <algorithm>
+#include <array>
+
+#include "tools/config.h"
+
+namespace larder {
+namespace {
+
+#define LARDER_FIELD(member) \
+  [](DaemonConfig& c) -> ConfigKey::Field { return &c.member; }
+
+constexpr int64_t kNs = 1;
+constexpr int64_t kMs = 1'000'000 * kNs;
+constexpr int64_t kSecond = 1000 * kMs;
+constexpr int64_t kHour = 3600 * kSecond;
+constexpr int64_t kTiB = int64_t{1} << 40;
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// The one table. Order is the order of --print-config and --help-config; keys
+// of one section stand together.
+const std::array kSchema = {
+    ConfigKey{.name = "server.socket",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(server.socket),
+              .min = 1,
+              .description = "Unix socket that engines connect to"},
+    ConfigKey{.name = "server.socket_mode",
+              .type = ConfigType::kMode,
+              .field = LARDER_FIELD(server.socket_mode),
+              .max = 0777,
+              .unit = "octal",
+              .description = "permissions of server.socket: who may connect"},
+    ConfigKey{.name = "server.max_clients",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(server.max_clients),
+              .min = 1,
+              .max = 65536,
+              .unit = "connections",
+              .description = "the next client is refused with the reason"},
+    ConfigKey{.name = "server.tenant_mode",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(server.tenant_mode),
+              .choices = "per-uid|single|listed",
+              .description =
+                  "tenant of a peer that neither a token nor server.tenants "
+                  "names: its uid, one tenant for all, or refused"},
+    ConfigKey{.name = "server.tenants",
+              .type = ConfigType::kTenants,
+              .field = LARDER_FIELD(server.tenants),
+              .description = "uid = \"tenant name\": peers of one name share "
+                             "chunks"},
+    ConfigKey{.name = "server.tokens_file",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(server.tokens_file),
+              .description =
+                  "file of \"tenant-name token\" lines (mode 0600); a valid "
+                  "token decides the tenant, whatever the uid"},
+    ConfigKey{.name = "server.staging_per_client",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(server.staging_per_client),
+              .min = kMiB,
+              .max = 16 * kTiB,
+              .unit = "bytes",
+              .description = "staging memory that one client may share"},
+    ConfigKey{.name = "server.drain_timeout",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(server.drain_timeout),
+              .max = kHour,
+              .restart = false,
+              .unit = "time",
+              .description = "on SIGTERM: longest wait until everything "
+                             "committed is durable"},
+    ConfigKey{.name = "admin.socket",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(admin.socket),
+              .min = 1,
+              .description = "Unix socket of the larder command (gRPC)"},
+    ConfigKey{.name = "admin.socket_mode",
+              .type = ConfigType::kMode,
+              .field = LARDER_FIELD(admin.socket_mode),
+              .max = 0777,
+              .unit = "octal",
+              .description = "permissions of admin.socket; all but the version "
+                             "is for the daemon's own uid and root alone"},
+    ConfigKey{.name = "metrics.listen",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(metrics.listen),
+              .description =
+                  "HTTP address of /metrics, /livez and /readyz, such as "
+                  "127.0.0.1:9464; empty: no TCP port (use `larder metrics`)"},
+    ConfigKey{.name = "dram.capacity",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(dram.capacity),
+              .min = 8 * kMiB,
+              .max = 64 * kTiB,
+              .unit = "bytes",
+              .description = "memory for chunks; shared memory, charged to the "
+                             "daemon's cgroup"},
+    ConfigKey{.name = "dram.slab",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(dram.slab),
+              .min = 2 * kMiB,
+              .max = int64_t{1} << 36,
+              .unit = "bytes",
+              .description = "grain in which memory is given to tenants (power "
+                             "of two); the largest record fits in one"},
+    ConfigKey{.name = "dram.huge_pages",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(dram.huge_pages),
+              .choices = "auto|always|never",
+              .description = "reserved 2 MiB pages: if there are any, only, or "
+                             "not at all"},
+    ConfigKey{.name = "dram.prefault",
+              .type = ConfigType::kBool,
+              .field = LARDER_FIELD(dram.prefault),
+              .description = "touch every page of a slab before its first use"},
+    ConfigKey{
+        .name = "dram.numa_node",
+        .type = ConfigType::kInt,
+        .field = LARDER_FIELD(dram.numa_node),
+        .min = -1,
+        .max = 1023,
+        .unit = "node",
+        .description = "NUMA node of the memory; -1: where first touched"},
+    ConfigKey{.name = "nvme.path",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(nvme.path),
+              .description = "directory of the NVMe tier; empty: none, nothing "
+                             "survives a restart"},
+    ConfigKey{.name = "nvme.capacity",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(nvme.capacity),
+              .min = 16 * kMiB,
+              .max = 1024 * kTiB,
+              .unit = "bytes",
+              .description = "disk space of all segment files"},
+    ConfigKey{.name = "nvme.segment_file",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(nvme.segment_file),
+              .min = 4 * kMiB,
+              .max = int64_t{1} << 36,
+              .unit = "bytes",
+              .description = "size of one segment file (a multiple of 4KiB): "
+                             "the grain of garbage collection"},
+    ConfigKey{.name = "nvme.queue_depth",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(nvme.queue_depth),
+              .min = 1,
+              .max = 4096,
+              .unit = "requests",
+              .description = "reads and writes under way at most"},
+    ConfigKey{.name = "nvme.sync_interval",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(nvme.sync_interval),
+              .min = kMs,
+              .max = 60 * kSecond,
+              .unit = "time",
+              .description = "longest time that a written record waits for the "
+                             "fsync that makes it durable"},
+    ConfigKey{.name = "engine.copy_workers",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(engine.copy_workers),
+              .max = 256,
+              .unit = "threads",
+              .description = "threads that copy and verify; 0: half the CPUs, "
+                             "at least 1, at most 8"},
+    ConfigKey{.name = "engine.background_niceness",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(engine.background_niceness),
+              .max = 19,
+              .unit = "nice",
+              .description = "niceness of garbage collection and other "
+                             "background work"},
+    ConfigKey{.name = "engine.holds_per_client",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(engine.holds_per_client),
+              .min = 1,
+              .max = 1'000'000,
+              .unit = "holds",
+              .description = "budget of one client"},
+    ConfigKey{.name = "engine.held_bytes_per_client",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(engine.held_bytes_per_client),
+              .min = kMiB,
+              .unlimited = true,
+              .unit = "bytes",
+              .description = "budget of one client"},
+    ConfigKey{.name = "engine.reserved_bytes_per_client",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(engine.reserved_bytes_per_client),
+              .min = kMiB,
+              .unlimited = true,
+              .unit = "bytes",
+              .description = "budget of one client"},
+    ConfigKey{.name = "engine.hold_ttl",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(engine.hold_ttl),
+              .min = 100 * kMs,
+              .max = 24 * kHour,
+              .unit = "time",
+              .description = "a hold's life if its client gives none"},
+    ConfigKey{.name = "engine.hold_ttl_max",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(engine.hold_ttl_max),
+              .min = 100 * kMs,
+              .max = 24 * kHour,
+              .unit = "time",
+              .description = "the longest that a client may ask for"},
+    ConfigKey{.name = "engine.reservation_ttl",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(engine.reservation_ttl),
+              .min = 100 * kMs,
+              .max = 24 * kHour,
+              .unit = "time",
+              .description = "a save that is not committed by then is dropped"},
+    ConfigKey{.name = "engine.incomplete_ttl",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(engine.incomplete_ttl),
+              .min = 100 * kMs,
+              .max = 24 * kHour,
+              .unit = "time",
+              .description = "a chunk whose parts are not all there by then is "
+                             "dropped"},
+    ConfigKey{.name = "engine.remembered_misses",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(engine.remembered_misses),
+              .max = 100'000'000,
+              .unit = "ids",
+              .description = "chunks that left and are remembered, so that "
+                             "why-miss can say so"},
+    ConfigKey{.name = "engine.event_capacity",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(engine.event_capacity),
+              .min = 16,
+              .max = 10'000'000,
+              .unit = "events",
+              .description = "events kept for `larder events`"},
+    ConfigKey{.name = "engine.write_back",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(engine.write_back),
+              .choices = "commit|evict",
+              .description = "write chunks to NVMe when they are committed, or "
+                             "only when they leave DRAM"},
+    ConfigKey{.name = "engine.write_back_bytes_in_flight",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(engine.write_back_bytes_in_flight),
+              .min = kMiB,
+              .max = 16 * kTiB,
+              .unit = "bytes",
+              .description = "writes to NVMe under way; the rest queues"},
+    ConfigKey{.name = "engine.promote_bytes_in_flight",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(engine.promote_bytes_in_flight),
+              .min = kMiB,
+              .max = 16 * kTiB,
+              .unit = "bytes",
+              .description = "reads from NVMe under way; more are answered "
+                             "with a miss (busy)"},
+    ConfigKey{.name = "engine.promote_io_bytes",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(engine.promote_io_bytes),
+              .min = 4096,
+              .max = int64_t{1} << 30,
+              .unit = "bytes",
+              .description = "size of one read (a multiple of 4KiB)"},
+    ConfigKey{.name = "log.level",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(log.level),
+              .restart = false,
+              .choices = "debug|info|warn|error",
+              .description = "least severity that is logged"},
+    ConfigKey{.name = "log.file",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(log.file),
+              .description = "log file, opened anew on SIGHUP; empty: standard "
+                             "error"},
+};
+
+#undef LARDER_FIELD
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t substitute = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
+    }
+  }
+  return row[b.size()];
+}
+
+std::string_view LastComponent(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  return dot == std::string_view::npos ? name : name.substr(dot + 1);
+}
+
+}  // namespace
+
+std::span<const ConfigKey> ConfigSchema() {
+  return kSchema;
+}
+
+const ConfigKey* FindConfigKey(std::string_view name) {
+  for (const ConfigKey& key : kSchema) {
+    if (key.name == name) return &key;
+  }
+  return nullptr;
+}
+
+std::string SuggestConfigKey(std::string_view name) {
+  // Longer than any key could sensibly be misspelt.
+  if (name.empty() || name.size() > 64) return "";
+  const ConfigKey* best = nullptr;
+  size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;
+  for (const ConfigKey& key : kSchema) {
+    // "capcity" in the wrong section is still a hint at ".capacity".
+    const size_t distance = std::min(
+        EditDistance(name, key.name),
+        EditDistance(LastComponent(name), LastComponent(key.name)) + 2);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = &key;
+    }
+  }
+  return best == nullptr ? "" : std::string(best->name);
+}
+
+}  // namespace larder
