@@ -1,0 +1,147 @@
+#include "tools/bench/bench_daemon.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+namespace larder::bench {
+namespace {
+
+std::string BesideThisProgram(const char* name) {
+  std::error_code error;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
+  return (self.parent_path() / name).string();
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<BenchDaemon>> BenchDaemon::Start(
+    const std::string& parent, std::vector<std::string> flags) {
+  auto daemon = std::unique_ptr<BenchDaemon>(new BenchDaemon);
+  std::string pattern = parent + "/larder-bench.XXXXXX";
+  if (mkdtemp(pattern.data()) == nullptr) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot make a directory in ", parent, ": ",
+                     strerror(errno), "; pass --dir with a writable one"));
+  }
+  daemon->directory_ = pattern;
+  daemon->socket_ = pattern + "/larderd.sock";
+  daemon->flags_ = std::move(flags);
+  LARDER_RETURN_IF_ERROR(daemon->Spawn());
+  return daemon;
+}
+
+BenchDaemon::~BenchDaemon() {
+  Stop();
+  std::error_code error;
+  std::filesystem::remove_all(directory_, error);
+}
+
+Status BenchDaemon::Restart(std::vector<std::string> flags) {
+  Stop();
+  flags_ = std::move(flags);
+  return Spawn();
+}
+
+Status BenchDaemon::Spawn() {
+  const std::string program = BesideThisProgram("larderd");
+  const std::string log = directory_ + "/larderd.log";
+  std::vector<std::string> arguments = {
+      program, "--server.socket=" + socket_,
+      "--admin.socket=" + directory_ + "/admin.sock"};
+  arguments.insert(arguments.end(), flags_.begin(), flags_.end());
+  pid_ = fork();
+  if (pid_ == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const int fd = open(log.c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
+    dup2(fd, 1);
+    dup2(fd, 2);
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    execv(program.c_str(), argv.data());
+    _exit(127);
+  }
+  for (int attempt = 0; attempt < 600; ++attempt) {
+    larder_client_opts options{};
+    options.struct_size = sizeof options;
+    options.socket_path = socket_.c_str();
+    options.name = "larder-bench";
+    larder_client* client = nullptr;
+    if (larder_client_open(&options, 1000, &client) == LARDER_OK) {
+      larder_client_close(client);
+      return absl::OkStatus();
+    }
+    int status = 0;
+    if (waitpid(pid_, &status, WNOHANG) == pid_) {
+      pid_ = -1;
+      std::ifstream in(log);
+      std::stringstream text;
+      text << in.rdbuf();
+      return absl::UnavailableError(
+          absl::StrCat(program, " did not start:\n", text.str()));
+    }
+    usleep(100'000);  // between attempts to reach a process that is starting
+  }
+  return absl::DeadlineExceededError(
+      absl::StrCat(program, " was not ready in a minute; see ", log));
+}
+
+void BenchDaemon::Stop() {
+  if (pid_ <= 0) return;
+  kill(pid_, SIGTERM);
+  waitpid(pid_, nullptr, 0);
+  pid_ = -1;
+}
+
+uint64_t BenchDaemon::AnonymousBytes() const {
+  std::ifstream in(absl::StrCat("/proc/", pid_, "/status"));
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind("RssAnon:", 0) == 0) {
+      return std::strtoull(line.c_str() + 8, nullptr, 10) * 1024;
+    }
+  }
+  return 0;
+}
+
+double BenchDaemon::CpuSeconds() const {
+  std::ifstream in(absl::StrCat("/proc/", pid_, "/stat"));
+  std::string text((std::istreambuf_iterator<char>(in)), {});
+  // Fields after the command name, which may contain blanks.
+  std::istringstream fields(text.substr(text.rfind(')') + 2));
+  std::string skipped;
+  for (int i = 0; i < 11; ++i) fields >> skipped;
+  double user = 0, system = 0;
+  fields >> user >> system;
+  return (user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+void Check(int32_t status, const char* doing) {
+  if (status >= 0) return;
+  std::fprintf(stderr, "bench: %s: %s (%s)\n", doing,
+               larder_status_name(status), larder_last_error());
+  std::exit(1);
+}
+
+larder_client* OpenClient(const std::string& socket) {
+  larder_client_opts options{};
+  options.struct_size = sizeof options;
+  options.socket_path = socket.c_str();
+  options.name = "larder-bench";
+  options.default_deadline_ms = 30'000;
+  larder_client* client = nullptr;
+  Check(larder_client_open(&options, 5000, &client), "connect");
+  return client;
+}
+
+}  // namespace larder::bench

@@ -1,0 +1,145 @@
+// `larder bench nvme`: the durable tier, through the whole path (client,
+// daemon, DRAM), against fio on the same file system.
+
+#include <algorithm>
+#include <random>
+
+#include "store/units.h"
+#include "tools/bench/bench_daemon.h"
+#include "tools/bench/benches.h"
+#include "tools/bench/limits.h"
+#include "tools/bench/workload.h"
+
+namespace larder::bench {
+namespace {
+
+constexpr int kRounds = 3;
+constexpr uint64_t kDataBytes = 2_GiB;
+constexpr uint64_t kSyncBytes = 64_MiB;
+
+std::vector<std::string> Flags(const std::string& directory,
+                               const std::string& dram,
+                               const std::string& capacity) {
+  return {"--dram.capacity=" + dram, "--nvme.path=" + directory + "/nvme",
+          "--nvme.capacity=" + capacity};
+}
+
+// Chunks whose layers are `segment_bytes` each.
+SpaceShape ShapeOf(const char* name, uint64_t segment_bytes) {
+  SpaceShape shape{.name = name, .layers = 32, .heads = 8};
+  shape.chunk_tokens = 64;
+  shape.head_bytes = static_cast<uint32_t>(
+      segment_bytes / (uint64_t{2} * shape.heads * shape.chunk_tokens));
+  return shape;
+}
+
+Status LoadBench(const std::string& parent, const char* name,
+                 uint64_t segment_bytes, Report& report) {
+  LARDER_ASSIGN_OR_RETURN(auto daemon, BenchDaemon::Start(parent, {}));
+  const std::string directory = daemon->directory();
+  LARDER_RETURN_IF_ERROR(daemon->Restart(Flags(directory, "4GiB", "8GiB")));
+  const SpaceShape shape = ShapeOf(name, segment_bytes);
+  const size_t chunks = kDataBytes / shape.chunk_bytes();
+  std::vector<larder_id> ids;
+  {
+    larder_client* client = OpenClient(daemon->socket());
+    larder_space* space = OpenSpace(client, shape);
+    ids = IdsOf(space, RandomTokens(11, chunks * shape.chunk_tokens), chunks);
+    report.Progress(absl::StrCat(name, ": saving ", chunks, " chunks"));
+    SaveChunks(client, space, shape, ids, 0, ids.size(), {.durable = true});
+    larder_space_close(space);
+    larder_client_close(client);
+  }
+  // A small memory tier, empty after the restart: every load is from NVMe.
+  LARDER_RETURN_IF_ERROR(daemon->Restart(Flags(directory, "512MiB", "8GiB")));
+  larder_client* client = OpenClient(daemon->socket());
+  larder_space* space = OpenSpace(client, shape);
+  Buffer destination(kDataBytes);
+  std::vector<larder_id> shuffled = ids;
+  std::shuffle(shuffled.begin(), shuffled.end(), std::mt19937_64(5));
+  for (const bool random : {false, true}) {
+    Status failed;
+    const Paired p = MeasurePaired(
+        kRounds,
+        [&] {
+          const StatusOr<double> limit =
+              RunFio(directory, {.mode = random ? "randread" : "read",
+                                 .block_bytes = segment_bytes,
+                                 .file_bytes = kDataBytes,
+                                 .io_bytes = kDataBytes / 2});
+          if (!limit.ok()) failed = limit.status();
+          return limit.value_or(1);
+        },
+        [&] {
+          return static_cast<double>(kDataBytes) / 1e9 / Seconds([&] {
+                   LoadChunks(space, shape, random ? shuffled : ids,
+                              destination.data(), 1, random);
+                 });
+        });
+    LARDER_RETURN_IF_ERROR(failed);
+    report.Add({random ? absl::StrCat(name, ".random") : name, "GB/s", p.limit,
+                p.ours, p.ratio,
+                random ? "random, into caller memory, verified"
+                       : "sequential, into caller memory, verified"});
+  }
+  larder_space_close(space);
+  larder_client_close(client);
+  return absl::OkStatus();
+}
+
+Status SaveBench(const std::string& parent, Report& report) {
+  const SpaceShape shape = ShapeOf("bench-saves", 128_KiB);  // 4 MiB chunks
+  const size_t chunks = kDataBytes / shape.chunk_bytes();
+  for (const bool full : {false, true}) {
+    LARDER_ASSIGN_OR_RETURN(auto daemon, BenchDaemon::Start(parent, {}));
+    const std::string directory = daemon->directory();
+    LARDER_RETURN_IF_ERROR(
+        daemon->Restart(Flags(directory, "4GiB", full ? "4GiB" : "16GiB")));
+    larder_client* client = OpenClient(daemon->socket());
+    larder_space* space = OpenSpace(client, shape);
+    uint64_t seed = 100;
+    auto save = [&] {
+      const auto ids = IdsOf(
+          space, RandomTokens(++seed, chunks * shape.chunk_tokens), chunks);
+      SaveChunks(client, space, shape, ids, 0, ids.size(), {.durable = true});
+    };
+    if (full) {
+      report.Progress("filling the tier");
+      for (int i = 0; i < 3; ++i) save();
+    }
+    Status failed;
+    const Paired p = MeasurePaired(
+        kRounds,
+        [&] {
+          const StatusOr<double> limit =
+              RunFio(directory, {.mode = "write",
+                                 .block_bytes = 1_MiB,
+                                 .file_bytes = kDataBytes,
+                                 .io_bytes = kDataBytes,
+                                 .sync_bytes = kSyncBytes});
+          if (!limit.ok()) failed = limit.status();
+          return limit.value_or(1);
+        },
+        [&] { return static_cast<double>(kDataBytes) / 1e9 / Seconds(save); });
+    LARDER_RETURN_IF_ERROR(failed);
+    report.Add({full ? "nvme.save.full" : "nvme.save.durable", "GB/s", p.limit,
+                p.ours, p.ratio,
+                full ? "on a full, evicting tier" : "saved and synced"});
+    larder_space_close(space);
+    larder_client_close(client);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Status RunNvme(const BenchOptions& options, Report& report) {
+  LARDER_RETURN_IF_ERROR(SaveBench(options.directory, report));
+  LARDER_RETURN_IF_ERROR(
+      LoadBench(options.directory, "nvme.load.1m", 1_MiB, report));
+  LARDER_RETURN_IF_ERROR(
+      LoadBench(options.directory, "nvme.load.128k", 128_KiB, report));
+  return LoadBench(options.directory, "nvme.load.16k", 16_KiB, report);
+}
+
+}  // namespace larder::bench
