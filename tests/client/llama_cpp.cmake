@@ -5,3 +5,13 @@ larder_test(llama_cpp_state_test
   DEPS larder::llama_cpp_state
   LABELS unit)
 larder_fuzz(llama_state DEPS larder::llama_cpp_state)
+
+if(LARDER_WITH_LLAMA)
+  larder_test(llama_cpp_engine_test
+    SRCS ${CMAKE_CURRENT_LIST_DIR}/llama_cpp_engine_test.cc
+    DEPS larder::llama_cpp
+    LABELS e2e
+    TIMEOUT 900)
+  target_compile_definitions(llama_cpp_engine_test PRIVATE
+    LARDER_DEPS_DIR="${LARDER_DEPS_DIR}")
+endif()

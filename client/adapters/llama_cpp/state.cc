@@ -473,8 +473,8 @@ StatusOr<LlamaStateView> LlamaStateView::Parse(const LlamaStateShape& shape,
 
   LlamaStateView view(shape, blob, LlamaStateLayout(shape, cells, stream));
   const LlamaStateLayout& layout = view.layout_;
-  // The counts lie where they lie whatever the layers are, so a state of
-  // another shape is told apart from a damaged one.
+  // The counts and the first header lie where they lie whatever the layers
+  // are, so a state of another shape is told apart from a damaged one.
   if (layout.counts_offset + kCountsBytes > blob.size()) {
     return Malformed(
         absl::StrCat("ends inside the cells, at byte ", blob.size()));
@@ -487,6 +487,12 @@ StatusOr<LlamaStateView> LlamaStateView::Parse(const LlamaStateShape& shape,
   if (layer_count != shape.layers.size()) {
     return OtherShape("layer count", layer_count, shape.layers.size());
   }
+  if (layout.k_rows[0] > blob.size()) {
+    return Malformed(
+        absl::StrCat("ends before the rows, at byte ", blob.size()));
+  }
+  LARDER_RETURN_IF_ERROR(
+      CheckKeyHeader(blob, layout.k_rows[0], 0, shape.layers[0]));
   if (layout.bytes != blob.size()) {
     return Malformed(absl::StrCat(cells, " tokens take ", layout.bytes,
                                   " bytes, the blob has ", blob.size()));
@@ -638,29 +644,42 @@ MutableByteSpan LlamaStateBuilder::Values(size_t layer, uint32_t first,
                        count * row_bytes);
 }
 
+Status LlamaStateBuilder::PutValues(size_t layer, uint32_t first,
+                                    uint32_t count, ByteSpan rows) const {
+  LARDER_RETURN_IF_ERROR(
+      CheckRange(static_cast<uint32_t>(shape_->layers.size()), layer, first,
+                 count, layout_.tokens));
+  const LlamaLayerShape& shape = shape_->layers[layer];
+  if (shape.v_row_bytes == 0 ||
+      rows.size() != uint64_t{shape.v_row_bytes} * count) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "V of ", count, " tokens has ", uint64_t{shape.v_row_bytes} * count,
+        " bytes, the span ", rows.size()));
+  }
+  if (!shape_->v_transposed) {
+    const MutableByteSpan to = Values(layer, first, count);
+    std::memcpy(to.data(), rows.data(), to.size());
+    return absl::OkStatus();
+  }
+  const uint64_t width = shape.v_row_bytes / shape.v_element_bytes;
+  Transpose(shape.v_element_bytes, rows.data(), width,
+            blob_.data() + layout_.v_rows[layer] +
+                uint64_t{first} * shape.v_element_bytes,
+            layout_.tokens, count, width, Identity);
+  return absl::OkStatus();
+}
+
 Status LlamaStateBuilder::Put(size_t layer, uint32_t first, uint32_t count,
                               ByteSpan segment) const {
   LARDER_RETURN_IF_ERROR(
       CheckRange(static_cast<uint32_t>(shape_->layers.size()), layer, first,
                  count, layout_.tokens));
-  const LlamaLayerShape& shape = shape_->layers[layer];
-  LARDER_RETURN_IF_ERROR(CheckSegment(shape, count, segment.size()));
-
+  LARDER_RETURN_IF_ERROR(
+      CheckSegment(shape_->layers[layer], count, segment.size()));
   const MutableByteSpan keys = Keys(layer, first, count);
   std::memcpy(keys.data(), segment.data(), keys.size());
   if (layout_.v_rows.empty()) return absl::OkStatus();
-  const std::byte* const values = segment.data() + keys.size();
-  if (!shape_->v_transposed) {
-    const MutableByteSpan to = Values(layer, first, count);
-    std::memcpy(to.data(), values, to.size());
-    return absl::OkStatus();
-  }
-  const uint64_t width = shape.v_row_bytes / shape.v_element_bytes;
-  Transpose(shape.v_element_bytes, values, width,
-            blob_.data() + layout_.v_rows[layer] +
-                uint64_t{first} * shape.v_element_bytes,
-            layout_.tokens, count, width, Identity);
-  return absl::OkStatus();
+  return PutValues(layer, first, count, segment.subspan(keys.size()));
 }
 
 Status LlamaStateBuilder::Shorten(uint32_t tokens) {

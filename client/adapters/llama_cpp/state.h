@@ -147,6 +147,10 @@ class LlamaStateBuilder {
   MutableByteSpan Keys(size_t layer, uint32_t first, uint32_t count) const;
   MutableByteSpan Values(size_t layer, uint32_t first, uint32_t count) const;
 
+  // Copies rows of V, one per token, to where they belong: for those that
+  // Values cannot name, where V is transposed. REQUIRES: V is there.
+  Status PutValues(size_t layer, uint32_t first, uint32_t count,
+                   ByteSpan rows) const;
   // Copies one layer's segment of `count` tokens to where it belongs.
   Status Put(size_t layer, uint32_t first, uint32_t count,
              ByteSpan segment) const;
