@@ -104,6 +104,13 @@ void BenchDaemon::Stop() {
   pid_ = -1;
 }
 
+void BenchDaemon::Kill() {
+  if (pid_ <= 0) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+  pid_ = -1;
+}
+
 uint64_t BenchDaemon::AnonymousBytes() const {
   std::ifstream in(absl::StrCat("/proc/", pid_, "/status"));
   for (std::string line; std::getline(in, line);) {

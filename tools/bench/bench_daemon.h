@@ -25,6 +25,9 @@ class BenchDaemon {
   // SIGTERM, wait, start again with the same directory and these flags.
   Status Restart(std::vector<std::string> flags);
 
+  // SIGKILL: as a crash would end it. Start again with Restart.
+  void Kill();
+
   const std::string& directory() const { return directory_; }
   const std::string& socket() const { return socket_; }
   int pid() const { return pid_; }
