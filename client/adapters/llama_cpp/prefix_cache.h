@@ -1,0 +1,168 @@
+#ifndef LARDER_CLIENT_ADAPTERS_LLAMA_CPP_PREFIX_CACHE_H_
+#define LARDER_CLIENT_ADAPTERS_LLAMA_CPP_PREFIX_CACHE_H_
+
+// Prompts of a llama.cpp program, with their prefixes kept in Larder.
+//
+//   auto cache = larder::LlamaCache::Open(context, {...});
+//   auto client = larder::Client::Open();
+//   auto prefixes = larder::LlamaPrefixCache::Open(**cache, *client);
+//
+//   auto prompt = (*prefixes)->Begin(sequence, tokens);
+//   uint32_t at = prompt->Load().tokens;         // these need not be computed
+//   while (at < tokens.size()) {
+//     const uint32_t end = prompt->NextCut(at, llama_n_batch(context));
+//     Decode(tokens, at, end);                   // llama_decode
+//     at = end;
+//     prompt->Save();                            // chunks that are complete
+//   }
+//   prompt->Finish();
+//
+// A service that is gone, slow or full costs the program a prefill, never an
+// answer: loading and saving report what happened and do not fail.
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/adapters/llama_cpp/llama_cpp.h"
+#include "client/larder.h"
+#include "store/status.h"
+
+#include "llama.h"
+
+namespace larder {
+
+struct LlamaPrefixOptions {
+  // For everything that a load waits for, together.
+  std::chrono::milliseconds load_deadline{2000};
+  // For room in staging and the daemon's word that a chunk is new; a save that
+  // cannot begin in time is left out.
+  std::chrono::milliseconds save_deadline{50};
+  // Threads that copy a load; 0 = the caller's own.
+  uint32_t load_threads = 0;
+  // Tell the daemon that durability will be waited for.
+  bool want_durable = false;
+};
+
+struct LlamaLoadReport {
+  uint32_t tokens = 0;          // in place, from position 0
+  uint32_t chunks = 0;          // loaded
+  uint32_t chunks_matched = 0;  // that Larder said it had
+  uint32_t chunks_asked = 0;    // whole chunks before the prompt's last token
+  uint64_t bytes = 0;
+  Reason reason = LARDER_REASON_NONE;  // why no more were loaded
+  std::string problem;  // what failed, for people; empty if nothing did
+  std::chrono::nanoseconds match_time{0};
+  std::chrono::nanoseconds load_time{0};    // from Larder into the state
+  std::chrono::nanoseconds import_time{0};  // from the state into the cache
+};
+
+struct LlamaSaveReport {
+  uint32_t chunks_saved = 0;     // committed
+  uint32_t chunks_present = 0;   // were there already
+  uint32_t chunks_left_out = 0;  // no room in time, or the service is gone
+  uint64_t bytes = 0;            // committed
+  std::string problem;           // the last one, for people
+  std::chrono::nanoseconds export_time{0};  // out of the cache
+  std::chrono::nanoseconds copy_time{0};    // into staging
+  std::chrono::nanoseconds commit_time{0};
+};
+
+// One prompt in one sequence. Made by LlamaPrefixCache::Begin, which must
+// outlive it. Threads: as LlamaCache, the one that decodes.
+class LlamaPrompt {
+ public:
+  // Replaces what the sequence holds by the longest prefix that Larder has, at
+  // most all whole chunks before the last token. Once, before the first decode.
+  LlamaLoadReport Load();
+
+  // Where a batch that begins at token `begin` should end: at the latest after
+  // `batch_tokens`, and never beyond a chunk's end. KV depends, in its last
+  // bits, on how a prompt was cut into batches; cut so, a program that loads a
+  // prefix computes what the one that saved it did.
+  uint32_t NextCut(uint32_t begin, uint32_t batch_tokens) const;
+
+  // Saves every chunk that is complete in the sequence and was neither loaded
+  // nor saved yet. Copies into staging memory, and returns; the daemon takes it
+  // from there. Where the cache cannot read ranges (LlamaCache::reads_ranges)
+  // this does nothing and Finish saves all.
+  void Save();
+
+  // Saves what is left and returns what was saved in all. With a stage, waits
+  // until every save got there; one that did not in time counts as left out.
+  LlamaSaveReport Finish();
+  LlamaSaveReport Finish(larder_stage stage, std::chrono::milliseconds within);
+
+  const std::vector<Id>& ids() const { return ids_; }
+
+ private:
+  friend class LlamaPrefixCache;
+  LlamaPrompt(class LlamaPrefixCache& owner, llama_seq_id sequence,
+              uint32_t token_count, std::vector<Id> ids, Id root_content)
+      : owner_(&owner),
+        sequence_(sequence),
+        token_count_(token_count),
+        ids_(std::move(ids)),
+        root_content_(root_content) {}
+
+  void SaveComplete();
+  void SaveChunk(const LlamaStateView& view, uint32_t chunk);
+  void LeaveOut(uint32_t chunks, std::string why);
+
+  LlamaPrefixCache* owner_;
+  llama_seq_id sequence_;
+  uint32_t token_count_;
+  std::vector<Id> ids_;  // of whole chunks
+  Id root_content_;
+  uint32_t chunks_done_ = 0;  // loaded or saved
+  std::vector<Saver> saves_;  // committed
+  LlamaSaveReport saved_;
+};
+
+// Prompts of one context in one space. Owns the space; the cache and the client
+// must outlive it.
+class LlamaPrefixCache {
+ public:
+  // Unavailable if the daemon cannot be reached, FailedPrecondition if it
+  // refuses the space, with its words.
+  static StatusOr<std::unique_ptr<LlamaPrefixCache>> Open(
+      LlamaCache& cache, Client& client, LlamaPrefixOptions options = {});
+
+  LlamaPrefixCache(const LlamaPrefixCache&) = delete;
+  LlamaPrefixCache& operator=(const LlamaPrefixCache&) = delete;
+
+  // `keys`: what else than its tokens this request's KV depends on. Adapters
+  // (LARDER_KEY_LORA) and control vectors must be named here. InvalidArgument
+  // for a token below 0.
+  StatusOr<LlamaPrompt> Begin(llama_seq_id sequence,
+                              std::span<const llama_token> tokens,
+                              const std::vector<PromptKey>& keys = {});
+
+  Space& space() { return space_; }
+
+ private:
+  friend class LlamaPrompt;
+  LlamaPrefixCache(LlamaCache& cache, Space space, LlamaPrefixOptions options)
+      : cache_(cache), space_(std::move(space)), options_(options) {}
+
+  uint32_t chunk_tokens() const { return cache_.space().chunk_tokens; }
+  LoadAnswer LoadRows(const std::vector<Id>& ids,
+                      const LlamaStateBuilder& state,
+                      std::chrono::steady_clock::time_point deadline);
+  Status PlaceValues(const LlamaStateBuilder& state);
+
+  // Constant after Open.
+  LlamaCache& cache_;
+  Space space_;
+  const LlamaPrefixOptions options_;
+
+  // Rows of V of a load, layer after layer, where V is transposed.
+  std::vector<std::byte> values_;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_CLIENT_ADAPTERS_LLAMA_CPP_PREFIX_CACHE_H_
