@@ -183,8 +183,8 @@ static_assert(sizeof(HeldPart) == 56);
 // this packet ends.
 struct HoldReply {
   ReplyHead head;
-  uint64_t hold = 0;
-  uint64_t ttl_us = 0;
+  uint64_t hold = 0;    // 0: nothing could be held
+  uint64_t ttl_us = 0;  // left; in the first packet of an answer
   uint32_t chunk_count = 0;
   uint32_t part_count = 0;
   uint32_t first_index = 0;  // of these chunks within the hold

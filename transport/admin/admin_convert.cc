@@ -1,0 +1,180 @@
+#include "transport/admin/admin_convert.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace larder::admin_internal {
+
+namespace {
+
+std::string Str(std::string_view s) { return std::string(s); }
+
+std::string HexOrEmpty(const auto& digest) {
+  return digest.IsZero() ? std::string() : ToHex(digest);
+}
+
+void FillTier(const char* kind, const TierUsage& usage,
+              const std::string& problem, v1::DaemonStatus& out) {
+  v1::Tier& tier = *out.add_tiers();
+  tier.set_kind(kind);
+  tier.set_capacity_bytes(usage.capacity_bytes);
+  tier.set_used_bytes(usage.used_bytes);
+  tier.set_waste_bytes(usage.waste_bytes);
+  tier.set_healthy(problem.empty());
+  tier.set_problem(problem);
+}
+
+}  // namespace
+
+// absl's and gRPC's codes have the same numbers by design.
+grpc::Status ToGrpc(const Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return {static_cast<grpc::StatusCode>(status.raw_code()),
+          std::string(status.message())};
+}
+
+Status FromGrpc(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  return Status(static_cast<absl::StatusCode>(status.error_code()),
+                status.error_message());
+}
+
+std::string_view EventName(EventType type) {
+  switch (type) {
+    case EventType::kChunkStored:
+      return "chunk-stored";
+    case EventType::kChunkRemoved:
+      return "chunk-removed";
+    case EventType::kChunkCorrupt:
+      return "chunk-corrupt";
+    case EventType::kSaveRejected:
+      return "save-rejected";
+    case EventType::kHoldExpired:
+      return "hold-expired";
+    case EventType::kEpochAdvanced:
+      return "epoch-advanced";
+    case EventType::kTierDegraded:
+      return "tier-degraded";
+    case EventType::kTierRecovered:
+      return "tier-recovered";
+    case EventType::kClientGone:
+      return "client-gone";
+    case EventType::kSpaceOpened:
+      return "space-opened";
+  }
+  return "unknown";
+}
+
+v1::Chunk ToProto(const ChunkSummary& chunk, const std::string& tenant) {
+  v1::Chunk out;
+  out.set_id(ToHex(chunk.id));
+  out.set_parent(HexOrEmpty(chunk.parent));
+  out.set_space(ToHex(chunk.space));
+  out.set_tenant(tenant);
+  out.set_token_begin(chunk.token_begin);
+  out.set_token_count(chunk.token_count);
+  out.set_tail(chunk.is_tail);
+  out.set_complete(chunk.complete);
+  out.set_pinned(chunk.pinned);
+  out.set_lineage(Raw(chunk.lineage));
+  out.set_holds(chunk.holds);
+  out.set_bytes(chunk.bytes);
+  out.set_parts(chunk.parts);
+  for (TierKind tier : chunk.tiers) out.add_tiers(Str(ToString(tier)));
+  out.set_idle_ms(static_cast<uint64_t>(
+      std::max<int64_t>(0, absl::ToInt64Milliseconds(chunk.idle))));
+  return out;
+}
+
+v1::Space ToProto(const SpaceInfo& space, const std::string& tenant) {
+  v1::Space out;
+  out.set_id(ToHex(space.id));
+  out.set_tenant(tenant);
+  out.set_model(space.descriptor.model_name);
+  out.set_cache_dtype(space.descriptor.cache_dtype);
+  out.set_engine_layout(space.descriptor.engine_layout);
+  out.set_hash_scheme(space.descriptor.hash_scheme);
+  out.set_weights(ToHex(space.descriptor.weights));
+  out.set_block_tokens(space.descriptor.block_tokens);
+  out.set_chunk_tokens(space.descriptor.chunk_tokens);
+  out.set_epoch(Raw(space.epoch));
+  for (const GroupDescriptor& group : space.descriptor.groups) {
+    v1::Group& to = *out.add_groups();
+    to.set_kind(Str(ToString(group.kind)));
+    to.set_layers(group.layer_count);
+    to.set_kv_heads(group.kv_head_count);
+    to.set_k_head_bytes(group.k_head_bytes);
+    to.set_v_head_bytes(group.v_head_bytes);
+    to.set_window_tokens(group.window_tokens);
+  }
+  return out;
+}
+
+v1::Event ToProto(const Event& event, const std::string& tenant) {
+  v1::Event out;
+  out.set_sequence(event.sequence);
+  out.set_time_unix_ms(absl::ToUnixMillis(event.time));
+  out.set_type(Str(EventName(event.type)));
+  out.set_tenant(tenant);
+  out.set_space(HexOrEmpty(event.space));
+  out.set_chunk(HexOrEmpty(event.chunk));
+  if (event.tier != TierKind::kNone) out.set_tier(Str(ToString(event.tier)));
+  if (event.reason != MissReason::kNone) {
+    out.set_reason(Str(ToString(event.reason)));
+  }
+  out.set_detail(event.detail);
+  return out;
+}
+
+void FillStatus(const EngineStats& stats, v1::DaemonStatus& out) {
+  FillTier("dram", stats.dram, "", out);
+  if (stats.has_durable) {
+    FillTier("nvme", stats.durable, stats.durable_health, out);
+  }
+  out.set_chunks(stats.chunks);
+  out.set_incomplete_chunks(stats.incomplete_chunks);
+  out.set_holds(stats.holds);
+  out.set_held_bytes(stats.held_bytes);
+  out.set_reservations(stats.reservations);
+  out.set_reserved_bytes(stats.reserved_bytes);
+  out.set_clients(stats.clients);
+  out.set_spaces(stats.spaces);
+  out.set_matches(stats.matches);
+  out.set_matched_chunks(stats.matched_chunks);
+  out.set_missed_chunks(stats.missed_chunks);
+  out.set_holds_granted(stats.holds_granted);
+  out.set_holds_expired(stats.holds_expired);
+  out.set_commits(stats.commits);
+  out.set_commits_rejected(stats.commits_rejected);
+  out.set_commits_present(stats.commits_present);
+  out.set_saved_bytes(stats.saved_bytes);
+  out.set_promoted_bytes(stats.promoted_bytes);
+  out.set_demoted_bytes(stats.demoted_bytes);
+  out.set_evicted_dram(stats.evicted_dram);
+  out.set_evicted_durable(stats.evicted_durable);
+  out.set_corrupt(stats.corrupt);
+  out.set_refused_full(stats.refused_full);
+  out.set_durable_backlog_bytes(stats.durable_backlog_bytes);
+  out.set_index_bytes(stats.index_bytes);
+  out.set_user_bytes(stats.writes.user_bytes);
+  out.set_device_bytes(stats.writes.device_bytes);
+  out.set_gc_bytes(stats.writes.gc_bytes);
+}
+
+StatusOr<SpaceId> ParseSpaceId(const std::string& hex) {
+  SpaceId id;
+  LARDER_RETURN_IF_ERROR(Annotate(
+      FromHex(hex, id.bytes.data(), id.bytes.size()),
+      "a space id is 64 hexadecimal digits (see `larder spaces --full`)"));
+  return id;
+}
+
+StatusOr<TierKind> ParseTier(const std::string& name) {
+  if (name == "dram") return TierKind::kDram;
+  if (name == "nvme") return TierKind::kNvme;
+  return absl::InvalidArgumentError(
+      absl::StrCat("no tier \"", name, "\"; give dram or nvme"));
+}
+
+}  // namespace larder::admin_internal

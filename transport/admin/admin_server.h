@@ -1,0 +1,95 @@
+#ifndef LARDER_TRANSPORT_ADMIN_ADMIN_SERVER_H_
+#define LARDER_TRANSPORT_ADMIN_ADMIN_SERVER_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/time/time.h"
+
+#include "store/engine.h"
+#include "store/status.h"
+#include "store/types.h"
+
+namespace larder {
+
+// Who may call a method of larder.admin.v1.Admin. The table has a row for every
+// method of the service (a test compares it with the .proto); a method without
+// one is refused to everybody.
+enum class AdminAccess : uint8_t {
+  kAnyone,    // whoever the socket's permissions let connect
+  kOperator,  // the daemon's own uid, and root
+};
+struct AdminRule {
+  std::string_view method;
+  AdminAccess access;
+};
+std::span<const AdminRule> AdminRules();
+
+// One named condition of the daemon's health.
+struct HealthCheck {
+  std::string name;
+  bool ok = false;
+  bool required = true;  // a failing one that is not: degraded, still ready
+  std::string detail;
+};
+
+// What the admin server shows and cannot get from the engine. All are called on
+// its threads and must not block.
+struct AdminHooks {
+  struct ConfigEntry {
+    std::string name, value, default_value, description;
+    bool restart = true;
+  };
+  std::function<std::vector<ConfigEntry>()> config;
+  std::function<std::string()> metrics;  // Prometheus text
+  std::function<std::vector<HealthCheck>()> health;
+  std::function<bool()> draining;
+  // Names of tenants and back; "" or an error where there is none.
+  std::function<std::string(TenantId)> tenant_name;
+  std::function<StatusOr<TenantId>(std::string_view)> tenant_of_name;
+  // Tenants that may have spaces without a single chunk.
+  std::function<std::vector<TenantId>()> tenants;
+};
+
+struct AdminServerOptions {
+  std::string socket_path;      // at most 107 bytes; its folder must exist
+  uint32_t socket_mode = 0600;  // set before the socket listens
+  std::string version;          // of the daemon, for people
+  std::string engine_socket;    // shown in the status
+  // Long calls (events, verify) at once; one more is ResourceExhausted.
+  uint32_t max_streams = 8;
+  // Threads that gRPC may start for calls.
+  uint32_t max_threads = 24;
+  // Root and the daemon's own uid, if null.
+  std::function<bool(uid_t)> is_operator;
+};
+
+// Serves larder.admin.v1 on a Unix socket. The kernel says who connects
+// (SO_PEERCRED at accept); a connection keeps that identity, it is not asked
+// for again by descriptor number. Thread-safe.
+class AdminServer {
+ public:
+  // FailedPrecondition: another daemon serves the path (a lock beside the
+  // socket, PATH.lock, says so). A socket that a dead daemon left is replaced.
+  // `engine` outlives the server.
+  static StatusOr<std::unique_ptr<AdminServer>> Start(
+      AdminServerOptions options, AdminHooks hooks, Engine& engine);
+
+  virtual ~AdminServer() = default;  // Stop(1 s)
+
+  // Ends streams, waits for calls at most `grace`, removes the socket.
+  // Idempotent.
+  virtual void Stop(absl::Duration grace) = 0;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_TRANSPORT_ADMIN_ADMIN_SERVER_H_
