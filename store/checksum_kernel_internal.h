@@ -55,7 +55,9 @@ inline __attribute__((always_inline)) void StreamStripe(uint8_t* to,
                                                         const Stripe& stripe) {
   _mm512_stream_si512(reinterpret_cast<__m512i*>(to), stripe.a);
 }
-inline void Fence() { _mm_sfence(); }
+inline void Fence() {
+  _mm_sfence();
+}
 #elif XXH_VECTOR == XXH_AVX2
 struct Stripe {
   __m256i a, b;
@@ -79,7 +81,9 @@ inline __attribute__((always_inline)) void StreamStripe(uint8_t* to,
   _mm256_stream_si256(vectors, stripe.a);
   _mm256_stream_si256(vectors + 1, stripe.b);
 }
-inline void Fence() { _mm_sfence(); }
+inline void Fence() {
+  _mm_sfence();
+}
 #elif XXH_VECTOR == XXH_SSE2
 struct Stripe {
   __m128i a, b, c, d;
@@ -109,7 +113,9 @@ inline __attribute__((always_inline)) void StreamStripe(uint8_t* to,
   _mm_stream_si128(vectors + 2, stripe.c);
   _mm_stream_si128(vectors + 3, stripe.d);
 }
-inline void Fence() { _mm_sfence(); }
+inline void Fence() {
+  _mm_sfence();
+}
 #else
 struct Stripe {
   uint64_t words[kStripe / 8];
@@ -167,9 +173,9 @@ ChecksumBits HashLong(uint8_t* to, const uint8_t* from, size_t size) {
   if constexpr (kTo != To::kNowhere) memcpy(to, last + kStripe, left);
   XXH3_accumulate_512(acc, last + left, XXH3_kSecret + kLastStripeSecret);
   if constexpr (kTo == To::kMemory) Fence();
-  return {XXH3_mergeAccs(acc, XXH3_kSecret + kMergeLow, size * XXH_PRIME64_1),
-          XXH3_mergeAccs(acc, XXH3_kSecret + kMergeHigh,
-                         ~(size * XXH_PRIME64_2))};
+  return {
+      XXH3_mergeAccs(acc, XXH3_kSecret + kMergeLow, size * XXH_PRIME64_1),
+      XXH3_mergeAccs(acc, XXH3_kSecret + kMergeHigh, ~(size * XXH_PRIME64_2))};
 }
 
 ChecksumBits Hash(const void* bytes, size_t size) {

@@ -63,22 +63,31 @@ inline constexpr uint64_t kMaxRecordBytes = uint64_t{1} << 36;
 inline constexpr uint64_t kSegmentAlign = 64;
 inline constexpr size_t kEncodedMetaBytes = 256;
 
-// Where everything of a record of this shape lies, computed from the space.
-// Pure arithmetic; the same on both sides.
+// How many of a chunk's first `tokens` tokens a part of this shape holds: its
+// turns of the interleave. All of them where it is opaque or a state.
+uint32_t PartTokens(const GroupDescriptor& group, const PartShape& shape,
+                    uint32_t tokens);
+
+// Where everything of a record lies.
 struct RecordLayout {
   uint64_t payload_offset = 0;  // a multiple of kPageBytes
   uint64_t record_bytes = 0;
   uint32_t stripe_count = 0;
   std::vector<SegmentEntry> segments;
 };
-// InvalidArgument if the shape does not lie in the group or sizes are absurd.
+
+// The layout of a part of this shape, computed from the space alone: pure
+// arithmetic, the same on both sides. `tokens` is the chunk's token count, of
+// which the part holds PartTokens. InvalidArgument if the shape does not lie in
+// the group, the part holds no tokens, or sizes are absurd.
 StatusOr<RecordLayout> LayoutRecord(const GroupDescriptor& group,
                                     const PartShape& shape, uint32_t tokens);
 
 // Writes header and tables into `record` (at least layout.record_bytes), whose
 // payload the caller has filled, computing stripe checksums from the payload;
 // or taking them from `stripe_checksums` where the caller computed them while
-// copying (empty = compute). Sets meta.record_bytes and meta.checksum.
+// copying (empty = compute). Zeroes the padding between segments. Sets
+// meta.record_bytes and meta.checksum.
 void SealRecord(const RecordLayout& layout, RecordMeta& meta,
                 std::span<const Checksum> stripe_checksums,
                 MutableByteSpan record);
@@ -89,7 +98,10 @@ class RecordView {
  public:
   // Parses untrusted bytes: proves every offset and length against
   // `record.size()` and checks the header checksum. DataLoss on any mismatch.
-  // Payload stripes are not read.
+  // Payload stripes are not read. `record` may be longer than the record (its
+  // padding). In memory that somebody else may be changing use
+  // CopyRecordVerified: a view never leads outside of `record`, but what it
+  // says is only as stable as the bytes.
   static StatusOr<RecordView> Parse(ByteSpan record);
 
   const RecordMeta& meta() const { return meta_; }
@@ -101,8 +113,8 @@ class RecordView {
   // The bytes of stripe `stripe` (0-based within segment): K stripes, then V.
   ByteSpan stripe_bytes(const SegmentEntry& segment, size_t stripe) const;
 
-  // Reads and checks every stripe, or those of one segment. DataLoss names the
-  // first that does not match.
+  // Reads and checks every stripe and the padding, or the stripes of one
+  // segment. DataLoss names the first that does not match.
   Status VerifyPayload() const;
   Status VerifySegment(size_t index) const;
 
@@ -117,8 +129,10 @@ class RecordView {
 // Copies a whole record from memory that another process may be changing into
 // memory of our own, verifying: header and tables are copied first and parsed
 // from the copy, payload stripes are hashed while they are copied. On any
-// mismatch DataLoss, and what lies in `destination` means nothing. `expected`
-// (optional) must agree with the copied header in space, chunk, group, shape.
+// mismatch DataLoss, and what lies in `destination` means nothing. Padding is
+// not copied but zeroed, up to the end of the last page if there is room. The
+// caller compares what is returned (space, chunk, group, shape) with what it
+// asked for.
 StatusOr<RecordMeta> CopyRecordVerified(ByteSpan source,
                                         MutableByteSpan destination);
 

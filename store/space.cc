@@ -159,8 +159,7 @@ void AppendText(std::string& out, std::string_view text) {
 
 std::string TakeText(ByteReader& reader) {
   const ByteSpan bytes = reader.TakeBytes(reader.Take<uint16_t>());
-  return std::string(reinterpret_cast<const char*>(bytes.data()),
-                     bytes.size());
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
 }  // namespace
@@ -316,8 +315,7 @@ uint64_t SegmentBytes(const GroupDescriptor& group, const PartShape& shape,
                       uint32_t tokens) {
   const uint64_t held =
       group.kind == GroupKind::kRecurrentState ? uint64_t{tokens != 0} : tokens;
-  const uint64_t per_token =
-      uint64_t{group.k_head_bytes} + group.v_head_bytes;
+  const uint64_t per_token = uint64_t{group.k_head_bytes} + group.v_head_bytes;
   const unsigned __int128 bytes =
       static_cast<unsigned __int128>(per_token) * shape.head_count * held;
   // Descriptors that were not validated must not wrap round to a small size.

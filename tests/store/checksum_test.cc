@@ -13,9 +13,10 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "xxhash.h"
 
 #include "store/checksum_internal.h"
+
+#include "xxhash.h"
 
 namespace larder {
 namespace {
@@ -140,8 +141,7 @@ TEST_P(ChecksumLevelTest, HashesWhatItStores) {
   });
   std::mt19937_64 random(5);
   for (int i = 0; i < 3000; ++i) {
-    const size_t size =
-        i % 2 == 0 ? random() % 400 : random() % source.size();
+    const size_t size = i % 2 == 0 ? random() % 400 : random() % source.size();
     const ChecksumBits bits =
         kernel_->copy(destination, source.data(), size, i % 4 < 2);
     ExpectEqual(bits, XXH3_128bits(destination, size), size);
@@ -152,9 +152,12 @@ TEST_P(ChecksumLevelTest, HashesWhatItStores) {
 
 std::string LevelName(const testing::TestParamInfo<ChecksumLevel>& level) {
   switch (level.param) {
-    case ChecksumLevel::kBaseline: return "Baseline";
-    case ChecksumLevel::kAvx2: return "Avx2";
-    case ChecksumLevel::kAvx512: return "Avx512";
+    case ChecksumLevel::kBaseline:
+      return "Baseline";
+    case ChecksumLevel::kAvx2:
+      return "Avx2";
+    case ChecksumLevel::kAvx512:
+      return "Avx512";
   }
   return "";
 }

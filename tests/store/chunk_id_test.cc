@@ -6,10 +6,11 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "nlohmann/json.hpp"
 
 #include "store/checksum.h"
 #include "store/space.h"
+
+#include "nlohmann/json.hpp"
 
 namespace larder {
 namespace {
@@ -83,8 +84,7 @@ TEST(ChunkIdTest, PublishedSpaces) {
     EXPECT_EQ(space->cache_dtype, fields["cache_dtype"].get<std::string>());
     EXPECT_EQ(space->kv_scales, fields["kv_scales"].get<std::string>());
     EXPECT_EQ(space->rope, fields["rope"].get<std::string>());
-    EXPECT_EQ(space->engine_layout,
-              fields["engine_layout"].get<std::string>());
+    EXPECT_EQ(space->engine_layout, fields["engine_layout"].get<std::string>());
     EXPECT_EQ(space->hash_scheme, fields["hash_scheme"].get<std::string>());
     EXPECT_EQ(space->block_tokens, fields["block_tokens"]);
     EXPECT_EQ(space->chunk_tokens, fields["chunk_tokens"]);

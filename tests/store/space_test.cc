@@ -166,8 +166,7 @@ TEST(SpaceTest, RefusesTruncatedAndTrailing) {
     EXPECT_FALSE(DecodeSpace(Bytes(encoded).first(size)).ok()) << size;
   }
   EXPECT_FALSE(DecodeSpace(Bytes(encoded + '\0')).ok());
-  EXPECT_FALSE(
-      DecodeSpace(Bytes(std::string(kMaxSpaceBytes + 1, '\0'))).ok());
+  EXPECT_FALSE(DecodeSpace(Bytes(std::string(kMaxSpaceBytes + 1, '\0'))).ok());
 }
 
 // Whatever decodes is what EncodeSpace would have written.
