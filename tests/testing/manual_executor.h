@@ -63,6 +63,15 @@ class ManualExecutor final : public Executor {
     return count;
   }
 
+  // Forgets every task, as the end of a process does.
+  void DropAll() {
+    std::deque<Task> ready;
+    std::multimap<absl::Time, Task> later;
+    absl::MutexLock lock(&mu_);
+    ready.swap(ready_);
+    later.swap(later_);
+  }
+
   // When the next task falls due; InfiniteFuture if none waits.
   absl::Time NextTime() const {
     absl::MutexLock lock(&mu_);

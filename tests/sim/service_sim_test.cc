@@ -1,0 +1,65 @@
+// The whole service on fake time, disk and wire (world.h). A failure names its
+// seed; LARDER_SIM_SEEDS=N runs more of them.
+
+#include <cstdlib>
+
+#include "gtest/gtest.h"
+
+#include "tests/sim/world.h"
+
+namespace larder::sim {
+namespace {
+
+int SeedCount() {
+  const char* seeds = std::getenv("LARDER_SIM_SEEDS");
+  return seeds == nullptr ? 40 : std::atoi(seeds);
+}
+
+World::Counts RunSeeds(WorldOptions options) {
+  World::Counts sum;
+  for (int i = 0; i < SeedCount(); ++i) {
+    options.seed = static_cast<uint64_t>(i) + 1;
+    World world(options);
+    world.Run();
+    if (testing::Test::HasFailure()) break;
+    sum.reads += world.counts().reads;
+    sum.saves += world.counts().saves;
+    sum.durable += world.counts().durable;
+    sum.crashes += world.counts().crashes;
+    sum.checked_after_crash += world.counts().checked_after_crash;
+  }
+  return sum;
+}
+
+TEST(ServiceSim, NothingWrongNothingLost) {
+  const World::Counts sum = RunSeeds({});
+  // A simulation in which nothing happens proves nothing.
+  EXPECT_GT(sum.reads, 1000u);
+  EXPECT_GT(sum.saves, 1000u);
+  EXPECT_GT(sum.durable, 100u);
+  EXPECT_GT(sum.crashes, 20u);
+  EXPECT_GT(sum.checked_after_crash, 100u);
+}
+
+TEST(ServiceSim, NothingWrongWhenTheDiskFails) {
+  const World::Counts sum = RunSeeds({.faults = true});
+  EXPECT_GT(sum.reads, 1000u);
+}
+
+TEST(ServiceSim, NothingWrongWhenBitsRot) {
+  const World::Counts sum = RunSeeds({.rot = true});
+  EXPECT_GT(sum.reads, 1000u);
+}
+
+TEST(ServiceSim, OneSeedOneTrace) {
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    World first({.seed = seed});
+    first.Run();
+    World second({.seed = seed});
+    second.Run();
+    EXPECT_EQ(first.trace(), second.trace()) << "seed " << seed;
+  }
+}
+
+}  // namespace
+}  // namespace larder::sim
