@@ -1,0 +1,146 @@
+#include "client/core/client.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace larder::client {
+
+bool Background::Post(absl::AnyInvocable<void() &&> task) {
+  absl::MutexLock lock(&mu_);
+  if (stopping_ || waiting_.size() >= kWaitingMax) return false;
+  waiting_.push_back(std::move(task));
+  if (!thread_.joinable()) {
+    thread_ = StartThread("larder-refresh", [this] { Run(); });
+  }
+  posted_.Signal();
+  return true;
+}
+
+void Background::Stop() {
+  std::thread thread;
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    waiting_.clear();
+    thread = std::move(thread_);
+    posted_.Signal();
+  }
+  if (thread.joinable()) thread.join();
+}
+
+void Background::Run() {
+  mu_.Lock();
+  while (!stopping_) {
+    if (waiting_.empty()) {
+      posted_.Wait(&mu_);
+      continue;
+    }
+    absl::AnyInvocable<void()&&> task = std::move(waiting_.front());
+    waiting_.pop_front();
+    mu_.Unlock();
+    std::move(task)();
+    task = nullptr;
+    mu_.Lock();
+  }
+  mu_.Unlock();
+}
+
+Client::Client(ClientOptions options)
+    : options_(std::move(options)),
+      pause_(options_.first_pause),
+      jobs_(std::max<uint32_t>(options_.worker_threads, 1),
+            options_.queued_jobs_max) {}
+
+Client::~Client() {
+  background_.Stop();
+  jobs_.Drain(absl::ZeroDuration()).IgnoreError();
+  std::shared_ptr<Link> link = PeekLink();
+  if (link != nullptr) link->Close();
+}
+
+LocalChannel::Options Client::ChannelOptions(absl::Time deadline) const {
+  LocalChannel::Options options;
+  options.socket_path = options_.socket_path;
+  options.token = options_.token;
+  options.client_name = options_.name;
+  options.connect_timeout =
+      std::clamp(deadline - Clock::Real().Now(), absl::Milliseconds(1),
+                 options.connect_timeout);
+  return options;
+}
+
+StatusOr<std::unique_ptr<Client>> Client::Open(ClientOptions options,
+                                               absl::Time deadline) {
+  std::unique_ptr<Client> client(new Client(std::move(options)));
+  LARDER_ASSIGN_OR_RETURN(std::shared_ptr<Link> link,
+                          Link::Connect(client->ChannelOptions(deadline)));
+  absl::MutexLock lock(&client->mu_);
+  client->link_ = std::move(link);
+  return client;
+}
+
+std::shared_ptr<Link> Client::PeekLink() const {
+  absl::MutexLock lock(&mu_);
+  return link_ != nullptr && !link_->broken() ? link_ : nullptr;
+}
+
+StatusOr<std::shared_ptr<Link>> Client::GetLink(absl::Time deadline) {
+  std::shared_ptr<Link> old;  // goes without the lock: it may join a thread
+  absl::MutexLock lock(&mu_);
+  for (;;) {
+    if (link_ != nullptr && !link_->broken()) return link_;
+    if (!connecting_) break;
+    const absl::Duration left = deadline - clock().Now();
+    if (left <= absl::ZeroDuration() ||
+        connected_.WaitWithTimeout(&mu_, left)) {
+      return absl::UnavailableError("the daemon is gone; reconnecting");
+    }
+  }
+  const absl::Time now = clock().Now();
+  if (now < not_before_) {
+    return absl::UnavailableError(absl::StrCat(
+        "the daemon is gone; last attempt: ", last_failure_.message()));
+  }
+  if (now >= deadline) return absl::DeadlineExceededError("deadline");
+  connecting_ = true;
+  old = std::move(link_);
+  link_ = nullptr;
+  const LocalChannel::Options options = ChannelOptions(deadline);
+  mu_.Unlock();
+  if (old != nullptr) old->Close();
+  StatusOr<std::shared_ptr<Link>> fresh = Link::Connect(options);
+  mu_.Lock();
+  connecting_ = false;
+  connected_.SignalAll();
+  if (!fresh.ok()) {
+    last_failure_ = fresh.status();
+    not_before_ = clock().Now() + pause_;
+    pause_ = std::min(2 * pause_, options_.longest_pause);
+    return absl::UnavailableError(
+        absl::StrCat("the daemon is gone: ", fresh.status().message()));
+  }
+  counters_.reconnects.fetch_add(1, std::memory_order_relaxed);
+  pause_ = options_.first_pause;
+  not_before_ = absl::InfinitePast();
+  link_ = *fresh;
+  return link_;
+}
+
+Status Client::Ping(absl::Time deadline) {
+  LARDER_ASSIGN_OR_RETURN(const std::shared_ptr<Link> link, GetLink(deadline));
+  const wire::SpaceRef nothing;
+  return link->channel()
+      .Call(wire::Type::kPing, nothing, {}, deadline)
+      .status();
+}
+
+StatusOr<wire::StatsReply> Client::Stats(absl::Time deadline) {
+  LARDER_ASSIGN_OR_RETURN(const std::shared_ptr<Link> link, GetLink(deadline));
+  const wire::SpaceRef nothing;
+  LARDER_ASSIGN_OR_RETURN(
+      const Packet reply,
+      link->channel().Call(wire::Type::kStats, nothing, {}, deadline));
+  return reply.Body<wire::StatsReply>();
+}
+
+}  // namespace larder::client

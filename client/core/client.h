@@ -1,0 +1,123 @@
+#ifndef LARDER_CLIENT_CORE_CLIENT_H_
+#define LARDER_CLIENT_CORE_CLIENT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+#include "client/core/jobs.h"
+#include "client/core/link.h"
+#include "store/clock.h"
+#include "store/status.h"
+#include "store/units.h"
+
+namespace larder::client {
+
+struct ClientOptions {
+  std::string socket_path = "/run/larder/larderd.sock";
+  std::string token;
+  std::string name;
+  absl::Duration default_deadline = absl::Seconds(1);
+  uint64_t staging_bytes = 256_MiB;
+  uint32_t worker_threads = 1;
+  absl::Duration cached_age = absl::Milliseconds(50);
+  uint64_t ahead_bytes = 256_MiB;
+  uint32_t queued_jobs_max = 4096;
+
+  // After a failed connect the next one waits so long, twice as long each time;
+  // calls meanwhile fail at once.
+  absl::Duration first_pause = absl::Milliseconds(20);
+  absl::Duration longest_pause = absl::Seconds(1);
+};
+
+// What this client did. Relaxed counters.
+struct Counters {
+  std::atomic<uint64_t> loaded_bytes{0};
+  std::atomic<uint64_t> saved_bytes{0};
+  std::atomic<uint64_t> missed_chunks{0};
+  std::atomic<uint64_t> corrupt_chunks{0};
+  std::atomic<uint64_t> reconnects{0};
+};
+
+// One thread for what must happen behind callers that must not wait; started
+// by the first Post. Thread-safe.
+class Background {
+ public:
+  Background() = default;
+  ~Background() { Stop(); }
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
+
+  // False if too much waits already (or after Stop): ask again later.
+  bool Post(absl::AnyInvocable<void() &&> task) ABSL_LOCKS_EXCLUDED(mu_);
+  // Drops what waits, waits for what runs.
+  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  static constexpr size_t kWaitingMax = 1024;
+  void Run() ABSL_LOCKS_EXCLUDED(mu_);
+
+  absl::Mutex mu_;
+  absl::CondVar posted_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::deque<absl::AnyInvocable<void() &&>> waiting_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_ ABSL_GUARDED_BY(mu_);
+};
+
+// A connection to the daemon that mends itself: one Link after the other.
+// Thread-safe; must outlive what was opened from it.
+class Client {
+ public:
+  // Unavailable, PermissionDenied, FailedPrecondition (versions do not fit).
+  static StatusOr<std::unique_ptr<Client>> Open(ClientOptions options,
+                                                absl::Time deadline);
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  const ClientOptions& options() const { return options_; }
+  Clock& clock() { return Clock::Real(); }
+  Jobs& jobs() { return jobs_; }
+  Background& background() { return background_; }
+  Counters& counters() { return counters_; }
+
+  // The link, connected anew if it broke. Unavailable at once while a pause
+  // after a failed attempt lasts.
+  StatusOr<std::shared_ptr<Link>> GetLink(absl::Time deadline)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // The link if it works, else null; never connects.
+  std::shared_ptr<Link> PeekLink() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  Status Ping(absl::Time deadline);
+  StatusOr<wire::StatsReply> Stats(absl::Time deadline);
+
+ private:
+  explicit Client(ClientOptions options);
+  LocalChannel::Options ChannelOptions(absl::Time deadline) const;
+
+  const ClientOptions options_;
+  Counters counters_;
+
+  mutable absl::Mutex mu_;
+  absl::CondVar connected_;
+  std::shared_ptr<Link> link_ ABSL_GUARDED_BY(mu_);
+  bool connecting_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time not_before_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  absl::Duration pause_ ABSL_GUARDED_BY(mu_);
+  Status last_failure_ ABSL_GUARDED_BY(mu_);
+
+  Background background_;
+  Jobs jobs_;
+};
+
+}  // namespace larder::client
+
+#endif  // LARDER_CLIENT_CORE_CLIENT_H_
