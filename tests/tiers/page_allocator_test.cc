@@ -213,7 +213,7 @@ TEST(PageAllocatorTest, FailsOnlyWithinTheStatedBound) {
 
 TEST(PageAllocatorTest, LosesNothingToRecordsOfOneSize) {
   for (const uint32_t size : {1u, 3u, 129u, 1000u}) {
-    constexpr uint32_t kPages = 16384;
+    constexpr uint32_t kPages = 4096;
     std::mt19937 random(size);
     PageAllocator pages(kPages);
     std::vector<uint32_t> live;
