@@ -203,10 +203,10 @@ class LocalChannel {
   // Owned by the channel; only DrainCompletions may read from it.
   virtual int event_fd() const = 0;
 
-  // Gives what is in the ring to `sink` and returns how many there were; costs
-  // one atomic load if there are none. One thread drains at a time, others wait
-  // for it. `sink` may call the channel, except for DrainCompletions itself.
-  // Also takes notices (retired slabs) off the socket.
+  // Gives what is in the ring to `sink` and returns how many there were. One
+  // thread drains at a time, others wait for it. `sink` may call the channel,
+  // except for DrainCompletions itself. Also takes notices (retired slabs) off
+  // the socket.
   virtual size_t DrainCompletions(
       absl::FunctionRef<void(const wire::RingEntry&)> sink) = 0;
 

@@ -62,8 +62,8 @@ class Mapping {
   static StatusOr<Mapping> Map(int fd, size_t size, int protection) {
     void* data = mmap(nullptr, size, protection, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "cannot map ", size, " bytes: ", std::strerror(errno)));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cannot map ", size, " bytes: ", std::strerror(errno)));
     }
     madvise(data, size, MADV_DONTDUMP);
     Mapping mapping;

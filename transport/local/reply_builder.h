@@ -15,8 +15,8 @@
 
 namespace larder {
 
-// Writes one packet of the daemon into a buffer of this thread: one builder at a
-// time per thread, and packet() is valid until the next.
+// Writes one packet of the daemon into a buffer of this thread: one builder at
+// a time per thread, and packet() is valid until the next.
 class ReplyBuilder {
  public:
   explicit ReplyBuilder(uint64_t request, wire::Type type = wire::Type::kReply)

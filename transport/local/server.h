@@ -44,14 +44,15 @@ class LocalServer {
     // What waits for a client that does not read its socket; at the bound the
     // client is dropped.
     uint64_t send_queue_bytes = 4_MiB;
-    // How often retired slabs are asked for and idle hellos are looked at.
+    // How often retired slabs are asked for.
     absl::Duration housekeeping_period = absl::Milliseconds(200);
 
-    // Whose memory of retired slabs is to be given back: asked for every
-    // housekeeping period; may be null. (DramTier::RetiredSlabs.)
+    // Slabs that clients should unmap: asked for every housekeeping period, so
+    // that none is forgotten; may be null where RetireSlab is called for each.
+    // (DramTier::RetiredSlabs.)
     std::function<std::vector<uint32_t>()> retired_slabs;
-    // No client has the slab mapped any more; called once per retired slab, on
-    // any thread; may be null. (DramTier::Forget.)
+    // No client has this retired slab mapped any more; any thread, without
+    // locks; may be null. (DramTier::Forget.)
     std::function<void(uint32_t slab)> slab_unmapped_everywhere;
     // One line for people about why a client was dropped (never a payload, a
     // token or an id); any thread; may be null.
@@ -81,9 +82,10 @@ class LocalServer {
   // drops all clients, removes the socket file, joins the threads. Idempotent.
   virtual void Stop(absl::Duration drain_for) = 0;
 
-  // What housekeeping does every period: asks `retired_slabs`, tells the
-  // clients that have one mapped. For tests and for who cannot wait.
-  virtual void CheckRetiredSlabs() = 0;
+  // Tells the clients that have the slab mapped to unmap it;
+  // `slab_unmapped_everywhere` follows, perhaps before the return. Never
+  // blocks; may be called from the tier (DramTier::ObserveRetired). Idempotent.
+  virtual void RetireSlab(uint32_t slab) = 0;
 
   struct Stats {
     uint64_t clients = 0;   // now

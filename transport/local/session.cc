@@ -48,8 +48,7 @@ std::string FieldText(const char (&field)[N]) {
 }
 
 Status BadPacket(absl::string_view what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("broke the protocol: ", what));
+  return absl::InvalidArgumentError(absl::StrCat("broke the protocol: ", what));
 }
 
 class SessionImpl;
@@ -398,35 +397,57 @@ Status SessionImpl::Handle(ByteSpan packet, UniqueFd fd, size_t fd_count) {
 
 Status SessionImpl::Dispatch(const PacketView& view) {
   switch (view.header().type) {
-    case wire::Type::kOpenSpace: return OnOpenSpace(view);
-    case wire::Type::kMatch: return OnMatch(view);
+    case wire::Type::kOpenSpace:
+      return OnOpenSpace(view);
+    case wire::Type::kMatch:
+      return OnMatch(view);
     case wire::Type::kLookup:
-    case wire::Type::kPrefetch: return OnLookup(view);
-    case wire::Type::kHold: return OnHold(view);
-    default: break;
+    case wire::Type::kPrefetch:
+      return OnLookup(view);
+    case wire::Type::kHold:
+      return OnHold(view);
+    default:
+      break;
   }
   // The rest has no arrays.
   if (view.header().type != wire::Type::kDelete && !view.arrays().empty()) {
     return BadPacket("bytes after the body");
   }
   switch (view.header().type) {
-    case wire::Type::kHello: return BadPacket("a second hello");
-    case wire::Type::kAttachHold: return OnAttachHold(view);
-    case wire::Type::kRenewHold: return OnRenewHold(view);
-    case wire::Type::kReleaseHold: return OnReleaseHold(view);
-    case wire::Type::kReportCorrupt: return OnReportCorrupt(view);
-    case wire::Type::kUnshareStaging: return OnUnshareStaging(view);
-    case wire::Type::kReserve: return OnReserve(view);
-    case wire::Type::kCommit: return OnCommit(view);
-    case wire::Type::kAbort: return OnAbort(view);
-    case wire::Type::kAdvanceEpoch: return OnAdvanceEpoch(view);
-    case wire::Type::kDelete: return OnDelete(view);
-    case wire::Type::kList: return OnList(view);
-    case wire::Type::kStats: return OnStats(view);
-    case wire::Type::kWhyMiss: return OnWhyMiss(view);
-    case wire::Type::kUnmappedSlab: return OnUnmappedSlab(view);
-    case wire::Type::kPing: return ReplyStatus(view, absl::OkStatus());
-    case wire::Type::kCredit: return absl::OkStatus();
+    case wire::Type::kHello:
+      return BadPacket("a second hello");
+    case wire::Type::kAttachHold:
+      return OnAttachHold(view);
+    case wire::Type::kRenewHold:
+      return OnRenewHold(view);
+    case wire::Type::kReleaseHold:
+      return OnReleaseHold(view);
+    case wire::Type::kReportCorrupt:
+      return OnReportCorrupt(view);
+    case wire::Type::kUnshareStaging:
+      return OnUnshareStaging(view);
+    case wire::Type::kReserve:
+      return OnReserve(view);
+    case wire::Type::kCommit:
+      return OnCommit(view);
+    case wire::Type::kAbort:
+      return OnAbort(view);
+    case wire::Type::kAdvanceEpoch:
+      return OnAdvanceEpoch(view);
+    case wire::Type::kDelete:
+      return OnDelete(view);
+    case wire::Type::kList:
+      return OnList(view);
+    case wire::Type::kStats:
+      return OnStats(view);
+    case wire::Type::kWhyMiss:
+      return OnWhyMiss(view);
+    case wire::Type::kUnmappedSlab:
+      return OnUnmappedSlab(view);
+    case wire::Type::kPing:
+      return ReplyStatus(view, absl::OkStatus());
+    case wire::Type::kCredit:
+      return absl::OkStatus();
     default:
       return ReplyStatus(view, absl::InvalidArgumentError(absl::StrCat(
                                    "unknown message type ",
@@ -449,14 +470,14 @@ Status SessionImpl::OnHello(const PacketView& view) {
   };
   const int minor_distance = int{body.minor} - int{wire::kMinor};
   if (body.major != wire::kMajor || std::abs(minor_distance) > 1) {
-    return refuse(absl::FailedPreconditionError(absl::StrCat(
-        "the client speaks protocol ", body.major, ".", body.minor,
-        ", the daemon ", wire::kMajor, ".", wire::kMinor,
-        ": they must not be more than one minor version apart")));
+    return refuse(absl::FailedPreconditionError(
+        absl::StrCat("the client speaks protocol ", body.major, ".", body.minor,
+                     ", the daemon ", wire::kMajor, ".", wire::kMinor,
+                     ": they must not be more than one minor version apart")));
   }
-  const std::string token(reinterpret_cast<const char*>(body.token),
-                          strnlen(reinterpret_cast<const char*>(body.token),
-                                  sizeof body.token));
+  const std::string token(
+      reinterpret_cast<const char*>(body.token),
+      strnlen(reinterpret_cast<const char*>(body.token), sizeof body.token));
   std::string name = FieldText(body.client_name);
   for (char& c : name) {
     if (!absl::ascii_isprint(static_cast<unsigned char>(c))) c = '?';
@@ -524,9 +545,9 @@ Status SessionImpl::OnOpenSpace(const PacketView& view) {
     }
   }
   if (opened.handle == 0) {
-    return ReplyStatus(view, absl::ResourceExhaustedError(absl::StrCat(
-                                 "more than ", options_.max_spaces,
-                                 " spaces on one connection")));
+    return ReplyStatus(view, absl::ResourceExhaustedError(
+                                 absl::StrCat("more than ", options_.max_spaces,
+                                              " spaces on one connection")));
   }
   ReplyBuilder reply(view.header().request);
   reply.SetBody(opened);
@@ -540,8 +561,8 @@ Status SessionImpl::OnMatch(const PacketView& view) {
   const StatusOr<SpaceId> space = FindSpace(body.space);
   if (!space.ok()) return ReplyStatus(view, space.status());
   if (body.start > ids.size()) {
-    return ReplyStatus(view, absl::InvalidArgumentError(
-                                 "a start beyond the last of the ids"));
+    return ReplyStatus(
+        view, absl::InvalidArgumentError("a start beyond the last of the ids"));
   }
   MatchRequest request;
   request.tenant = tenant_;
@@ -582,10 +603,8 @@ Status SessionImpl::OnLookup(const PacketView& view) {
     return absl::OkStatus();
   }
   if (!space.ok()) return ReplyStatus(view, space.status());
-  const std::vector<ChunkState> states =
-      engine_.Lookup(tenant_, *space, ids);
-  const size_t count =
-      std::min<size_t>(states.size(), wire::kMaxIdsPerMessage);
+  const std::vector<ChunkState> states = engine_.Lookup(tenant_, *space, ids);
+  const size_t count = std::min<size_t>(states.size(), wire::kMaxIdsPerMessage);
   ReplyBuilder reply(view.header().request);
   wire::LookupReply lookup;
   lookup.state_count = static_cast<uint32_t>(count);
@@ -599,8 +618,8 @@ Status SessionImpl::OnLookup(const PacketView& view) {
 size_t SessionImpl::SendHeld(uint64_t request, HoldId hold, uint64_t ttl_us,
                              std::span<const HeldChunk> chunks,
                              uint32_t first_index) {
-  constexpr size_t kRoom = wire::kMaxMessageBytes - sizeof(wire::Header) -
-                           sizeof(wire::HoldReply);
+  constexpr size_t kRoom =
+      wire::kMaxMessageBytes - sizeof(wire::Header) - sizeof(wire::HoldReply);
   constexpr size_t kMostParts =
       (kRoom - sizeof(wire::HeldChunk)) / sizeof(wire::HeldPart);
   // What can be named: every slab of a chunk must be the client's by now, and a
@@ -674,11 +693,10 @@ void SessionImpl::AnswerHold(uint64_t request, HoldEntry& entry,
 }
 
 uint32_t CountPending(const HoldReply& reply) {
-  return static_cast<uint32_t>(
-      std::count_if(reply.chunks.begin(), reply.chunks.end(),
-                    [](const HeldChunk& chunk) {
-                      return chunk.state == ChunkState::kPending;
-                    }));
+  return static_cast<uint32_t>(std::count_if(
+      reply.chunks.begin(), reply.chunks.end(), [](const HeldChunk& chunk) {
+        return chunk.state == ChunkState::kPending;
+      }));
 }
 
 Status SessionImpl::OnHold(const PacketView& view) {
@@ -707,8 +725,8 @@ Status SessionImpl::OnHold(const PacketView& view) {
   }
   const auto room = static_cast<uint32_t>(ids.size());
   if (!port_->Reserve(room)) {
-    return ReplyStatus(view, absl::ResourceExhaustedError(
-                                 "completions are not being read"));
+    return ReplyStatus(
+        view, absl::ResourceExhaustedError("completions are not being read"));
   }
   const auto tracker =
       entry != nullptr ? entry->tracker : std::make_shared<HoldTracker>(port_);
@@ -724,8 +742,8 @@ Status SessionImpl::OnHold(const PacketView& view) {
   }
   request.worst_lineage = Lineage{body.worst_lineage};
   request.prefix_only = body.prefix_only != 0;
-  StatusOr<HoldReply> reply = engine_.Hold(
-      request, [tracker](uint32_t index, MissReason reason) {
+  StatusOr<HoldReply> reply =
+      engine_.Hold(request, [tracker](uint32_t index, MissReason reason) {
         tracker->Progress(index, reason);
       });
   if (!reply.ok()) {
@@ -877,8 +895,8 @@ Status SessionImpl::OnReserve(const PacketView& view) {
                                  "a record of no bytes, or of too many"));
   }
   if (!port_->Reserve(wire::kCompletionsPerSave)) {
-    return ReplyStatus(view, absl::ResourceExhaustedError(
-                                 "completions are not being read"));
+    return ReplyStatus(
+        view, absl::ResourceExhaustedError("completions are not being read"));
   }
   CompletionLease lease(port_, wire::kCompletionsPerSave);
   ReserveRequest request;
@@ -902,11 +920,10 @@ Status SessionImpl::OnReserve(const PacketView& view) {
 Status SessionImpl::OnCommit(const PacketView& view) {
   const auto body = view.Body<wire::Commit>();
   const auto refused = [&](const Status& status) {
-    return wire::RingEntry{
-        .request = view.header().request,
-        .kind = wire::Completion::kSave,
-        .status = static_cast<uint32_t>(status.code()),
-        .value = Raw(SaveStage::kSourceReusable)};
+    return wire::RingEntry{.request = view.header().request,
+                           .kind = wire::Completion::kSave,
+                           .status = static_cast<uint32_t>(status.code()),
+                           .value = Raw(SaveStage::kSourceReusable)};
   };
   auto reservation = reservations_.extract(body.reservation);
   if (reservation.empty()) {
@@ -1020,10 +1037,10 @@ Status SessionImpl::OnList(const PacketView& view) {
     out.id = chunk.id;
     out.bytes = chunk.bytes;
     out.token_count = chunk.token_count;
-    out.best_tier = chunk.tiers.empty()
-                        ? Raw(TierKind::kNone)
-                        : Raw(*std::min_element(chunk.tiers.begin(),
-                                                chunk.tiers.end()));
+    out.best_tier =
+        chunk.tiers.empty()
+            ? Raw(TierKind::kNone)
+            : Raw(*std::min_element(chunk.tiers.begin(), chunk.tiers.end()));
     out.is_tail = chunk.is_tail ? 1 : 0;
     out.lineage = Raw(chunk.lineage);
     reply.Append(&out, sizeof out);
@@ -1097,8 +1114,7 @@ Status SessionOptions::Validate() const {
 
 std::shared_ptr<SessionHub> SessionHub::Create(SessionOptions options,
                                                Dependencies dependencies) {
-  return std::make_shared<HubImpl>(std::move(options),
-                                   std::move(dependencies));
+  return std::make_shared<HubImpl>(std::move(options), std::move(dependencies));
 }
 
 }  // namespace larder
