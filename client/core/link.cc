@@ -255,9 +255,10 @@ void Link::Dispatch(const wire::RingEntry& entry) {
         const auto found = saves_.find(entry.request);
         if (found == saves_.end()) return;
         watcher = found->second;
-        if (!status.ok()) saves_.erase(found);
       }
-      watcher->OnStage(static_cast<SaveStage>(entry.value), status);
+      if (!watcher->OnStage(static_cast<SaveStage>(entry.value), status)) {
+        ForgetSave(entry.request);
+      }
       return;
     }
     case wire::Completion::kHoldChunk:

@@ -59,8 +59,8 @@ class HeldChunks {
 class SaveWatcher {
  public:
   virtual ~SaveWatcher() = default;
-  // An error is the last call.
-  virtual void OnStage(SaveStage stage, const Status& status) = 0;
+  // An error is the last call. False: no more is wanted either.
+  virtual bool OnStage(SaveStage stage, const Status& status) = 0;
 };
 
 // Told that what was cached about a space is old.

@@ -150,14 +150,14 @@ StatusOr<std::shared_ptr<const MatchAnswer>> Space::MatchCached(
       cache_.Find(query, client_.clock().Now(), client_.options().cached_age);
   if (found.refresh) {
     std::vector<ChunkId> ids(query.ids.begin(), query.ids.end());
-    const bool posted = client_.background().Post([self = shared_from_this(),
-                                                   ids = std::move(ids), query,
-                                                   key = found.key]() mutable {
-      query.ids = ids;
-      const absl::Time deadline = self->client_.clock().Now() +
-                                  self->client_.options().default_deadline;
-      if (!self->Match(query, deadline).ok()) self->cache_.GiveUp(key);
-    });
+    const bool posted = client_.background().Post(
+        [self = shared_from_this(), ids = std::move(ids),
+         query = MatchQuery(query), key = found.key]() mutable {
+          query.ids = ids;
+          const absl::Time deadline = self->client_.clock().Now() +
+                                      self->client_.options().default_deadline;
+          if (!self->Match(query, deadline).ok()) self->cache_.GiveUp(key);
+        });
     if (!posted) cache_.GiveUp(found.key);
   }
   if (link == nullptr) {

@@ -1,0 +1,433 @@
+#include "client/core/loader.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include "client/core/reader.h"
+
+namespace larder::client {
+namespace {
+
+// How often a copying thread looks at the clock, in stripes.
+constexpr uint32_t kStripesPerLook = 16;
+constexpr uint32_t kThreadsMax = 64;
+
+MissReason ReasonOf(const Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return MissReason::kNone;
+    case absl::StatusCode::kDeadlineExceeded:
+      return MissReason::kDeadline;
+    case absl::StatusCode::kCancelled:
+      return kMissCancelled;
+    case absl::StatusCode::kDataLoss:
+      return MissReason::kCorrupt;
+    case absl::StatusCode::kResourceExhausted:
+      return MissReason::kBusy;
+    case absl::StatusCode::kNotFound:
+      return MissReason::kNeverSeen;
+    default:
+      return MissReason::kUnavailable;
+  }
+}
+
+// Bytes of a whole chunk, for the size of windows.
+uint64_t ChunkBytes(const SpaceDescriptor& space) {
+  uint64_t bytes = 0;
+  for (const GroupDescriptor& group : space.groups) {
+    PartShape whole;
+    whole.layer_count = group.layer_count;
+    whole.head_count = group.kv_head_count;
+    bytes += SegmentBytes(group, whole, space.chunk_tokens) *
+             group.layer_count * std::max<uint16_t>(group.interleave_count, 1);
+  }
+  return std::max<uint64_t>(bytes, 1);
+}
+
+class LoadRun {
+ public:
+  LoadRun(const LoadRequest& request, const Cancelled* cancelled,
+          LoadObserver* observer)
+      : request_(request),
+        cancelled_(cancelled),
+        observer_(observer),
+        count_(request.ids.size()),
+        threads_(std::clamp<uint32_t>(request.threads, 1, kThreadsMax)),
+        stop_at_(count_),
+        reasons_(count_, kMissNotTried),
+        tokens_(count_, 0) {}
+
+  LoadOutcome Run() {
+    if (request_.layerwise || request_.hold != nullptr) {
+      std::shared_ptr<Hold> hold = request_.hold;
+      if (hold == nullptr) {
+        StatusOr<std::shared_ptr<Hold>> opened = OpenHold(0, count_);
+        if (!opened.ok()) {
+          Fail(0, opened.status());
+          return Collect();
+        }
+        hold = *std::move(opened);
+      }
+      if (request_.layerwise) {
+        LayerByLayer(*hold);
+      } else {
+        ChunkByChunk(*hold, request_.hold_first, 0, count_);
+      }
+    } else {
+      InWindows();
+    }
+    return Collect();
+  }
+
+ private:
+  StatusOr<std::shared_ptr<Hold>> OpenHold(size_t begin, size_t end) {
+    HoldOptions options;
+    options.deadline = request_.deadline;
+    options.worst_lineage = request_.worst_lineage;
+    options.prefix_only = !request_.each;
+    return Hold::Open(*request_.space,
+                      std::span(request_.ids).subspan(begin, end - begin),
+                      options);
+  }
+
+  void InWindows() {
+    const uint64_t half = request_.space->client().options().ahead_bytes / 2;
+    const size_t window = static_cast<size_t>(
+        std::clamp<uint64_t>(half / ChunkBytes(request_.space->descriptor()), 1,
+                             wire::kMaxIdsPerMessage));
+    std::shared_ptr<Hold> next;
+    size_t begin = 0;
+    while (begin < count_ && begin < stop_at_) {
+      std::shared_ptr<Hold> hold = std::move(next);
+      const size_t end = std::min(begin + window, count_);
+      if (hold == nullptr) {
+        StatusOr<std::shared_ptr<Hold>> opened = OpenHold(begin, end);
+        if (!opened.ok()) {
+          Fail(begin, opened.status());
+          return;
+        }
+        hold = *std::move(opened);
+      }
+      // The next window is on its way up while this one is copied. If it
+      // cannot be had now, it is asked for again when its turn comes.
+      if (end < count_ && (request_.each || hold->usable() == end - begin)) {
+        StatusOr<std::shared_ptr<Hold>> opened =
+            OpenHold(end, std::min(end + window, count_));
+        if (opened.ok()) next = *std::move(opened);
+      }
+      ChunkByChunk(*hold, 0, begin, end);
+      begin = end;
+    }
+  }
+
+  // Copies chunks [begin, end) of the request, which are those from
+  // `held_first` on of the hold.
+  void ChunkByChunk(Hold& hold, size_t held_first, size_t begin, size_t end) {
+    std::atomic<size_t> next{begin};
+    OnThreads(std::min<size_t>(threads_, end - begin), [&](size_t) {
+      Scratch scratch;
+      OpenedChunk chunk;
+      uint64_t bytes = 0;
+      for (;;) {
+        const size_t i = next.fetch_add(1);
+        if (i >= end || i >= stop_at_) break;
+        const size_t held = held_first + (i - begin);
+        MissReason why = Prepare(hold, held, i, chunk);
+        if (why == MissReason::kNone) {
+          why = CopyLayers(hold, held, i, chunk, 0, UINT32_MAX, scratch, bytes);
+        }
+        Settle(i, why, chunk.tokens());
+      }
+      bytes_ += bytes;
+    });
+  }
+
+  void LayerByLayer(Hold& hold) {
+    const uint32_t layers = LayerEnd(request_.views);
+    std::vector<std::atomic<size_t>> remaining(layers);
+    for (auto& layer : remaining) layer = count_;
+    std::atomic<uint32_t> ready{0};
+    std::vector<OpenedChunk> chunks(count_);
+    std::vector<uint8_t> failed(count_, 0);  // each of one thread only
+    const size_t threads = std::min<size_t>(threads_, count_);
+    OnThreads(threads, [&](size_t own) {
+      Scratch scratch;
+      uint64_t bytes = 0;
+      for (uint32_t layer = 0; layer < layers; ++layer) {
+        for (size_t i = own; i < count_; i += threads) {
+          if (failed[i] != 0 || i >= stop_at_) continue;
+          const size_t held = request_.hold_first + i;
+          MissReason why = MissReason::kNone;
+          if (layer == 0) why = Prepare(hold, held, i, chunks[i]);
+          if (why == MissReason::kNone) {
+            why = CopyLayers(hold, held, i, chunks[i], layer, layer + 1,
+                             scratch, bytes);
+          }
+          if (why != MissReason::kNone || layer + 1 == layers) {
+            Settle(i, why, chunks[i].tokens());
+          }
+          if (why != MissReason::kNone) {
+            failed[i] = 1;
+          } else if (--remaining[layer] == 0) {
+            // Whoever is last of a layer announces it, and any after it that
+            // others have finished meanwhile.
+            uint32_t now = ready.load();
+            while (now < layers && remaining[now].load() == 0) {
+              if (ready.compare_exchange_weak(now, now + 1)) {
+                ++now;
+                if (observer_ != nullptr) observer_->OnLayers(now);
+              }
+            }
+          }
+        }
+      }
+      bytes_ += bytes;
+    });
+  }
+
+  MissReason Prepare(Hold& hold, size_t held, size_t i, OpenedChunk& chunk) {
+    if (held >= hold.size() || hold.chunk_id(held) != request_.ids[i]) {
+      return kMissNotTried;  // the hold is of other chunks
+    }
+    HeldChunks::Chunk what;
+    const MissReason why =
+        hold.WaitReady(held, request_.deadline, cancelled_, what);
+    if (cancelled_ != nullptr && *cancelled_) return kMissCancelled;
+    if (why != MissReason::kNone) return why;
+    if (hold.chunks().revoked() != MissReason::kNone) {
+      return hold.chunks().revoked();
+    }
+    const MissReason opened =
+        OpenedChunk::Open(hold, held, what, request_.views, i, chunk);
+    if (opened == MissReason::kCorrupt) CountCorrupt();
+    if (opened != MissReason::kNone) return opened;
+    if (chunk.lineage() > request_.worst_lineage) return MissReason::kLineage;
+    return MissReason::kNone;
+  }
+
+  MissReason CopyLayers(Hold& hold, size_t held, size_t i,
+                        const OpenedChunk& chunk, uint32_t layer_begin,
+                        uint32_t layer_end, Scratch& scratch, uint64_t& bytes) {
+    uint32_t looks = 0;
+    const auto stop = [&]() -> Status {
+      if (cancelled_ != nullptr && *cancelled_) {
+        return absl::CancelledError("cancelled");
+      }
+      if (i > stop_at_) return absl::AbortedError("behind a miss");
+      if (looks++ % kStripesPerLook == 0 &&
+          request_.space->client().clock().Now() >= request_.deadline) {
+        return absl::DeadlineExceededError("deadline");
+      }
+      return absl::OkStatus();
+    };
+    const Status copied =
+        chunk.Copy(layer_begin, layer_end, stop, scratch, bytes);
+    if (absl::IsDataLoss(copied)) {
+      CountCorrupt();
+      hold.ReportCorrupt(held);
+    }
+    if (absl::IsAborted(copied)) return kMissNotTried;
+    if (!copied.ok()) return ReasonOf(copied);
+    // Weights replaced meanwhile: what was copied is of the old ones.
+    if (!hold.link().broken()) hold.link().Drain();
+    return hold.chunks().revoked() == MissReason::kEpoch ? MissReason::kEpoch
+                                                         : MissReason::kNone;
+  }
+
+  void Settle(size_t i, MissReason why, uint32_t tokens) {
+    reasons_[i] = why;
+    tokens_[i] = why == MissReason::kNone ? tokens : 0;
+    if (why == MissReason::kNone) return;
+    if (!request_.each) {
+      size_t before = stop_at_;
+      while (i < before && !stop_at_.compare_exchange_weak(before, i)) {
+      }
+    }
+    if (observer_ != nullptr) observer_->OnMiss();
+  }
+
+  void Fail(size_t begin, const Status& status) {
+    failure_ = status;
+    std::fill(reasons_.begin() + static_cast<ptrdiff_t>(begin), reasons_.end(),
+              ReasonOf(status));
+    if (!request_.each) stop_at_ = std::min(stop_at_.load(), begin);
+    if (observer_ != nullptr && begin < count_) observer_->OnMiss();
+  }
+
+  LoadOutcome Collect() {
+    LoadOutcome outcome;
+    outcome.status = failure_;
+    const size_t stop = stop_at_;
+    for (size_t i = stop + 1; i < count_; ++i) reasons_[i] = kMissNotTried;
+    size_t usable = 0;
+    while (usable < count_ && reasons_[usable] == MissReason::kNone) {
+      outcome.tokens += tokens_[usable++];
+    }
+    outcome.usable = static_cast<uint32_t>(usable);
+    if (usable < count_) outcome.reason = reasons_[usable];
+    if (outcome.status.ok() && cancelled_ != nullptr && *cancelled_ &&
+        usable < count_) {
+      outcome.status = absl::CancelledError("the load was cancelled");
+    }
+    for (const MissReason why : reasons_) {
+      if (outcome.status.ok() && why == MissReason::kDeadline) {
+        outcome.status = absl::DeadlineExceededError("the load's deadline");
+      }
+    }
+    outcome.bytes = bytes_;
+    outcome.reasons = std::move(reasons_);
+    Counters& counters = request_.space->client().counters();
+    counters.loaded_bytes.fetch_add(outcome.bytes, std::memory_order_relaxed);
+    counters.missed_chunks.fetch_add(count_ - usable,
+                                     std::memory_order_relaxed);
+    if (observer_ != nullptr && usable == count_) {
+      observer_->OnLayers(LayerEnd(request_.views));
+    }
+    return outcome;
+  }
+
+  void CountCorrupt() {
+    request_.space->client().counters().corrupt_chunks.fetch_add(
+        1, std::memory_order_relaxed);
+  }
+
+  template <class Body>
+  static void OnThreads(size_t threads, Body body) {
+    std::vector<std::thread> others;
+    for (size_t t = 1; t < threads; ++t) {
+      others.push_back(StartThread("larder-load", [&body, t] { body(t); }));
+    }
+    body(0);
+    for (std::thread& other : others) other.join();
+  }
+
+  const LoadRequest& request_;
+  const Cancelled* const cancelled_;
+  LoadObserver* const observer_;
+  const size_t count_;
+  const uint32_t threads_;
+  // The first chunk known to miss; none behind it is of use.
+  std::atomic<size_t> stop_at_;
+  std::atomic<uint64_t> bytes_{0};
+  // Each element is written by the one thread that has the chunk.
+  std::vector<MissReason> reasons_;
+  std::vector<uint32_t> tokens_;
+  Status failure_;
+};
+
+}  // namespace
+
+uint32_t LayerEnd(const std::vector<View>& views) {
+  uint32_t end = 0;
+  for (const View& view : views) {
+    end = std::max<uint32_t>(
+        end, uint32_t{view.box().layer_begin} + view.box().layer_count);
+  }
+  return end;
+}
+
+LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
+                    LoadObserver* observer) {
+  return LoadRun(request, cancelled, observer).Run();
+}
+
+StatusOr<std::shared_ptr<LoadJob>> LoadJob::Start(LoadRequest request,
+                                                  Finished finished) {
+  Jobs& jobs = request.space->client().jobs();
+  std::shared_ptr<LoadJob> job(new LoadJob(jobs.NewId(), request.ids.size()));
+  LARDER_RETURN_IF_ERROR(jobs.Submit(
+      job->id_, job->cancelled_,
+      [job, request = std::move(request),
+       finished = std::move(finished)](const Cancelled& cancelled) mutable {
+        LoadOutcome outcome = RunLoad(request, &cancelled, job.get());
+        // Before anybody hears of the end: the hold and its mappings go first.
+        request.hold = nullptr;
+        job->Finish(std::move(outcome));
+        std::move(finished)(job->id_, job->outcome_);
+      }));
+  return job;
+}
+
+LoadJob::~LoadJob() {
+  if (fd_ >= 0) close(fd_);
+}
+
+uint32_t LoadJob::layers_ready() const {
+  absl::MutexLock lock(&mu_);
+  return ready_;
+}
+
+Status LoadJob::WaitLayer(uint32_t layer, absl::Duration longest) {
+  const absl::Time until = absl::Now() + longest;
+  absl::MutexLock lock(&mu_);
+  for (;;) {
+    if (missed_) {
+      return absl::NotFoundError("a chunk of the load will not come");
+    }
+    if (ready_ > layer) return absl::OkStatus();
+    if (finished_) return absl::InvalidArgumentError("no such layer");
+    if (changed_.WaitWithDeadline(&mu_, until)) {
+      if (missed_ || ready_ > layer) continue;
+      return absl::DeadlineExceededError("the layer has not landed yet");
+    }
+  }
+}
+
+const LoadOutcome* LoadJob::Wait(absl::Duration longest) {
+  const absl::Time until = absl::Now() + longest;
+  absl::MutexLock lock(&mu_);
+  while (!finished_) {
+    if (changed_.WaitWithDeadline(&mu_, until) && !finished_) return nullptr;
+  }
+  return &outcome_;
+}
+
+void LoadJob::Cancel() {
+  *cancelled_ = true;
+  absl::MutexLock lock(&mu_);
+  while (!finished_) changed_.Wait(&mu_);
+}
+
+int LoadJob::EventFd() {
+  absl::MutexLock lock(&mu_);
+  if (fd_ < 0) {
+    fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (ready_ > 0 || missed_ || finished_) Signal();
+  }
+  return fd_;
+}
+
+void LoadJob::Signal() {
+  changed_.SignalAll();
+  if (fd_ < 0) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(fd_, &one, sizeof one);
+}
+
+void LoadJob::OnLayers(uint32_t ready) {
+  absl::MutexLock lock(&mu_);
+  if (ready <= ready_) return;
+  ready_ = ready;
+  Signal();
+}
+
+void LoadJob::OnMiss() {
+  absl::MutexLock lock(&mu_);
+  missed_ = true;
+  Signal();
+}
+
+void LoadJob::Finish(LoadOutcome outcome) {
+  absl::MutexLock lock(&mu_);
+  outcome_ = std::move(outcome);
+  finished_ = true;
+  Signal();
+}
+
+}  // namespace larder::client

@@ -1,0 +1,174 @@
+#include "client/core/reader.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "store/checksum.h"
+
+namespace larder::client {
+namespace {
+
+// What kind of stripe it is that a segment has at `index`.
+StripeName NameStripe(const SegmentEntry& segment, uint32_t index,
+                      const PartShape& shape) {
+  StripeName name;
+  name.layer = segment.layer;
+  name.is_value = index >= segment.k_stripes;
+  const uint32_t within = name.is_value ? index - segment.k_stripes : index;
+  name.head = static_cast<uint16_t>(shape.head_begin + within);
+  return name;
+}
+
+// Are the segments as large as the space says? RunsOf counts on it.
+bool HasExpectedSegments(const RecordView& record,
+                         const GroupDescriptor& group) {
+  const StatusOr<RecordLayout> layout =
+      LayoutRecord(group, record.meta().shape, record.meta().token_count);
+  if (!layout.ok() || layout->segments.size() != record.segment_count()) {
+    return false;
+  }
+  for (size_t i = 0; i < layout->segments.size(); ++i) {
+    const SegmentEntry& want = layout->segments[i];
+    const SegmentEntry have = record.segment(i);
+    if (want.layer != have.layer || want.k_bytes != have.k_bytes ||
+        want.v_bytes != have.v_bytes || want.k_stripes != have.k_stripes ||
+        want.v_stripes != have.v_stripes) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+StatusOr<MappedPart> MapPart(Link& link, const SpaceDescriptor& space,
+                             const SpaceId& space_id, const ChunkId& chunk,
+                             const wire::HeldPart& part) {
+  StatusOr<std::shared_ptr<const SlabMapping>> mapping =
+      link.channel().Slab(part.slab);
+  if (!mapping.ok()) {
+    return absl::UnavailableError(mapping.status().message());
+  }
+  const ByteSpan slab = (*mapping)->bytes();
+  if (part.offset > slab.size() ||
+      part.record_bytes > slab.size() - part.offset) {
+    return absl::DataLossError("an extent beyond its slab");
+  }
+  LARDER_ASSIGN_OR_RETURN(
+      RecordView record,
+      RecordView::Parse(slab.subspan(part.offset, part.record_bytes)));
+  const RecordMeta& meta = record.meta();
+  if (meta.checksum != part.checksum) {
+    return absl::DataLossError("not the record that was promised");
+  }
+  if (meta.chunk != chunk || meta.space != space_id) {
+    return absl::DataLossError("another chunk's record");
+  }
+  if (Raw(meta.group) != part.group || meta.shape != part.shape ||
+      Raw(meta.group) >= space.groups.size() ||
+      meta.token_count > space.chunk_tokens ||
+      !HasExpectedSegments(record, space.groups[Raw(meta.group)])) {
+    return absl::DataLossError("a record of another geometry");
+  }
+  if (meta.codec != CodecId::kRaw) {
+    return absl::UnavailableError("a codec that this library does not know");
+  }
+  return MappedPart{*std::move(mapping), std::move(record)};
+}
+
+MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
+                             const HeldChunks::Chunk& held,
+                             std::span<const View> views, size_t view_index,
+                             OpenedChunk& out) {
+  Space& space = hold.space();
+  out.view_index_ = view_index;
+  out.tokens_ = 0;
+  out.lineage_ = Lineage::kExact;
+  out.sources_.clear();
+
+  // Each part is mapped at most once, and only if somebody wants it.
+  std::vector<std::unique_ptr<MappedPart>> mapped(held.parts.size());
+  const auto map = [&](size_t i) {
+    if (mapped[i] != nullptr) return MissReason::kNone;
+    StatusOr<MappedPart> part =
+        MapPart(hold.link(), space.descriptor(), space.id(),
+                hold.chunk_id(held_index), held.parts[i]);
+    if (absl::IsDataLoss(part.status())) {
+      hold.ReportCorrupt(held_index);
+      return MissReason::kCorrupt;
+    }
+    if (!part.ok()) return MissReason::kUnavailable;
+    const RecordMeta& meta = part->record.meta();
+    if (out.tokens_ != 0 && meta.token_count != out.tokens_) {
+      return MissReason::kCorrupt;
+    }
+    out.tokens_ = meta.token_count;
+    out.lineage_ = std::max(out.lineage_, meta.lineage);
+    mapped[i] = std::make_unique<MappedPart>(*std::move(part));
+    return MissReason::kNone;
+  };
+
+  // How long a chunk is stands in its records.
+  if (!held.parts.empty()) {
+    if (const MissReason why = map(0); why != MissReason::kNone) return why;
+  }
+  const uint32_t tokens =
+      out.tokens_ != 0 ? out.tokens_ : space.descriptor().chunk_tokens;
+  out.tokens_ = tokens;
+  for (const View& view : views) {
+    if (!view.Fits(view_index, tokens)) return kMissNotTried;
+    if (!view.Wants(view_index, tokens)) continue;
+    std::vector<PartShape> shapes;
+    std::vector<size_t> indices;
+    for (size_t i = 0; i < held.parts.size(); ++i) {
+      if (held.parts[i].group != Raw(view.group())) continue;
+      if (!view.Overlaps(held.parts[i].shape)) continue;
+      shapes.push_back(held.parts[i].shape);
+      indices.push_back(i);
+    }
+    const std::vector<size_t> chosen =
+        ChooseParts(view.descriptor(), view.box(), shapes);
+    if (chosen.empty()) return MissReason::kIncomplete;
+    for (const size_t choice : chosen) {
+      const size_t i = indices[choice];
+      if (const MissReason why = map(i); why != MissReason::kNone) return why;
+      out.sources_.push_back({&view, *mapped[i]});
+    }
+  }
+  return MissReason::kNone;
+}
+
+Status OpenedChunk::CopyStripe(const Source& source,
+                               const SegmentEntry& segment, uint32_t stripe,
+                               Scratch& scratch, uint64_t& bytes) const {
+  const RecordView& record = source.part.record;
+  const StripeName name = NameStripe(segment, stripe, record.meta().shape);
+  std::vector<Run>& runs = scratch.runs;
+  runs.clear();
+  source.view->RunsOf(record.meta().shape, tokens_, view_index_, name, runs);
+  if (runs.empty()) return absl::OkStatus();
+  const ByteSpan from = record.stripe_bytes(segment, stripe);
+  const Checksum want = record.stripe_checksum(segment.stripe_begin + stripe);
+  const bool whole = runs.size() == 1 && runs[0].bytes == from.size();
+  std::byte* to = nullptr;
+  if (whole) {
+    to = runs[0].place;
+  } else {
+    // One stripe, which stays in the cache: the only way to be sure that what
+    // is scattered is what was hashed.
+    if (scratch.stripe.size() < from.size()) scratch.stripe.resize(from.size());
+    to = scratch.stripe.data();
+  }
+  if (CopyAndChecksum(to, from) != want) {
+    return absl::DataLossError(absl::StrCat("layer ", segment.layer, " stripe ",
+                                            stripe,
+                                            " does not match its checksum"));
+  }
+  for (const Run& run : runs) {
+    if (!whole) std::memcpy(run.place, to + run.offset, run.bytes);
+    bytes += run.bytes;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace larder::client

@@ -1,0 +1,94 @@
+#ifndef LARDER_CLIENT_CORE_READER_H_
+#define LARDER_CLIENT_CORE_READER_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "client/core/hold.h"
+#include "client/core/view.h"
+#include "store/record.h"
+#include "store/space.h"
+#include "store/status.h"
+#include "store/types.h"
+#include "transport/local/channel.h"
+
+namespace larder::client {
+
+// Reasons that only the client library gives (larder_reason).
+inline constexpr MissReason kMissCancelled{11};
+inline constexpr MissReason kMissNotTried{12};
+
+// What one copying thread needs besides: no more than one stripe.
+struct Scratch {
+  std::vector<std::byte> stripe;
+  std::vector<Run> runs;
+};
+
+// A part of a held chunk, mapped, whose header and tables are what the hold's
+// answer promised of the very chunk that was asked for.
+struct MappedPart {
+  std::shared_ptr<const SlabMapping> mapping;  // keeps `record` readable
+  RecordView record;
+};
+
+// DataLoss: not what was promised. Unavailable: the slab cannot be mapped.
+StatusOr<MappedPart> MapPart(Link& link, const SpaceDescriptor& space,
+                             const SpaceId& space_id, const ChunkId& chunk,
+                             const wire::HeldPart& part);
+
+// A chunk ready to be copied: for every view the parts that hold its box.
+class OpenedChunk {
+ public:
+  // kNone, or why it cannot be served: kIncomplete (a view's box is not
+  // covered), kCorrupt, kUnavailable, kMissNotTried (the views have no
+  // room for it).
+  // What views do not want is not looked at.
+  static MissReason Open(Hold& hold, size_t held_index,
+                         const HeldChunks::Chunk& held,
+                         std::span<const View> views, size_t view_index,
+                         OpenedChunk& out);
+
+  uint32_t tokens() const { return tokens_; }
+  Lineage lineage() const { return lineage_; }
+
+  // Copies the stripes of layers [layer_begin, layer_end), indices within
+  // groups, to where the views want them. Every stripe's bytes are hashed as
+  // they are taken out of shared memory, so what landed is what was saved, or
+  // DataLoss. `stop` is asked between stripes; its status ends the copy.
+  // Adds to `bytes`.
+  template <class Stop>
+  Status Copy(uint32_t layer_begin, uint32_t layer_end, Stop stop,
+              Scratch& scratch, uint64_t& bytes) const {
+    for (const Source& source : sources_) {
+      for (size_t s = 0; s < source.part.record.segment_count(); ++s) {
+        const SegmentEntry segment = source.part.record.segment(s);
+        if (segment.layer < layer_begin || segment.layer >= layer_end) continue;
+        for (uint32_t i = 0; i < segment.k_stripes + segment.v_stripes; ++i) {
+          if (Status stopped = stop(); !stopped.ok()) return stopped;
+          Status copied = CopyStripe(source, segment, i, scratch, bytes);
+          if (!copied.ok()) return copied;
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  struct Source {
+    const View* view = nullptr;
+    MappedPart part;
+  };
+  Status CopyStripe(const Source& source, const SegmentEntry& segment,
+                    uint32_t stripe, Scratch& scratch, uint64_t& bytes) const;
+
+  size_t view_index_ = 0;
+  uint32_t tokens_ = 0;
+  Lineage lineage_ = Lineage::kExact;
+  std::vector<Source> sources_;
+};
+
+}  // namespace larder::client
+
+#endif  // LARDER_CLIENT_CORE_READER_H_

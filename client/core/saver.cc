@@ -1,0 +1,460 @@
+#include "client/core/saver.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "store/checksum.h"
+
+namespace larder::client {
+namespace {
+
+constexpr absl::Duration kSendPatience = absl::Milliseconds(100);
+// How often one who waits for room looks for what else may have freed it.
+constexpr absl::Duration kRoomGrain = absl::Milliseconds(2);
+
+}  // namespace
+
+// What is known of a commit under way: shared by the saver, which may be gone
+// first, and the link, which tells it. Owns the piece of staging.
+class Saver::Progress : public SaveWatcher {
+ public:
+  Progress(std::shared_ptr<Staging> staging, uint64_t offset, JobId job,
+           const CommitHints& hints, uint64_t bytes, Client& client)
+      : staging_(std::move(staging)),
+        offset_(offset),
+        job_(job),
+        hints_(hints),
+        bytes_(bytes),
+        client_(client) {}
+  ~Progress() override { FreeStaging(); }
+
+  bool OnStage(SaveStage stage, const Status& status) override
+      ABSL_LOCKS_EXCLUDED(mu_) {
+    uint8_t tell = 0;
+    {
+      absl::MutexLock lock(&mu_);
+      if (!failure_.ok() || stage < SaveStage::kSourceReusable ||
+          stage > SaveStage::kDurable) {
+        return failure_.ok();
+      }
+      if (status.ok()) {
+        reached_ = std::max(reached_, Raw(stage));
+        tell = static_cast<uint8_t>(hints_.stages & (1 << Raw(stage)));
+      } else if (reached_ < Last()) {
+        failure_ = status;
+        // The first stage asked for that did not come.
+        for (uint8_t s = reached_ + 1; s <= Raw(SaveStage::kDurable); ++s) {
+          if ((hints_.stages & (1 << s)) != 0) {
+            stage = SaveStage{s};
+            tell = 1;
+            break;
+          }
+        }
+      } else {
+        return false;
+      }
+    }
+    FreeStaging();
+    if (status.ok() && stage == SaveStage::kVolatile) {
+      client_.counters().saved_bytes.fetch_add(bytes_,
+                                               std::memory_order_relaxed);
+    }
+    if (tell != 0 && hints_.queue != nullptr) {
+      Done done;
+      done.job = job_;
+      done.user_data = hints_.user_data;
+      done.operation = Operation::kSave;
+      done.stage = Raw(stage);
+      done.status = status;
+      done.count = 1;
+      done.good = status.ok() ? 1 : 0;
+      done.bytes = status.ok() ? bytes_ : 0;
+      hints_.queue->Push(std::move(done));
+    }
+    return status.ok() && Raw(stage) < Last();
+  }
+
+  // Has `stage` come, or will it not?
+  bool Settled(SaveStage stage) const ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    return !failure_.ok() || reached_ >= Raw(stage);
+  }
+  Status Outcome(SaveStage stage) const ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    return reached_ >= Raw(stage) ? absl::OkStatus() : failure_;
+  }
+  // The last stage that will come.
+  uint8_t Last() const {
+    return Raw(hints_.want_durable ? SaveStage::kDurable
+                                   : SaveStage::kVolatile);
+  }
+
+ private:
+  void FreeStaging() ABSL_LOCKS_EXCLUDED(mu_) {
+    std::shared_ptr<Staging> staging;
+    {
+      absl::MutexLock lock(&mu_);
+      staging = std::move(staging_);
+      staging_ = nullptr;
+    }
+    if (staging != nullptr) staging->ring.Free(offset_);
+  }
+
+  mutable absl::Mutex mu_;
+  std::shared_ptr<Staging> staging_ ABSL_GUARDED_BY(mu_);
+  uint8_t reached_ ABSL_GUARDED_BY(mu_) = 0;
+  Status failure_ ABSL_GUARDED_BY(mu_);
+  const uint64_t offset_;
+  const JobId job_;
+  const CommitHints hints_;
+  const uint64_t bytes_;
+  Client& client_;
+};
+
+Saver::Saver(Space& space, std::shared_ptr<Link> link, GroupIndex group,
+             const PartShape& shape, uint32_t tokens, RecordLayout layout)
+    : space_(space.shared_from_this()),
+      link_(std::move(link)),
+      group_(group),
+      shape_(shape),
+      job_(space.client().jobs().NewId()),
+      tokens_(tokens),
+      layout_(std::move(layout)),
+      checksums_(layout_.stripe_count),
+      has_checksum_(layout_.stripe_count) {}
+
+Saver::~Saver() {
+  if (progress_ == nullptr) Abort();
+}
+
+void Saver::Abort() {
+  if (staging_ != nullptr) staging_->ring.Free(offset_);
+  staging_ = nullptr;
+  if (Raw(reservation_) != 0 && !link_->broken()) {
+    wire::Abort body;
+    body.reservation = Raw(reservation_);
+    link_->channel()
+        .Send(wire::Type::kAbort, body, {},
+              space_->client().clock().Now() + kSendPatience)
+        .IgnoreError();
+  }
+  reservation_ = ReservationId{};
+}
+
+StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
+                                              const SaveRequest& request) {
+  const SpaceDescriptor& descriptor = space.descriptor();
+  if (Raw(request.group) >= descriptor.groups.size()) {
+    return absl::InvalidArgumentError("save: there is no such group");
+  }
+  const GroupDescriptor& group = descriptor.groups[Raw(request.group)];
+  LARDER_ASSIGN_OR_RETURN(const PartShape shape,
+                          ResolveBox(group, request.box));
+  const uint32_t tokens =
+      request.token_count != 0 ? request.token_count : descriptor.chunk_tokens;
+  if (tokens > descriptor.chunk_tokens ||
+      tokens % descriptor.block_tokens != 0) {
+    return absl::InvalidArgumentError(
+        "save: token_count is not a multiple of block_tokens, or over a chunk");
+  }
+  LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
+                          LayoutRecord(group, shape, tokens));
+  LARDER_ASSIGN_OR_RETURN(Space::At at, space.Reach(request.deadline));
+  std::unique_ptr<Saver> saver(new Saver(space, at.link, request.group, shape,
+                                         tokens, std::move(layout)));
+  saver->id_ = request.id;
+
+  wire::Reserve body;
+  body.space = at.handle;
+  body.group = Raw(request.group);
+  body.has_id = request.id.has_value() ? 1 : 0;
+  body.lineage = Raw(request.lineage);
+  body.record_bytes = saver->layout_.record_bytes;
+  body.shape = shape;
+  if (request.id) body.id = *request.id;
+  Clock& clock = space.client().clock();
+  for (;;) {
+    at.link->Drain();  // what was read makes room for more completions
+    StatusOr<Packet> reply = at.link->channel().Call(wire::Type::kReserve, body,
+                                                     {}, request.deadline);
+    if (reply.ok()) {
+      saver->reservation_ =
+          ReservationId{reply->Body<wire::ReserveReply>().reservation};
+      break;
+    }
+    if (!absl::IsResourceExhausted(reply.status()) || !request.wait ||
+        clock.Now() >= request.deadline) {
+      return reply.status();
+    }
+    absl::SleepFor(kRoomGrain);
+  }
+
+  LARDER_ASSIGN_OR_RETURN(
+      const std::shared_ptr<Staging> staging,
+      at.link->GetStaging(space.client().options().staging_bytes,
+                          request.deadline));
+  const uint64_t bytes = saver->layout_.record_bytes;
+  if (bytes > staging->ring.capacity()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "save: ", bytes, " bytes, but staging has ", staging->ring.capacity()));
+  }
+  for (;;) {
+    at.link->Drain();
+    const uint64_t frees = staging->ring.frees();
+    if (const std::optional<uint64_t> offset = staging->ring.Allocate(bytes)) {
+      saver->offset_ = *offset;
+      saver->staging_ = staging;
+      return saver;
+    }
+    if (!request.wait) {
+      return absl::ResourceExhaustedError("save: staging is full");
+    }
+    if (at.link->broken()) return absl::UnavailableError("the daemon is gone");
+    if (clock.Now() >= request.deadline) {
+      return absl::DeadlineExceededError("save: staging stayed full");
+    }
+    // Freed by a completion that we or others drain, or by an abort.
+    staging->ring.WaitForFree(frees, kRoomGrain);
+  }
+}
+
+MutableByteSpan Saver::Record() {
+  return staging_->region->bytes().subspan(
+      offset_, RoundUp(layout_.record_bytes, kPageBytes));
+}
+
+MutableByteSpan Saver::Stripe(const SegmentEntry& segment, uint32_t stripe) {
+  const uint64_t k_stripe = segment.k_bytes / segment.k_stripes;
+  if (stripe < segment.k_stripes) {
+    return Record().subspan(segment.offset + stripe * k_stripe, k_stripe);
+  }
+  const uint64_t v_stripe = segment.v_bytes / segment.v_stripes;
+  return Record().subspan(segment.offset + segment.k_bytes +
+                              (stripe - segment.k_stripes) * v_stripe,
+                          v_stripe);
+}
+
+const SegmentEntry* Saver::Find(uint32_t layer) const {
+  if (layer < shape_.layer_begin ||
+      layer >= uint32_t{shape_.layer_begin} + shape_.layer_count) {
+    return nullptr;
+  }
+  return &layout_.segments[layer - shape_.layer_begin];
+}
+
+void Saver::SetChecksum(const SegmentEntry& segment, uint32_t stripe,
+                        const Checksum& checksum) {
+  checksums_[segment.stripe_begin + stripe] = checksum;
+  has_checksum_[segment.stripe_begin + stripe] = 1;
+}
+
+void Saver::ForgetChecksums(const SegmentEntry& segment) {
+  std::fill_n(has_checksum_.begin() + segment.stripe_begin,
+              segment.k_stripes + segment.v_stripes, 0);
+}
+
+StatusOr<MutableByteSpan> Saver::Segment(uint32_t layer) {
+  if (staging_ == nullptr) {
+    return absl::FailedPreconditionError("save: committed already");
+  }
+  const SegmentEntry* segment = Find(layer);
+  if (segment == nullptr) {
+    return absl::InvalidArgumentError("save: the part has no such layer");
+  }
+  ForgetChecksums(*segment);
+  return Record().subspan(segment->offset, segment->k_bytes + segment->v_bytes);
+}
+
+Status Saver::Gather(const View& view, uint32_t layer_begin,
+                     uint32_t layer_end) {
+  if (staging_ == nullptr) {
+    return absl::FailedPreconditionError("save: committed already");
+  }
+  if (view.group() != group_ || view.has_skips()) {
+    return absl::InvalidArgumentError(
+        "save: the view is of another group or skips places");
+  }
+  if (!view.Fits(0, tokens_)) {
+    return absl::InvalidArgumentError("save: the view has too few places");
+  }
+  std::vector<Run> runs;
+  for (const SegmentEntry& segment : layout_.segments) {
+    if (segment.layer < layer_begin || segment.layer >= layer_end) continue;
+    for (uint32_t s = 0; s < segment.k_stripes + segment.v_stripes; ++s) {
+      StripeName name;
+      name.layer = segment.layer;
+      name.is_value = s >= segment.k_stripes;
+      name.head = static_cast<uint16_t>(
+          shape_.head_begin + (name.is_value ? s - segment.k_stripes : s));
+      runs.clear();
+      view.RunsOf(shape_, tokens_, 0, name, runs);
+      const MutableByteSpan stripe = Stripe(segment, s);
+      uint64_t filled = 0;
+      for (const Run& run : runs) filled += run.bytes;
+      if (filled != stripe.size()) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "save: the view does not hold all of layer ", segment.layer));
+      }
+      if (runs.size() == 1) {
+        SetChecksum(
+            segment, s,
+            CopyAndChecksum(stripe.data(), {runs[0].place, runs[0].bytes}));
+        continue;
+      }
+      for (const Run& run : runs) {
+        std::memcpy(stripe.data() + run.offset, run.place, run.bytes);
+      }
+      SetChecksum(segment, s, ComputeChecksum(stripe));  // still in the cache
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status Saver::FillOpaque(uint32_t layer, std::span<const ByteSpan> pieces) {
+  LARDER_ASSIGN_OR_RETURN(const MutableByteSpan segment, Segment(layer));
+  const SegmentEntry& entry = *Find(layer);
+  if (entry.k_stripes != 1 || entry.v_stripes != 0) {
+    return absl::InvalidArgumentError("save: the layer is not opaque");
+  }
+  if (pieces.size() == 1 && pieces[0].size() == segment.size()) {
+    SetChecksum(entry, 0, CopyAndChecksum(segment.data(), pieces[0]));
+    return absl::OkStatus();
+  }
+  uint64_t at = 0;
+  for (const ByteSpan piece : pieces) {
+    if (piece.size() > segment.size() - at) {
+      return absl::InvalidArgumentError("save: the pieces are too long");
+    }
+    if (!piece.empty()) {
+      std::memcpy(segment.data() + at, piece.data(), piece.size());
+    }
+    at += piece.size();
+  }
+  std::memset(segment.data() + at, 0, segment.size() - at);
+  return absl::OkStatus();
+}
+
+Status Saver::Truncate(uint32_t token_count) {
+  if (staging_ == nullptr) {
+    return absl::FailedPreconditionError("save: committed already");
+  }
+  const SpaceDescriptor& space = space_->descriptor();
+  const GroupDescriptor& group = space.groups[Raw(group_)];
+  if (token_count == 0 || token_count > tokens_ ||
+      token_count % space.block_tokens != 0) {
+    return absl::InvalidArgumentError(
+        "save: tokens left must be a multiple of block_tokens, not 0");
+  }
+  if (token_count == tokens_) return absl::OkStatus();
+  if (group.kind == GroupKind::kRecurrentState) {
+    return absl::InvalidArgumentError("save: a state cannot be truncated");
+  }
+  LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
+                          LayoutRecord(group, shape_, token_count));
+  // Everything moves towards the front, in order: nothing is overwritten before
+  // it was moved. Within a stripe tokens are rows, so a prefix of it is left.
+  std::byte* const base = Record().data();
+  for (size_t i = 0; i < layout.segments.size(); ++i) {
+    const SegmentEntry& to = layout.segments[i];
+    const SegmentEntry& from = layout_.segments[i];
+    const auto move = [base](uint64_t to_at, uint64_t to_bytes,
+                             uint64_t from_at, uint64_t from_bytes,
+                             uint32_t stripes) {
+      for (uint32_t s = 0; s < stripes; ++s) {
+        std::memmove(base + to_at + s * (to_bytes / stripes),
+                     base + from_at + s * (from_bytes / stripes),
+                     to_bytes / stripes);
+      }
+    };
+    move(to.offset, to.k_bytes, from.offset, from.k_bytes, to.k_stripes);
+    move(to.offset + to.k_bytes, to.v_bytes, from.offset + from.k_bytes,
+         from.v_bytes, to.v_stripes);
+  }
+  layout_ = std::move(layout);
+  tokens_ = token_count;
+  std::fill(has_checksum_.begin(), has_checksum_.end(), 0);
+  return absl::OkStatus();
+}
+
+Status Saver::Commit(const CommitHints& hints) {
+  if (staging_ == nullptr) {
+    return absl::FailedPreconditionError("save: committed already");
+  }
+  RecordMeta meta;
+  if (hints.id) {
+    if (id_ && *id_ != *hints.id) {
+      return absl::InvalidArgumentError("save: begun under another id");
+    }
+    meta.chunk = *hints.id;
+  } else if (id_) {
+    meta.chunk = *id_;
+  } else {
+    return absl::InvalidArgumentError("save: no id");
+  }
+  if (uint64_t{hints.token_begin} + tokens_ > UINT32_MAX) {
+    return absl::InvalidArgumentError("save: token_begin is absurd");
+  }
+  if (link_->broken()) return absl::UnavailableError("the daemon is gone");
+  meta.space = space_->id();
+  meta.parent = hints.parent;
+  meta.root_content = hints.root_content;
+  meta.tenant = link_->channel().session().tenant;
+  meta.epoch = space_->epoch();
+  meta.group = group_;
+  meta.shape = shape_;
+  meta.lineage = hints.lineage;
+  meta.is_tail = tokens_ < space_->descriptor().chunk_tokens;
+  meta.token_count = tokens_;
+  meta.token_begin = hints.token_begin;
+  for (const SegmentEntry& segment : layout_.segments) {
+    for (uint32_t s = 0; s < segment.k_stripes + segment.v_stripes; ++s) {
+      if (has_checksum_[segment.stripe_begin + s] == 0) {
+        SetChecksum(segment, s, ComputeChecksum(Stripe(segment, s)));
+      }
+    }
+  }
+  SealRecord(layout_, meta, checksums_, Record());
+
+  wire::Commit body;
+  body.reservation = Raw(reservation_);
+  body.region = staging_->region->region();
+  body.want_durable = hints.want_durable ? 1 : 0;
+  body.priority = hints.priority;
+  body.offset = offset_;
+  body.bytes = layout_.record_bytes;
+  body.stop_reason = hints.stop_reason;
+  const uint64_t request = link_->channel().NewRequestId();
+  progress_ =
+      std::make_shared<Progress>(std::move(staging_), offset_, job_, hints,
+                                 layout_.record_bytes, space_->client());
+  staging_ = nullptr;
+  reservation_ = ReservationId{};
+  link_->WatchSave(request, progress_);
+  if (hints.queue != nullptr && hints.stages != 0) link_->StartPump();
+  const Status sent = link_->channel().Send(
+      wire::Type::kCommit, body, {},
+      space_->client().clock().Now() + kSendPatience, request);
+  if (!sent.ok()) {
+    link_->ForgetSave(request);
+    progress_->OnStage(SaveStage::kSourceReusable, sent);
+  } else if (link_->broken()) {
+    link_->Drain();  // it broke before it could be told: tell it now
+  }
+  return absl::OkStatus();
+}
+
+Status Saver::Wait(SaveStage stage, absl::Time deadline) {
+  if (progress_ == nullptr) {
+    return absl::FailedPreconditionError("save: not committed");
+  }
+  if (Raw(stage) > progress_->Last()) {
+    return absl::FailedPreconditionError("save: durable was not asked for");
+  }
+  const Status waited = link_->Await([&] { return progress_->Settled(stage); },
+                                     deadline, nullptr);
+  if (progress_->Settled(stage)) return progress_->Outcome(stage);
+  return waited;
+}
+
+}  // namespace larder::client
