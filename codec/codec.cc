@@ -1,0 +1,71 @@
+#include "codec/codec.h"
+
+#include "store/record.h"
+
+namespace larder {
+
+Status ValidateCoded(const CodedLayer& layer, const CodedSelection& selection) {
+  const auto refuse = [](absl::string_view why) {
+    return absl::InvalidArgumentError(absl::StrCat("codec: ", why));
+  };
+  if (layer.space == nullptr ||
+      Raw(layer.group) >= layer.space->groups.size()) {
+    return refuse("no such group");
+  }
+  const GroupDescriptor& group = layer.group_descriptor();
+  const PartShape& shape = layer.shape;
+  if (layer.layer < shape.layer_begin ||
+      layer.layer - shape.layer_begin >= shape.layer_count) {
+    return refuse("the layer does not lie in the part");
+  }
+  // One layer is looked at alone, so the record as a whole may be any size.
+  PartShape one = shape;
+  one.layer_begin = static_cast<uint16_t>(layer.layer);
+  one.layer_count = 1;
+  const auto layout = LayoutRecord(group, one, layer.token_count);
+  if (!layout.ok()) return Annotate(layout.status(), "codec");
+  const uint32_t rows = PartTokens(group, shape, layer.token_count);
+  if (selection.head_begin >= shape.head_count ||
+      selection.head_count > shape.head_count - selection.head_begin ||
+      selection.row_begin >= rows ||
+      selection.row_count > rows - selection.row_begin) {
+    return refuse("the selection does not lie in the layer");
+  }
+  const bool whole =
+      selection.head_begin == 0 && selection.row_begin == 0 &&
+      (selection.head_count == 0 || selection.head_count == shape.head_count) &&
+      (selection.row_count == 0 || selection.row_count == rows);
+  if (!whole && (group.layout == SegmentLayout::kOpaque ||
+                 group.kind == GroupKind::kRecurrentState)) {
+    return refuse("opaque layers and states are decoded whole");
+  }
+  return absl::OkStatus();
+}
+
+uint64_t PlainBytes(const CodedLayer& layer) {
+  const GroupDescriptor& group = layer.group_descriptor();
+  return SegmentBytes(group, layer.shape,
+                      PartTokens(group, layer.shape, layer.token_count));
+}
+
+uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection) {
+  const GroupDescriptor& group = layer.group_descriptor();
+  PartShape shape = layer.shape;
+  shape.head_count = selection.head_count != 0
+                         ? selection.head_count
+                         : shape.head_count - selection.head_begin;
+  const uint32_t rows = PartTokens(group, layer.shape, layer.token_count);
+  return SegmentBytes(group, shape,
+                      selection.row_count != 0 ? selection.row_count
+                                               : rows - selection.row_begin);
+}
+
+const Codec* FindCodec(CodecId id) {
+  switch (id) {
+    case CodecId::kRaw:
+      return &RawCodec();
+  }
+  return nullptr;
+}
+
+}  // namespace larder

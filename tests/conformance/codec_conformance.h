@@ -1,0 +1,340 @@
+#ifndef LARDER_TESTS_CONFORMANCE_CODEC_CONFORMANCE_H_
+#define LARDER_TESTS_CONFORMANCE_CODEC_CONFORMANCE_H_
+
+// What every Codec must do (codec/codec.h). A codec takes part with
+//
+//   INSTANTIATE_TEST_SUITE_P(Raw, CodecConformance,
+//                            testing::Values(CodecUnderTest{&RawCodec()}),
+//                            CodecName);
+
+#include <algorithm>
+#include <cstring>
+#include <ostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "codec/codec.h"
+#include "store/record.h"
+
+namespace larder {
+
+struct CodecUnderTest {
+  const Codec* codec = nullptr;
+};
+inline void PrintTo(const CodecUnderTest& test, std::ostream* out) {
+  *out << test.codec->name();
+}
+inline std::string CodecName(
+    const testing::TestParamInfo<CodecUnderTest>& test) {
+  return std::string(test.param.codec->name());
+}
+
+class CodecConformance : public testing::TestWithParam<CodecUnderTest> {
+ protected:
+  using Bytes = std::vector<std::byte>;
+
+  const Codec& codec() const { return *GetParam().codec; }
+
+  CodecConformance() {
+    space_.model_name = "conformance";
+    space_.weights.bytes.fill(1);
+    space_.cache_dtype = "bf16";
+    space_.kv_scales = "none";
+    space_.rope = "neox theta=10000";
+    space_.engine_layout = "any";
+    space_.hash_scheme = "larder";
+    space_.block_tokens = 16;
+    space_.chunk_tokens = 64;
+    GroupDescriptor heads;
+    heads.layer_count = 3;
+    heads.kv_head_count = 4;
+    heads.k_head_bytes = 128;
+    heads.v_head_bytes = 64;
+    heads.layer_digest = "0-2";
+    GroupDescriptor rows = heads;
+    rows.layout = SegmentLayout::kTokenMajor;
+    GroupDescriptor turns = heads;
+    turns.interleave_count = 4;
+    GroupDescriptor latent = heads;
+    latent.kind = GroupKind::kLatent;
+    latent.kv_head_count = 1;
+    latent.v_head_bytes = 0;
+    GroupDescriptor pages = heads;
+    pages.layout = SegmentLayout::kOpaque;
+    pages.kv_head_count = 1;
+    GroupDescriptor state = heads;
+    state.kind = GroupKind::kRecurrentState;
+    state.v_head_bytes = 0;
+    space_.groups = {heads, rows, turns, latent, pages, state};
+  }
+
+  // Whole and partial parts of every group, whole chunks and tails, as far as
+  // the codec takes them.
+  std::vector<CodedLayer> Layers() const {
+    std::vector<CodedLayer> layers;
+    for (size_t g = 0; g < space_.groups.size(); ++g) {
+      const GroupDescriptor& group = space_.groups[g];
+      const auto index = GroupIndex{static_cast<uint16_t>(g)};
+      PartShape whole = {0, group.layer_count,     0, group.kv_head_count,
+                         0, group.interleave_count};
+      PartShape some = whole;
+      some.layer_begin = 1;
+      some.layer_count = 2;
+      some.interleave_index = group.interleave_count - 1;
+      if (group.kv_head_count > 2) {
+        some.head_begin = 1;
+        some.head_count = 2;
+      }
+      for (const PartShape& shape : {whole, some}) {
+        for (const uint32_t tokens : {64u, 16u}) {
+          const CodedLayer layer = {&space_, index, shape, 2, 128, tokens};
+          if (codec().Supports(layer).ok()) layers.push_back(layer);
+        }
+      }
+    }
+    return layers;
+  }
+
+  // Numbers a codec may meet: smooth, wild (every bit pattern, NaN among them)
+  // and constant. Two bytes each, bf16 with a small exponent where smooth.
+  std::vector<Bytes> Contents(const CodedLayer& layer) const {
+    const size_t size = PlainBytes(layer);
+    std::mt19937 random(static_cast<uint32_t>(size));
+    std::vector<Bytes> contents(3, Bytes(size));
+    for (size_t i = 0; i + 1 < size; i += 2) {
+      const auto smooth = static_cast<uint16_t>(
+          (random() % 2 << 15) | (120 + random() % 8) << 7 | random() % 128);
+      std::memcpy(&contents[0][i], &smooth, 2);
+    }
+    for (std::byte& byte : contents[1]) byte = static_cast<std::byte>(random());
+    return contents;
+  }
+
+  static std::vector<CodedSelection> Selections(const CodedLayer& layer) {
+    const GroupDescriptor& group = layer.group_descriptor();
+    std::vector<CodedSelection> selections = {{}};
+    if (group.layout == SegmentLayout::kOpaque ||
+        group.kind == GroupKind::kRecurrentState) {
+      return selections;
+    }
+    const uint32_t rows = PartTokens(group, layer.shape, layer.token_count);
+    const uint16_t heads = layer.shape.head_count;
+    selections.push_back({0, heads, 0, rows, 0});
+    selections.push_back({0, 1, 0, 0, 0});
+    selections.push_back({static_cast<uint16_t>(heads - 1), 0, 0, 0, 0});
+    selections.push_back({0, 0, rows / 2, 0, 0});
+    selections.push_back({0, 0, 0, 1, 0});
+    selections.push_back({0, 1, rows / 4, rows / 2, 0});
+    selections.push_back({static_cast<uint16_t>(heads / 2), 1, rows - 1, 1, 0});
+    return selections;
+  }
+
+  // The selected bytes of a plain layer, the slow and obvious way.
+  static Bytes Slice(const CodedLayer& layer, const CodedSelection& selection,
+                     const Bytes& plain) {
+    const GroupDescriptor& group = layer.group_descriptor();
+    if (group.layout == SegmentLayout::kOpaque ||
+        group.kind == GroupKind::kRecurrentState) {
+      return plain;
+    }
+    const size_t rows = PartTokens(group, layer.shape, layer.token_count);
+    const size_t heads = layer.shape.head_count;
+    const bool head_major = group.layout == SegmentLayout::kHeadMajor;
+    const auto wanted = [](size_t at, size_t begin, size_t count) {
+      return at >= begin && (count == 0 || at < begin + count);
+    };
+    Bytes slice;
+    size_t at = 0;
+    for (const size_t bytes : {group.k_head_bytes, group.v_head_bytes}) {
+      for (size_t i = 0; i < rows * heads; ++i, at += bytes) {
+        const size_t head = head_major ? i / rows : i % heads;
+        const size_t row = head_major ? i % rows : i / heads;
+        if (wanted(head, selection.head_begin, selection.head_count) &&
+            wanted(row, selection.row_begin, selection.row_count)) {
+          slice.insert(slice.end(), plain.begin() + at,
+                       plain.begin() + at + bytes);
+        }
+      }
+    }
+    return slice;
+  }
+
+  Bytes Encode(const CodedLayer& layer, const Bytes& plain,
+               Lineage* quality = nullptr) const {
+    Bytes encoded(codec().EncodedBytesMax(layer));
+    const auto result = codec().Encode(layer, plain, Lineage::kExact, encoded);
+    EXPECT_TRUE(result.ok()) << result.status();
+    if (!result.ok()) return {};
+    EXPECT_LE(result->bytes, encoded.size());
+    encoded.resize(result->bytes);
+    if (quality != nullptr) *quality = result->quality;
+    return encoded;
+  }
+
+  Bytes Decode(const CodedLayer& layer, const CodedSelection& selection,
+               ByteSpan encoded) const {
+    Bytes plain(PlainBytes(layer, selection), std::byte{0x5a});
+    const Status status = codec().Decode(layer, selection, encoded, plain);
+    EXPECT_TRUE(status.ok()) << status;
+    return plain;
+  }
+
+  SpaceDescriptor space_;
+};
+
+TEST_P(CodecConformance, IsFoundByItsId) {
+  EXPECT_EQ(FindCodec(codec().id()), &codec());
+  EXPECT_FALSE(codec().name().empty());
+  ASSERT_TRUE(Validate(space_).ok()) << Validate(space_);
+  EXPECT_FALSE(Layers().empty());
+}
+
+TEST_P(CodecConformance, RoundTrip) {
+  for (const CodedLayer& layer : Layers()) {
+    for (const Bytes& plain : Contents(layer)) {
+      Lineage quality = Lineage::kUnknown;
+      const Bytes encoded = Encode(layer, plain, &quality);
+      const Bytes decoded = Decode(layer, {}, encoded);
+      if (codec().lossless()) {
+        EXPECT_EQ(quality, Lineage::kExact);
+        EXPECT_EQ(decoded, plain);
+      }
+    }
+  }
+}
+
+TEST_P(CodecConformance, IsDeterministic) {
+  for (const CodedLayer& layer : Layers()) {
+    for (const Bytes& plain : Contents(layer)) {
+      const Bytes encoded = Encode(layer, plain);
+      EXPECT_EQ(Encode(layer, plain), encoded);
+      EXPECT_EQ(Decode(layer, {}, encoded), Decode(layer, {}, encoded));
+    }
+  }
+}
+
+// Any selection decodes to what the whole would have had there, from the named
+// ranges alone.
+TEST_P(CodecConformance, SelectionsReadOnlyTheirRanges) {
+  for (const CodedLayer& layer : Layers()) {
+    const Bytes plain = Contents(layer)[0];
+    const Bytes encoded = Encode(layer, plain);
+    const Bytes whole = Decode(layer, {}, encoded);
+    for (const CodedSelection& selection : Selections(layer)) {
+      const uint64_t index_bytes = codec().IndexBytes(layer);
+      ASSERT_LE(index_bytes, encoded.size());
+      const auto ranges =
+          codec().Ranges(layer, selection, ByteSpan(encoded).first(index_bytes),
+                         encoded.size());
+      ASSERT_TRUE(ranges.ok()) << ranges.status();
+      Bytes fetched(encoded.size(), std::byte{0xdd});
+      uint64_t end = 0;
+      for (const CodedRange& range : *ranges) {
+        ASSERT_GT(range.bytes, 0u);
+        ASSERT_GE(range.offset, end);
+        end = range.offset + range.bytes;
+        ASSERT_LE(end, encoded.size());
+        std::copy_n(encoded.begin() + range.offset, range.bytes,
+                    fetched.begin() + range.offset);
+      }
+      const Bytes expected = Slice(layer, selection, whole);
+      ASSERT_EQ(expected.size(), PlainBytes(layer, selection));
+      EXPECT_EQ(Decode(layer, selection, encoded), expected);
+      EXPECT_EQ(Decode(layer, selection, fetched), expected);
+    }
+  }
+}
+
+TEST_P(CodecConformance, RefusesWrongSizes) {
+  for (const CodedLayer& layer : Layers()) {
+    const Bytes plain = Contents(layer)[0];
+    const Bytes encoded = Encode(layer, plain);
+    Bytes room(codec().EncodedBytesMax(layer) + 1);
+    for (const size_t size : {size_t{0}, plain.size() - 1}) {
+      EXPECT_EQ(
+          codec()
+              .Encode(layer, ByteSpan(plain).first(size), Lineage::kExact, room)
+              .status()
+              .code(),
+          absl::StatusCode::kInvalidArgument);
+    }
+    EXPECT_EQ(codec()
+                  .Encode(layer, plain, Lineage::kExact,
+                          MutableByteSpan(room).first(encoded.size() - 1))
+                  .status()
+                  .code(),
+              absl::StatusCode::kInvalidArgument);
+    Bytes out(plain.size() + 1);
+    for (const size_t size : {size_t{0}, plain.size() - 1, plain.size() + 1}) {
+      EXPECT_EQ(
+          codec()
+              .Decode(layer, {}, encoded, MutableByteSpan(out).first(size))
+              .code(),
+          absl::StatusCode::kInvalidArgument);
+    }
+  }
+}
+
+TEST_P(CodecConformance, RefusesImpossibleSelections) {
+  for (const CodedLayer& layer : Layers()) {
+    const Bytes encoded = Encode(layer, Contents(layer)[0]);
+    Bytes out(1 << 20);
+    const uint16_t heads = layer.shape.head_count;
+    const std::vector<CodedSelection> impossible = {
+        {heads, 0, 0, 0, 0},     {0, static_cast<uint16_t>(heads + 1), 0, 0, 0},
+        {65535, 65535, 0, 0, 0}, {0, 0, 64, 0, 0},
+        {0, 0, 0, 65, 0},        {0, 0, ~0u, ~0u, 0}};
+    for (const CodedSelection& selection : impossible) {
+      EXPECT_EQ(codec().Decode(layer, selection, encoded, out).code(),
+                absl::StatusCode::kInvalidArgument);
+      EXPECT_EQ(codec()
+                    .Ranges(layer, selection, encoded, encoded.size())
+                    .status()
+                    .code(),
+                absl::StatusCode::kInvalidArgument);
+    }
+    CodedLayer outside = layer;
+    outside.layer = 3;
+    EXPECT_FALSE(codec().Supports(outside).ok());
+    outside = layer;
+    outside.group = GroupIndex{99};
+    EXPECT_FALSE(codec().Supports(outside).ok());
+  }
+}
+
+// Bytes from a torn or hostile copy: an error or some numbers, nothing else.
+TEST_P(CodecConformance, SurvivesHostileBytes) {
+  std::mt19937 random(11);
+  for (const CodedLayer& layer : Layers()) {
+    const Bytes encoded = Encode(layer, Contents(layer)[0]);
+    Bytes plain(PlainBytes(layer));
+    for (size_t size = 0; size < encoded.size();
+         size += 1 + encoded.size() / 97) {
+      const Bytes cut(encoded.begin(), encoded.begin() + size);
+      EXPECT_EQ(codec().Decode(layer, {}, cut, plain).code(),
+                absl::StatusCode::kDataLoss);
+    }
+    for (int round = 0; round < 50; ++round) {
+      Bytes changed = encoded;
+      for (int i = 0; i <= round % 8; ++i) {
+        changed[random() % changed.size()] = static_cast<std::byte>(random());
+      }
+      codec().Decode(layer, {}, changed, plain).IgnoreError();
+      const auto ranges = codec().Ranges(layer, {}, changed, changed.size());
+      if (!ranges.ok()) continue;
+      for (const CodedRange& range : *ranges) {
+        EXPECT_LE(range.offset, changed.size());
+        EXPECT_LE(range.bytes, changed.size() - range.offset);
+      }
+    }
+  }
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CodecConformance);
+
+}  // namespace larder
+
+#endif  // LARDER_TESTS_CONFORMANCE_CODEC_CONFORMANCE_H_
