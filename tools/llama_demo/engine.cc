@@ -61,7 +61,8 @@ StatusOr<std::unique_ptr<DemoEngine>> DemoEngine::Open(const Options& options) {
                                        {.context_params = params,
                                         .weights = weights,
                                         .scratch_sequence = kScratch,
-                                        .chunk_tokens = options.chunk_tokens}));
+                                        .chunk_tokens = options.chunk_tokens,
+                                        .reserve_tokens = params.n_ctx}));
   LARDER_RETURN_IF_ERROR(engine->WarmUp());
   return engine;
 }

@@ -326,6 +326,13 @@ StatusOr<std::unique_ptr<LlamaCache>> LlamaCache::Open(
                           Describe(context, cache->shape_, cache->options_));
   cache->reads_ranges_ =
       cache->options_.scratch_sequence >= 0 && cache->shape_.stream_count == 1;
+  if (const uint32_t tokens = cache->options_.reserve_tokens; tokens > 0) {
+    const uint64_t bytes =
+        LlamaStateLayout(cache->shape_, std::min(tokens, kLlamaMaxTokens), 0)
+            .bytes;
+    // Touched here, not by the first request.
+    std::memset(cache->Buffer(bytes).data(), 0, bytes);
+  }
   return cache;
 }
 

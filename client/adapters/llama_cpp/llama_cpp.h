@@ -34,6 +34,10 @@ struct LlamaCacheOptions {
 
   // Tokens per chunk.
   uint32_t chunk_tokens = 256;
+
+  // Make the buffer large enough for a state of so many tokens at once, so that
+  // no request pays for its memory. 0 = as it is needed.
+  uint32_t reserve_tokens = 0;
 };
 
 // KV in and out of one context.
