@@ -52,6 +52,13 @@ struct EngineOptions {
   uint64_t promote_bytes_in_flight = 1_GiB;
   uint64_t promote_io_bytes = 1_MiB;
 
+  // Spaces that one tenant may open; the next is ResourceExhausted.
+  uint32_t spaces_per_tenant = 1024;
+
+  // Where hold ids come from: 0 = the kernel's entropy. Anything else makes
+  // them a sequence of this seed alone, for simulations; guessable.
+  uint64_t id_seed = 0;
+
   // Measured throughputs for the load estimate of a match, bytes per second;
   // refined while running.
   double dram_bytes_per_second = 10e9;
@@ -131,8 +138,9 @@ struct HoldReply {
   std::vector<HeldChunk> chunks;  // one per id; after a stop: kMiss
 };
 
-// Called once per kPending chunk of a hold, from any thread, without locks:
-// `index` counts all chunks of the hold in the order they were added. kNone =
+// Called once per kPending chunk of a hold, from any thread, without locks,
+// possibly before Hold has returned: `index` counts all ids the hold was asked
+// for, misses too, in the order of asking. kNone =
 // the extents of the reply now hold the verified chunk. Never called after
 // ReleaseHold returned for the last owner.
 using HoldProgress = absl::AnyInvocable<void(uint32_t index, MissReason reason)>;

@@ -51,6 +51,9 @@ class EvictionPolicy {
     virtual bool operator()(ChunkIndex chunk) const = 0;
   };
   virtual std::optional<ChunkIndex> Victim(const Evictable& evictable) = 0;
+
+  // What its tables take, for EngineStats::index_bytes.
+  virtual uint64_t MemoryBytes() const = 0;
 };
 
 // Least recently used, leaf first: a chunk with children in the tier goes after

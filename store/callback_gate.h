@@ -1,0 +1,82 @@
+#ifndef LARDER_STORE_CALLBACK_GATE_H_
+#define LARDER_STORE_CALLBACK_GATE_H_
+
+#include <mutex>
+#include <utility>
+
+#include "store/engine.h"
+
+namespace larder {
+
+// A caller's callback that can be shut: once Close has returned on one thread,
+// it does not run on any other, nor ever again. A callback may close its own
+// gate. Calls are made one at a time, without the engine's lock.
+template <class Callback>
+class CallbackGate {
+ public:
+  explicit CallbackGate(Callback callback) : callback_(std::move(callback)) {}
+
+  template <class... Args>
+  void Call(Args... args) {
+    std::lock_guard<std::recursive_mutex> lock(mu_);
+    if (!closed_ && callback_) callback_(args...);
+  }
+  void Close() {
+    std::lock_guard<std::recursive_mutex> lock(mu_);
+    closed_ = true;
+  }
+
+ private:
+  std::recursive_mutex mu_;  // a callback may call back into the engine
+  Callback callback_;
+  bool closed_ = false;
+};
+
+using ProgressGate = CallbackGate<HoldProgress>;
+using RevokedGate = CallbackGate<HoldRevoked>;
+
+// Tells a saver how far its save is: every stage once and in order, whichever
+// thread gets there first.
+class SaveTicket {
+ public:
+  SaveTicket(SaveProgress progress, bool want_durable)
+      : progress_(std::move(progress)), want_durable_(want_durable) {}
+
+  bool want_durable() const { return want_durable_; }
+
+  // Reports all stages up to `stage` that were not reported yet.
+  void Reach(SaveStage stage) {
+    std::lock_guard<std::recursive_mutex> lock(mu_);
+    while (!done_ && next_ <= Raw(stage)) {
+      const auto reached = static_cast<SaveStage>(next_++);
+      done_ = reached == Last();
+      if (progress_) progress_(reached, absl::OkStatus());
+    }
+  }
+
+  // Reports the stages before `stage`, and that it failed. Nothing after that.
+  void Fail(SaveStage stage, const Status& status) {
+    std::lock_guard<std::recursive_mutex> lock(mu_);
+    if (stage > SaveStage::kSourceReusable) {
+      Reach(static_cast<SaveStage>(Raw(stage) - 1));
+    }
+    if (done_) return;
+    done_ = true;
+    if (progress_) progress_(stage, status);
+  }
+
+ private:
+  SaveStage Last() const {
+    return want_durable_ ? SaveStage::kDurable : SaveStage::kVolatile;
+  }
+
+  std::recursive_mutex mu_;
+  SaveProgress progress_;
+  const bool want_durable_;
+  uint8_t next_ = Raw(SaveStage::kSourceReusable);
+  bool done_ = false;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_CALLBACK_GATE_H_

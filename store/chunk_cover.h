@@ -1,0 +1,35 @@
+#ifndef LARDER_STORE_CHUNK_COVER_H_
+#define LARDER_STORE_CHUNK_COVER_H_
+
+#include <cstdint>
+#include <span>
+
+#include "store/chunk_table.h"
+#include "store/hit_rules.h"
+#include "store/record.h"
+#include "store/space_table.h"
+
+namespace larder {
+
+// At most so many parts make a chunk; more is a confused client.
+inline constexpr size_t kMaxParts = 4096;
+
+bool Overlap(const PartShape& a, const PartShape& b);
+
+// The groups that `parts`, disjoint boxes, tile completely, with the groups
+// they are joint with.
+GroupMask VisibleGroups(const Space& space, std::span<const PartEntry> parts);
+
+// InvalidArgument unless the record is one that this space's engines write:
+// group, shape, tokens, sizes and (if `view`) the place of every segment.
+Status CheckGeometry(const SpaceDescriptor& space, const RecordMeta& meta,
+                     const RecordView* view);
+
+// FailedPrecondition unless a part with this meta may join these parts of the
+// same chunk: no overlap except with the very same shape, same tokens.
+Status CheckJoins(const ChunkEntry& chunk, std::span<const PartEntry> parts,
+                  const RecordMeta& meta);
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_CHUNK_COVER_H_

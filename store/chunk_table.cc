@@ -1,0 +1,128 @@
+#include "store/chunk_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/hash/hash.h"
+#include "absl/strings/string_view.h"
+
+namespace larder {
+namespace {
+
+// What the allocator adds to an array of parts.
+constexpr uint64_t kAllocationBytes = 16;
+
+// All 32 bytes: clients choose ids, and could choose them alike.
+size_t HashOf(SpaceRef space, const ChunkId& id) {
+  return absl::HashOf(
+      Raw(space), absl::string_view(reinterpret_cast<const char*>(id.bytes.data()),
+                                    id.bytes.size()));
+}
+
+}  // namespace
+
+size_t ChunkTable::Hash::operator()(const Key& key) const {
+  return HashOf(key.space, key.id);
+}
+size_t ChunkTable::Hash::operator()(ChunkIndex index) const {
+  const ChunkEntry& chunk = (*table)[index];
+  return HashOf(chunk.space, chunk.id);
+}
+bool ChunkTable::Equal::operator()(ChunkIndex index, const Key& key) const {
+  const ChunkEntry& chunk = (*table)[index];
+  return chunk.space == key.space && chunk.id == key.id;
+}
+
+ChunkTable::ChunkTable()
+    : shards_(kShards, Shard(0, Hash{this}, Equal{this})) {}
+
+ChunkIndex ChunkTable::Find(SpaceRef space, const ChunkId& id) const {
+  const Shard& shard = shards_[ShardOf(id)];
+  const auto it = shard.find(Key{space, id});
+  return it == shard.end() ? kNoChunk : *it;
+}
+
+ChunkIndex ChunkTable::Insert(SpaceRef space, const ChunkId& id) {
+  ChunkIndex index;
+  if (free_.empty()) {
+    index = ChunkIndex{slots_.size()};
+    slots_.Grow(slots_.size() + 1);
+  } else {
+    index = free_.back();
+    free_.pop_back();
+  }
+  ChunkEntry& chunk = slots_[Raw(index)];
+  chunk.space = space;
+  chunk.id = id;
+  chunk.live = true;
+  shards_[ShardOf(id)].insert(index);
+  ++live_;
+  return index;
+}
+
+void ChunkTable::Unlist(ChunkIndex index) {
+  ChunkEntry& chunk = slots_[Raw(index)];
+  shards_[ShardOf(chunk.id)].erase(index);
+  chunk.live = false;
+  --live_;
+}
+
+void ChunkTable::Erase(ChunkIndex index) {
+  ChunkEntry& chunk = slots_[Raw(index)];
+  if (chunk.parts != nullptr) {
+    part_bytes_ -= chunk.part_capacity * sizeof(PartEntry) + kAllocationBytes;
+  }
+  chunk = ChunkEntry{};
+  free_.push_back(index);
+}
+
+PartEntry* ChunkTable::FindPart(ChunkIndex index, uint32_t version) {
+  for (PartEntry& part : Parts(index)) {
+    if (part.version == version) return &part;
+  }
+  return nullptr;
+}
+
+PartEntry* ChunkTable::FindPart(ChunkIndex index, GroupIndex group,
+                                const PartShape& shape) {
+  for (PartEntry& part : Parts(index)) {
+    if (part.group == group && part.shape == shape) return &part;
+  }
+  return nullptr;
+}
+
+PartEntry& ChunkTable::AddPart(ChunkIndex index) {
+  ChunkEntry& chunk = slots_[Raw(index)];
+  if (chunk.part_count == chunk.part_capacity) {
+    const auto capacity =
+        static_cast<uint16_t>(std::max(1, 2 * chunk.part_capacity));
+    auto parts = std::make_unique<PartEntry[]>(capacity);
+    std::move(chunk.parts.get(), chunk.parts.get() + chunk.part_count,
+              parts.get());
+    if (chunk.parts == nullptr) part_bytes_ += kAllocationBytes;
+    part_bytes_ += (capacity - chunk.part_capacity) * sizeof(PartEntry);
+    chunk.parts = std::move(parts);
+    chunk.part_capacity = capacity;
+  }
+  PartEntry& part = chunk.parts[chunk.part_count++];
+  part = PartEntry{};
+  return part;
+}
+
+void ChunkTable::RemovePart(ChunkIndex index, PartEntry* part) {
+  ChunkEntry& chunk = slots_[Raw(index)];
+  PartEntry* last = &chunk.parts[chunk.part_count - 1];
+  if (part != last) *part = *last;
+  --chunk.part_count;
+}
+
+uint64_t ChunkTable::MemoryBytes() const {
+  uint64_t bytes = slots_.MemoryBytes() + free_.capacity() * sizeof(ChunkIndex) +
+                   shards_.capacity() * sizeof(Shard) + part_bytes_;
+  for (const Shard& shard : shards_) {
+    bytes += shard.capacity() * (sizeof(ChunkIndex) + 1);
+  }
+  return bytes;
+}
+
+}  // namespace larder

@@ -1,0 +1,172 @@
+#ifndef LARDER_STORE_CHUNK_TABLE_H_
+#define LARDER_STORE_CHUNK_TABLE_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "absl/container/flat_hash_set.h"
+
+#include "store/hit_rules.h"
+#include "store/policy.h"
+#include "store/slot_array.h"
+#include "store/space_table.h"
+#include "store/tier.h"
+#include "store/types.h"
+#include "store/units.h"
+
+namespace larder {
+
+// One part of a chunk and where its copies are.
+struct PartEntry {
+  uint64_t dram_handle = 0;
+  uint64_t durable_handle = 0;
+  Checksum checksum;  // of the record's header
+  uint64_t record_bytes = 0;
+  PartShape shape;
+  uint32_t dram_pages = 0;
+  uint32_t durable_pages = 0;
+  // Tells this part from any other that ever was in its place, so that work
+  // under way finds out that what it was about is gone.
+  uint32_t version = 0;
+  GroupIndex group{};
+  Lineage lineage = Lineage::kExact;
+
+  // What the write-back knows of it.
+  enum class Writing : uint8_t {
+    kNot = 0,
+    kQueued = 1,   // waits for its turn
+    kRunning = 2,  // its memory is being read by the durable tier
+    kSettled = 3,  // was durable, or was not admitted: nothing is owed to it
+  };
+  Writing writing = Writing::kNot;
+  bool wanted_durable = false;  // a saver waits for it
+
+  Extent dram() const { return {dram_handle, dram_pages * kPageBytes}; }
+  Extent durable() const { return {durable_handle, durable_pages * kPageBytes}; }
+  void set_dram(Extent extent) {
+    dram_handle = extent.handle;
+    dram_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
+  }
+  void set_durable(Extent extent) {
+    durable_handle = extent.handle;
+    durable_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
+  }
+};
+static_assert(sizeof(PartEntry) <= 72);
+
+// A chunk. One that is not `live` any more is found by nobody, and keeps its
+// memory only until its last reader is gone.
+struct ChunkEntry {
+  ChunkId id;
+  ChunkId parent;  // zero if none is known
+  std::unique_ptr<PartEntry[]> parts;
+  Epoch epoch{};
+  int64_t used_ns = 0;              // when last used, on the engine's clock
+  int64_t incomplete_since_ns = 0;  // meaningful if `incomplete`
+  uint64_t bytes = 0;               // of one copy of all parts
+  SpaceRef space{};
+  uint32_t token_begin = 0;
+  uint32_t token_count = 0;
+  uint32_t stop_reason = 0;
+  uint32_t holds = 0;  // slots of holds that pin it
+  uint16_t busy = 0;   // work that reads or writes its memory
+  uint16_t part_count = 0;
+  uint16_t part_capacity = 0;
+  GroupMask visible = 0;  // groups that are covered, with their joint ones
+  Lineage lineage = Lineage::kExact;  // the worst of its parts
+  uint8_t priority = 0;
+  bool live : 1 = false;
+  bool is_tail : 1 = false;
+  bool pinned : 1 = false;
+  bool incomplete : 1 = false;  // has parts of groups that are not visible
+  bool rooted : 1 = false;      // in RootContents
+  bool in_dram : 1 = false;     // known to the policy of the tier
+  bool in_durable : 1 = false;
+  bool dram_readable : 1 = false;  // every visible part has a copy there
+  bool durable_readable : 1 = false;
+  bool checking : 1 = false;  // a reported corruption is being looked into
+
+  bool Idle() const { return holds == 0 && busy == 0; }
+};
+static_assert(sizeof(ChunkEntry) <= 152);
+
+// The index: chunks by (space, id), in dense slots. Not thread-safe.
+class ChunkTable {
+ public:
+  ChunkTable();
+  ChunkTable(const ChunkTable&) = delete;
+  ChunkTable& operator=(const ChunkTable&) = delete;
+
+  ChunkIndex Find(SpaceRef space, const ChunkId& id) const;
+
+  // A new live chunk without parts. REQUIRES: not there.
+  ChunkIndex Insert(SpaceRef space, const ChunkId& id);
+  // Not found any more from here on; the slot stays.
+  void Unlist(ChunkIndex index);
+  // The slot may be given again. REQUIRES: unlisted.
+  void Erase(ChunkIndex index);
+
+  ChunkEntry& operator[](ChunkIndex index) { return slots_[Raw(index)]; }
+  const ChunkEntry& operator[](ChunkIndex index) const {
+    return slots_[Raw(index)];
+  }
+  // Every index ever given is smaller; free slots are not live and have no
+  // parts.
+  uint32_t slots() const { return slots_.size(); }
+  uint64_t live() const { return live_; }
+
+  std::span<PartEntry> Parts(ChunkIndex index) {
+    ChunkEntry& chunk = slots_[Raw(index)];
+    return {chunk.parts.get(), chunk.part_count};
+  }
+  std::span<const PartEntry> Parts(ChunkIndex index) const {
+    const ChunkEntry& chunk = slots_[Raw(index)];
+    return {chunk.parts.get(), chunk.part_count};
+  }
+  // nullptr if there is none. Valid until a part is added or removed.
+  PartEntry* FindPart(ChunkIndex index, uint32_t version);
+  PartEntry* FindPart(ChunkIndex index, GroupIndex group,
+                      const PartShape& shape);
+  PartEntry& AddPart(ChunkIndex index);
+  void RemovePart(ChunkIndex index, PartEntry* part);
+
+  uint64_t MemoryBytes() const;
+
+ private:
+  struct Key {
+    SpaceRef space;
+    const ChunkId& id;
+  };
+  struct Hash {
+    using is_transparent = void;
+    const ChunkTable* table;
+    size_t operator()(const Key& key) const;
+    size_t operator()(ChunkIndex index) const;
+  };
+  struct Equal {
+    using is_transparent = void;
+    const ChunkTable* table;
+    bool operator()(ChunkIndex a, ChunkIndex b) const { return a == b; }
+    bool operator()(ChunkIndex index, const Key& key) const;
+    bool operator()(const Key& key, ChunkIndex index) const {
+      return (*this)(index, key);
+    }
+  };
+  using Shard = absl::flat_hash_set<ChunkIndex, Hash, Equal>;
+  // Growing a shard moves its own entries only: no call waits for more.
+  static constexpr size_t kShards = 256;
+
+  static size_t ShardOf(const ChunkId& id) { return id.bytes[31] % kShards; }
+
+  SlotArray<ChunkEntry> slots_;
+  std::vector<ChunkIndex> free_;
+  std::vector<Shard> shards_;
+  uint64_t live_ = 0;
+  uint64_t part_bytes_ = 0;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_CHUNK_TABLE_H_

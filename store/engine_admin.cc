@@ -1,0 +1,183 @@
+#include <algorithm>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+
+#include "store/engine_impl.h"
+
+namespace larder {
+
+ChunkSummary EngineImpl::Summary(ChunkIndex index) const {
+  const ChunkEntry& chunk = chunks_[index];
+  const Space& space = spaces_[chunk.space];
+  ChunkSummary summary;
+  summary.tenant = space.tenant;
+  summary.space = space.id;
+  summary.id = chunk.id;
+  summary.parent = chunk.parent;
+  summary.token_begin = chunk.token_begin;
+  summary.token_count = chunk.token_count;
+  summary.is_tail = chunk.is_tail;
+  summary.complete = chunk.visible != 0 && !chunk.incomplete;
+  summary.pinned = chunk.pinned;
+  summary.lineage = chunk.lineage;
+  summary.holds = chunk.holds;
+  summary.bytes = chunk.bytes;
+  summary.parts = chunk.part_count;
+  if (chunk.dram_readable) summary.tiers.push_back(dram_.kind());
+  if (chunk.durable_readable) summary.tiers.push_back(durable_->kind());
+  summary.idle = Now() - absl::FromUnixNanos(chunk.used_ns);
+  return summary;
+}
+
+std::vector<ChunkIndex> EngineImpl::FindEverywhere(
+    std::optional<TenantId> tenant, const ChunkId& id) const {
+  std::vector<ChunkIndex> found;
+  for (uint32_t i = 0; i < spaces_.size(); ++i) {
+    const Space& space = spaces_[SpaceRef{i}];
+    if (tenant.has_value() && space.tenant != *tenant) continue;
+    const ChunkIndex index = chunks_.Find(SpaceRef{i}, id);
+    if (index != kNoChunk && chunks_[index].epoch == space.epoch) {
+      found.push_back(index);
+    }
+  }
+  return found;
+}
+
+// In the order of ids. The lock is taken for a piece of the table at a time.
+std::vector<ChunkSummary> EngineImpl::List(
+    std::optional<TenantId> tenant, const std::optional<SpaceId>& space,
+    const std::optional<ChunkId>& after, size_t limit) const {
+  constexpr uint32_t kPiece = 4096;
+  using Place = std::tuple<ChunkId, SpaceRef>;
+  std::set<Place> places;
+  if (limit == 0) return {};
+  for (uint32_t from = 0, end = kPiece; from < end; from = end) {
+    absl::MutexLock lock(&mu_);
+    end = std::min(chunks_.slots(), from + kPiece);
+    for (uint32_t i = from; i < end; ++i) {
+      const ChunkEntry& chunk = chunks_[ChunkIndex{i}];
+      if (!chunk.live || (after.has_value() && chunk.id <= *after)) continue;
+      const Space& its = spaces_[chunk.space];
+      if (chunk.epoch != its.epoch ||
+          (tenant.has_value() && its.tenant != *tenant) ||
+          (space.has_value() && its.id != *space)) {
+        continue;
+      }
+      places.emplace(chunk.id, chunk.space);
+      // Equal ids stay together: the next page begins after an id.
+      while (places.size() > limit &&
+             std::get<0>(*places.rbegin()) !=
+                 std::get<0>(*std::next(places.begin(), limit - 1))) {
+        places.erase(std::prev(places.end()));
+      }
+    }
+  }
+  absl::MutexLock lock(&mu_);
+  std::vector<ChunkSummary> summaries;
+  for (const auto& [id, ref] : places) {
+    const ChunkIndex index = chunks_.Find(ref, id);
+    if (index != kNoChunk) summaries.push_back(Summary(index));
+  }
+  return summaries;
+}
+
+StatusOr<ChunkSummary> EngineImpl::Stat(std::optional<TenantId> tenant,
+                                        const ChunkId& id) const {
+  absl::MutexLock lock(&mu_);
+  const std::vector<ChunkIndex> found = FindEverywhere(tenant, id);
+  if (found.empty()) return absl::NotFoundError("no such chunk");
+  return Summary(found.front());
+}
+
+void EngineImpl::SetPinned(ChunkIndex index, bool pinned, AfterUnlock& after) {
+  ChunkEntry& chunk = chunks_[index];
+  if (chunk.pinned == pinned) return;
+  chunk.pinned = pinned;
+  const Space& space = spaces_[chunk.space];
+  std::string value;
+  if (pinned) value.assign(space.id.bytes.begin(), space.id.bytes.end());
+  PutControl(
+      PinKey(space, chunk.id), std::move(value),
+      [this](Status status) {
+        AfterUnlock then;
+        absl::MutexLock lock(&mu_);
+        NoteHealth(status, then);
+      },
+      after);
+}
+
+Status EngineImpl::Pin(std::optional<TenantId> tenant, const ChunkId& id,
+                       bool pinned) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  const std::vector<ChunkIndex> found = FindEverywhere(tenant, id);
+  if (found.empty()) return absl::NotFoundError("no such chunk");
+  for (const ChunkIndex index : found) SetPinned(index, pinned, after);
+  return absl::OkStatus();
+}
+
+void EngineImpl::AddDescendants(std::vector<ChunkIndex>& chunks) const {
+  using Link = std::pair<SpaceRef, ChunkId>;
+  absl::flat_hash_map<Link, std::vector<ChunkIndex>> children;
+  for (uint32_t i = 0; i < chunks_.slots(); ++i) {
+    const ChunkEntry& chunk = chunks_[ChunkIndex{i}];
+    if (!chunk.live || chunk.parent.IsZero()) continue;
+    children[Link(chunk.space, chunk.parent)].push_back(ChunkIndex{i});
+  }
+  absl::flat_hash_set<ChunkIndex> seen(chunks.begin(), chunks.end());
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const ChunkEntry& chunk = chunks_[chunks[i]];
+    const auto it = children.find(Link(chunk.space, chunk.id));
+    if (it == children.end()) continue;
+    for (const ChunkIndex child : it->second) {
+      if (seen.insert(child).second) chunks.push_back(child);
+    }
+  }
+}
+
+StatusOr<uint64_t> EngineImpl::Evict(std::optional<TenantId> tenant,
+                                     const ChunkId& id, bool subtree) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  std::vector<ChunkIndex> chunks = FindEverywhere(tenant, id);
+  if (chunks.empty()) return absl::NotFoundError("no such chunk");
+  if (subtree) AddDescendants(chunks);
+  for (const ChunkIndex index : chunks) {
+    Drop(index, MissReason::kEvicted, after);
+  }
+  return chunks.size();
+}
+
+StatusOr<uint64_t> EngineImpl::EvictSpace(std::optional<TenantId> tenant,
+                                          const SpaceId& space) {
+  constexpr uint32_t kPiece = 1024;
+  bool known = false;
+  uint64_t count = 0;
+  for (uint32_t from = 0, end = kPiece; from < end; from = end) {
+    AfterUnlock after;
+    absl::MutexLock lock(&mu_);
+    for (uint32_t i = 0; i < spaces_.size() && !known; ++i) {
+      const Space& one = spaces_[SpaceRef{i}];
+      known = one.id == space && (!tenant.has_value() || one.tenant == *tenant);
+    }
+    if (!known) return absl::NotFoundError("no such space");
+    end = std::min(chunks_.slots(), from + kPiece);
+    for (uint32_t i = from; i < end; ++i) {
+      const ChunkEntry& chunk = chunks_[ChunkIndex{i}];
+      const Space& its = spaces_[chunk.space];
+      if (!chunk.live || its.id != space ||
+          (tenant.has_value() && its.tenant != *tenant)) {
+        continue;
+      }
+      Drop(ChunkIndex{i}, MissReason::kEvicted, after);
+      ++count;
+    }
+  }
+  return count;
+}
+
+}  // namespace larder

@@ -1,0 +1,420 @@
+#include <algorithm>
+#include <utility>
+
+#include "store/engine_impl.h"
+
+namespace larder {
+
+// A hold is made in up to three steps. Under the lock: what is there is pinned
+// at once, so that nothing of it goes while room is made. Without the lock:
+// memory for what must come up. Under the lock again: the promotions start and
+// the hold comes into being. If all is in memory, the second is left out.
+
+absl::Duration EngineImpl::HoldTtl(absl::Duration wanted) const {
+  if (wanted <= absl::ZeroDuration()) return options_.hold_ttl;
+  return std::min(wanted, options_.hold_ttl_max);
+}
+
+StatusOr<HoldRecord*> EngineImpl::FindHold(ClientId client, HoldId id,
+                                           bool must_own) {
+  ClientRecord* const record = FindClient(client);
+  if (record == nullptr) return absl::NotFoundError("no such client");
+  HoldRecord* hold = holds_.Find(id);
+  if (hold == nullptr || hold->tenant != record->tenant) {
+    return absl::NotFoundError("no such hold");
+  }
+  if (must_own && hold->Owner(client) == nullptr) {
+    return absl::PermissionDeniedError("the hold is another client's");
+  }
+  return hold;
+}
+
+Status EngineImpl::PlanHold(const HoldRequest& request, HoldPlan& plan) {
+  const ClientRecord* client = FindClient(request.client);
+  if (client == nullptr) return absl::NotFoundError("no such client");
+  plan.tenant = client->tenant;
+  plan.space = spaces_.Find(client->tenant, request.space);
+  plan.now = Now();
+  if (plan.space == kNoSpace) return absl::NotFoundError("no such space");
+  if (request.extend != HoldId{}) {
+    StatusOr<HoldRecord*> hold = FindHold(request.client, request.extend, true);
+    if (!hold.ok()) return hold.status();
+    if ((*hold)->space != plan.space) {
+      return absl::InvalidArgumentError("the hold is of another space");
+    }
+    if ((*hold)->revoked != MissReason::kNone) {
+      return absl::FailedPreconditionError("the hold was revoked");
+    }
+  } else if (client->holds.size() >= options_.holds_per_client) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a client may have ", options_.holds_per_client, " holds"));
+  }
+  uint64_t budget =
+      options_.held_bytes_per_client -
+      std::min(client->held_bytes, options_.held_bytes_per_client);
+  MissReason stopped = MissReason::kNone;
+  plan.slots.reserve(request.ids.size());
+  for (const ChunkId& id : request.ids) {
+    PlannedSlot& planned = plan.slots.emplace_back();
+    if (stopped != MissReason::kNone) {
+      planned.slot.reason = stopped;
+      continue;
+    }
+    const MissReason reason = PlanSlot(request, id, budget, plan, planned);
+    planned.slot.reason = reason;
+    budget -= planned.slot.bytes;
+    if (reason != MissReason::kNone && request.prefix_only) stopped = reason;
+  }
+  return absl::OkStatus();
+}
+
+MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
+                                uint64_t budget, HoldPlan& plan,
+                                PlannedSlot& planned) {
+  const Found found = Look(plan.space, id, request.worst_lineage);
+  if (found.chunk == kNoChunk) return found.reason;
+  ChunkEntry& chunk = chunks_[found.chunk];
+  if (chunk.bytes > budget) {
+    plan.over_budget = true;
+    return MissReason::kBusy;
+  }
+  if (found.state == ChunkState::kDurable &&
+      !promotions_.contains(found.chunk)) {
+    planned.plan = PlanPromotion(found.chunk);
+    if (!planned.plan.has_value()) return MissReason::kBusy;
+    plan.must_allocate = true;
+  }
+  if (found.state == ChunkState::kDurable && request.deadline <= plan.now) {
+    return MissReason::kDeadline;  // comes up all the same, for the next one
+  }
+  ++chunk.holds;
+  chunk.used_ns = absl::ToUnixNanos(plan.now);
+  planned.slot.chunk = found.chunk;
+  planned.slot.pending = found.state == ChunkState::kDurable;
+  planned.slot.bytes = chunk.bytes;
+  return MissReason::kNone;
+}
+
+void EngineImpl::AllocatePlans(const HoldRequest& request, HoldPlan& plan) {
+  for (PlannedSlot& planned : plan.slots) {
+    if (!planned.plan.has_value()) continue;
+    if (!AllocatePlan(*planned.plan).ok()) {
+      planned.slot.reason = MissReason::kBusy;
+      if (request.prefix_only) return;
+    }
+  }
+}
+
+// Starts what got its memory; lets go of the rest and, for a prefix, of all
+// that comes after the first that cannot be had.
+void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
+                             AfterUnlock& after) {
+  MissReason stopped = MissReason::kNone;
+  for (PlannedSlot& planned : plan.slots) {
+    HoldSlot& slot = planned.slot;
+    if (planned.plan.has_value()) {
+      if (slot.reason == MissReason::kBusy || stopped != MissReason::kNone) {
+        CancelPlan(*planned.plan, after);
+      } else {
+        StartPromotion(*planned.plan, after);
+      }
+      planned.plan.reset();
+    }
+    if (slot.reason == MissReason::kNone) slot.reason = stopped;
+    if (slot.chunk != kNoChunk && slot.reason == MissReason::kNone) {
+      const ChunkEntry& chunk = chunks_[slot.chunk];
+      if (!chunk.live) {
+        slot.reason = misses_.Find(chunk.space, chunk.id);
+      } else if (chunk.epoch != spaces_[chunk.space].epoch) {
+        slot.reason = MissReason::kEpoch;
+      }
+    }
+    if (slot.chunk != kNoChunk && slot.reason == MissReason::kNone) {
+      slot.pending = promotions_.contains(slot.chunk);
+      // Its promotion failed, or it was evicted, while room was made.
+      if (!slot.pending && !chunks_[slot.chunk].dram_readable) {
+        slot.reason = MissReason::kBusy;
+      }
+    }
+    if (slot.chunk != kNoChunk && slot.reason != MissReason::kNone) {
+      const ChunkIndex chunk = std::exchange(slot.chunk, kNoChunk);
+      slot.pending = false;
+      slot.bytes = 0;
+      Unhold(chunk, after);
+    }
+    if (slot.reason != MissReason::kNone && request.prefix_only) {
+      stopped = slot.reason;
+    }
+  }
+}
+
+void EngineImpl::AbandonPlan(HoldPlan& plan, AfterUnlock& after) {
+  for (PlannedSlot& planned : plan.slots) {
+    if (planned.plan.has_value()) CancelPlan(*planned.plan, after);
+    if (planned.slot.chunk != kNoChunk) Unhold(planned.slot.chunk, after);
+  }
+}
+
+StatusOr<HoldReply> EngineImpl::FinishHold(
+    const HoldRequest& request, HoldPlan& plan, HoldProgress progress,
+    AfterUnlock& after) {
+  ClientRecord* client = FindClient(request.client);
+  HoldRecord* hold = nullptr;
+  Status status;
+  if (client == nullptr) {
+    status = absl::NotFoundError("no such client");
+  } else if (request.extend != HoldId{}) {
+    hold = holds_.Find(request.extend);
+    if (hold == nullptr || hold->Owner(request.client) == nullptr ||
+        hold->revoked != MissReason::kNone) {
+      status = absl::FailedPreconditionError("the hold was revoked");
+    }
+  }
+  if (!status.ok()) {
+    AbandonPlan(plan, after);
+    return status;
+  }
+  SettlePlans(request, plan, after);
+  const bool any = std::any_of(
+      plan.slots.begin(), plan.slots.end(),
+      [](const PlannedSlot& p) { return p.slot.chunk != kNoChunk; });
+  HoldReply reply;
+  if (!any && plan.over_budget) {
+    return absl::ResourceExhaustedError("the client's held bytes are used up");
+  }
+  if (!any && hold == nullptr) {
+    for (const PlannedSlot& planned : plan.slots) DrawChunk(planned.slot, reply);
+    return reply;
+  }
+  if (hold == nullptr) {
+    hold = &holds_.New();
+    hold->tenant = plan.tenant;
+    hold->space = plan.space;
+    hold->owners.push_back({request.client, {}});
+    client->holds.insert(hold->id);
+  }
+  const size_t from = hold->slots.size();
+  uint64_t bytes = 0;
+  for (const PlannedSlot& planned : plan.slots) {
+    hold->slots.push_back(planned.slot);
+    bytes += planned.slot.bytes;
+    counters_.holds_granted += planned.slot.chunk != kNoChunk ? 1 : 0;
+  }
+  hold->bytes += bytes;
+  held_bytes_ += bytes;
+  for (const HoldOwner& owner : hold->owners) {
+    FindClient(owner.client)->held_bytes += bytes;
+  }
+  hold->expires = std::max(hold->expires, plan.now + HoldTtl(request.ttl));
+  Expire(hold->expires, ExpiryQueue::What::kHold, Raw(hold->id), after);
+  WaitFor(*hold, from, request.client, request.deadline, std::move(progress),
+          after);
+  std::vector<ChunkIndex> used;
+  for (size_t i = from; i < hold->slots.size(); ++i) {
+    used.push_back(hold->slots[i].chunk);
+  }
+  TouchPrefix(used, plan.now);
+  Draw(*hold, from, reply);
+  return reply;
+}
+
+// Registers the client for what is pending of the slots from `from` on.
+void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
+                         std::optional<absl::Time> deadline,
+                         HoldProgress progress, AfterUnlock& after) {
+  std::shared_ptr<ProgressGate> gate;
+  for (size_t i = from; i < hold.slots.size(); ++i) {
+    const HoldSlot& slot = hold.slots[i];
+    if (!slot.pending) continue;
+    if (gate == nullptr) {
+      gate = std::make_shared<ProgressGate>(std::move(progress));
+      hold.Owner(client)->gates.push_back(gate);
+    }
+    std::vector<Waiter>& waiters = promotions_.at(slot.chunk)->waiters;
+    Waiter waiter{hold.id, client, static_cast<uint32_t>(i),
+                  absl::InfiniteFuture(), gate};
+    if (deadline.has_value()) {
+      waiter.deadline = *deadline;
+    } else {
+      // Who attaches waits as long as who made the hold.
+      for (const Waiter& other : waiters) {
+        if (other.hold == hold.id && other.index == i) {
+          waiter.deadline = other.deadline;
+        }
+      }
+    }
+    Expire(waiter.deadline, ExpiryQueue::What::kWaiters, Raw(slot.chunk), after);
+    waiters.push_back(std::move(waiter));
+  }
+}
+
+void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
+  HeldChunk& held = reply.chunks.emplace_back();
+  held.reason = slot.reason;
+  if (slot.chunk == kNoChunk) return;
+  held.state = slot.pending ? ChunkState::kPending : ChunkState::kReady;
+  const ChunkEntry& chunk = chunks_[slot.chunk];
+  const auto promotion = promotions_.find(slot.chunk);
+  for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
+    Extent extent = part.dram();
+    if (!extent && promotion != promotions_.end()) {
+      for (const Promotion::Part& promoted : promotion->second->parts) {
+        if (promoted.version == part.version) extent = promoted.dram;
+      }
+    }
+    if (!extent || (chunk.visible >> Raw(part.group) & 1) == 0) continue;
+    HeldPart& out = held.parts.emplace_back();
+    out.group = part.group;
+    out.shape = part.shape;
+    out.record_bytes = part.record_bytes;
+    out.checksum = part.checksum;
+    out.address = dram_.Address(extent);
+  }
+}
+
+void EngineImpl::Draw(const HoldRecord& hold, size_t from, HoldReply& reply) {
+  reply.hold = hold.id;
+  reply.expires = hold.expires;
+  for (size_t i = from; i < hold.slots.size(); ++i) {
+    DrawChunk(hold.slots[i], reply);
+  }
+}
+
+StatusOr<HoldReply> EngineImpl::Hold(const HoldRequest& request,
+                                     HoldProgress progress) {
+  HoldPlan plan;
+  {
+    AfterUnlock after;
+    absl::MutexLock lock(&mu_);
+    LARDER_RETURN_IF_ERROR(PlanHold(request, plan));
+    if (!plan.must_allocate) {
+      return FinishHold(request, plan, std::move(progress), after);
+    }
+  }
+  AllocatePlans(request, plan);
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  return FinishHold(request, plan, std::move(progress), after);
+}
+
+StatusOr<HoldReply> EngineImpl::AttachHold(ClientId client, HoldId id,
+                                           HoldProgress progress) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  StatusOr<HoldRecord*> found = FindHold(client, id, false);
+  if (!found.ok()) return found.status();
+  HoldRecord& hold = **found;
+  if (hold.revoked != MissReason::kNone) {
+    return absl::FailedPreconditionError("the hold was revoked");
+  }
+  if (hold.Owner(client) == nullptr) {
+    ClientRecord& record = *FindClient(client);
+    if (record.holds.size() >= options_.holds_per_client ||
+        hold.bytes > options_.held_bytes_per_client -
+                         std::min(record.held_bytes,
+                                  options_.held_bytes_per_client)) {
+      return absl::ResourceExhaustedError("the client's holds are used up");
+    }
+    record.holds.insert(id);
+    record.held_bytes += hold.bytes;
+    hold.owners.push_back({client, {}});
+  }
+  WaitFor(hold, 0, client, std::nullopt, std::move(progress), after);
+  HoldReply reply;
+  Draw(hold, 0, reply);
+  return reply;
+}
+
+StatusOr<absl::Time> EngineImpl::RenewHold(ClientId client, HoldId id,
+                                           absl::Duration ttl) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  StatusOr<HoldRecord*> found = FindHold(client, id, true);
+  if (!found.ok()) return found.status();
+  HoldRecord& hold = **found;
+  if (hold.revoked != MissReason::kNone) {
+    return absl::FailedPreconditionError("the hold was revoked");
+  }
+  // Its entry in the queue finds the new time when it falls due.
+  hold.expires = std::max(hold.expires, Now() + HoldTtl(ttl));
+  return hold.expires;
+}
+
+Status EngineImpl::ReleaseHold(ClientId client, HoldId id) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  StatusOr<HoldRecord*> found = FindHold(client, id, true);
+  if (!found.ok()) return found.status();
+  ReleaseOwner(**found, client, after);
+  return absl::OkStatus();
+}
+
+void EngineImpl::UnpinSlot(HoldRecord& hold, HoldSlot& slot,
+                           AfterUnlock& after) {
+  const ChunkIndex chunk = std::exchange(slot.chunk, kNoChunk);
+  hold.bytes -= slot.bytes;
+  held_bytes_ -= slot.bytes;
+  for (const HoldOwner& owner : hold.owners) {
+    FindClient(owner.client)->held_bytes -= slot.bytes;
+  }
+  slot.bytes = 0;
+  Unhold(chunk, after);
+}
+
+void EngineImpl::ReleaseOwner(HoldRecord& hold, ClientId client,
+                              AfterUnlock& after) {
+  const auto owner = std::find_if(
+      hold.owners.begin(), hold.owners.end(),
+      [client](const HoldOwner& o) { return o.client == client; });
+  for (std::shared_ptr<ProgressGate>& gate : owner->gates) {
+    after.Call([gate = std::move(gate)] { gate->Close(); });
+  }
+  hold.owners.erase(owner);
+  ClientRecord& record = *FindClient(client);
+  record.holds.erase(hold.id);
+  record.held_bytes -= hold.bytes;
+  if (!hold.owners.empty()) return;
+  for (HoldSlot& slot : hold.slots) {
+    if (slot.chunk != kNoChunk) UnpinSlot(hold, slot, after);
+  }
+  holds_.Erase(hold.id);
+}
+
+void EngineImpl::Revoke(HoldRecord& hold, MissReason reason,
+                        AfterUnlock& after) {
+  if (hold.revoked != MissReason::kNone) return;
+  hold.revoked = reason;
+  for (const HoldOwner& owner : hold.owners) {
+    after.Call([gate = FindClient(owner.client)->revoked, id = hold.id, reason] {
+      gate->Call(id, reason);
+    });
+  }
+}
+
+void EngineImpl::ReportCorrupt(ClientId client, HoldId id,
+                               const ChunkId& chunk_id) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  StatusOr<HoldRecord*> found = FindHold(client, id, true);
+  if (!found.ok()) return;
+  for (const HoldSlot& slot : (*found)->slots) {
+    if (slot.chunk == kNoChunk || slot.pending) continue;
+    ChunkEntry& chunk = chunks_[slot.chunk];
+    if (chunk.id != chunk_id || !chunk.live || chunk.checking) continue;
+    chunk.checking = true;
+    ++chunk.busy;
+    std::vector<WriteJob> parts;
+    for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
+      if (part.dram_handle == 0) continue;
+      parts.push_back({slot.chunk, part.version, part.dram(),
+                       Expect(slot.chunk, part)});
+    }
+    after.Call([this, chunk = slot.chunk, parts = std::move(parts)]() mutable {
+      Post([this, chunk, parts = std::move(parts)]() mutable {
+        CheckReported(chunk, std::move(parts));
+      });
+    });
+  }
+}
+
+}  // namespace larder

@@ -1,0 +1,528 @@
+#ifndef LARDER_STORE_ENGINE_IMPL_H_
+#define LARDER_STORE_ENGINE_IMPL_H_
+
+// The engine's private half. One class, whose methods lie in a file per noun:
+//
+//   engine.cc           opening, clients, spaces, timers, statistics
+//   engine_match.cc     match, lookup, why-miss
+//   engine_hold.cc      holds
+//   engine_save.cc      reservations and commits
+//   engine_admin.cc     list, stat, pin, evict
+//   engine_scrub.cc     verification of reported and of all copies
+//   placement.cc        what is where: parts come and go, eviction
+//   promotion.cc        durable tier -> memory
+//   write_back.cc       memory -> durable tier, drain
+//   recovery.cc         the index from the durable tier; controls
+//
+// Discipline: everything mutable is guarded by one mutex, under which there is
+// no I/O, no copying, no call of a tier that may work and no callback. What a
+// method decides to do outside goes into an AfterUnlock declared before the
+// lock. Work on the executor and tier callbacks hold no pointers into tables:
+// they name a chunk by index and a part by version, and look again.
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+
+#include "store/after_unlock.h"
+#include "store/callback_gate.h"
+#include "store/chunk_table.h"
+#include "store/engine.h"
+#include "store/expiry_queue.h"
+#include "store/hold_table.h"
+#include "store/lifeline.h"
+#include "store/remembered_misses.h"
+#include "store/reservation_table.h"
+#include "store/root_contents.h"
+#include "store/space_table.h"
+
+namespace larder {
+
+// What a record must be to be the one that the index means. The header's
+// checksum binds everything else to it.
+struct ExpectedRecord {
+  TenantId tenant{};
+  SpaceId space;
+  ChunkId chunk;
+  GroupIndex group{};
+  PartShape shape;
+  uint64_t record_bytes = 0;
+  Checksum checksum;
+};
+// DataLoss unless `memory` starts with that record, payload included (if
+// asked for). Reads every byte: for the executor.
+Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
+                         bool payload, RecordMeta* meta = nullptr);
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(EngineOptions options, Dependencies dependencies);
+  ~EngineImpl() override;
+
+  // Reads what the durable tier kept. Once, before anything else.
+  Status Recover() ABSL_LOCKS_EXCLUDED(mu_);
+
+  void Drain(absl::AnyInvocable<void(Status) &&> done) override;
+  ClientId AddClient(TenantId tenant, HoldRevoked revoked) override;
+  void RemoveClient(ClientId client) override;
+  StatusOr<SpaceInfo> OpenSpace(TenantId tenant,
+                                const SpaceDescriptor& descriptor) override;
+  void AdvanceEpoch(
+      TenantId tenant, const SpaceId& space,
+      absl::AnyInvocable<void(StatusOr<Epoch>) &&> done) override;
+  std::vector<SpaceInfo> Spaces(TenantId tenant) const override;
+
+  MatchResult Match(const MatchRequest& request) override;
+  std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,
+                                 std::span<const ChunkId> ids) override;
+  void Prefetch(TenantId tenant, const SpaceId& space,
+                std::span<const ChunkId> ids) override;
+  StatusOr<HoldReply> Hold(const HoldRequest& request,
+                           HoldProgress progress) override;
+  StatusOr<HoldReply> AttachHold(ClientId client, HoldId hold,
+                                 HoldProgress progress) override;
+  StatusOr<absl::Time> RenewHold(ClientId client, HoldId hold,
+                                 absl::Duration ttl) override;
+  Status ReleaseHold(ClientId client, HoldId hold) override;
+  void ReportCorrupt(ClientId client, HoldId hold, const ChunkId& id) override;
+
+  StatusOr<ReservationId> Reserve(const ReserveRequest& request) override;
+  void Commit(CommitRequest request, SaveProgress progress) override;
+  Status Abort(ClientId client, ReservationId reservation) override;
+
+  std::vector<ChunkSummary> List(std::optional<TenantId> tenant,
+                                 const std::optional<SpaceId>& space,
+                                 const std::optional<ChunkId>& after,
+                                 size_t limit) const override;
+  StatusOr<ChunkSummary> Stat(std::optional<TenantId> tenant,
+                              const ChunkId& id) const override;
+  Status Pin(std::optional<TenantId> tenant, const ChunkId& id,
+             bool pinned) override;
+  StatusOr<uint64_t> Evict(std::optional<TenantId> tenant, const ChunkId& id,
+                           bool subtree) override;
+  StatusOr<uint64_t> EvictSpace(std::optional<TenantId> tenant,
+                                const SpaceId& space) override;
+  MissAnswer WhyMiss(TenantId tenant, const SpaceId& space, const ChunkId& id,
+                     const Sha256Digest& root_content) const override;
+  void Verify(TierKind tier,
+              absl::AnyInvocable<bool(const VerifyProgress&)> progress) override;
+
+  EngineStats Stats() const override;
+  EventLog& Events() override { return events_; }
+
+ private:
+  struct ClientRecord {
+    TenantId tenant{};
+    std::shared_ptr<RevokedGate> revoked;
+    std::set<HoldId> holds;
+    std::set<ReservationId> reservations;
+    uint64_t held_bytes = 0;
+    uint64_t reserved_bytes = 0;
+  };
+
+  // What is known of one id at this moment.
+  struct Found {
+    ChunkIndex chunk = kNoChunk;  // unless state is kMiss or kPending
+    ChunkState state = ChunkState::kMiss;
+    MissReason reason = MissReason::kNone;
+  };
+
+  // A promotion that is being prepared: the chunk is kept busy, its bytes are
+  // counted, memory is found without the lock.
+  struct PromotionPlan {
+    struct Part {
+      uint32_t version = 0;
+      uint64_t record_bytes = 0;
+      Extent extent;
+    };
+    ChunkIndex chunk = kNoChunk;
+    TenantId tenant{};
+    std::vector<Part> parts;
+    uint64_t bytes = 0;
+  };
+  // One that reads.
+  struct Waiter {
+    HoldId hold{};
+    ClientId client{};
+    uint32_t index = 0;  // of the slot
+    absl::Time deadline;
+    std::shared_ptr<ProgressGate> gate;
+  };
+  struct Promotion {
+    struct Part {
+      uint32_t version = 0;
+      Extent dram, durable;
+      ExpectedRecord expected;
+      size_t reads_left = 0;
+      Status status;
+    };
+    ChunkIndex chunk = kNoChunk;
+    std::vector<Part> parts;
+    size_t parts_left = 0;
+    uint64_t bytes = 0;
+    absl::Time started;
+    std::vector<Waiter> waiters;
+  };
+
+  struct PlannedSlot {
+    HoldSlot slot;
+    std::optional<PromotionPlan> plan;
+  };
+  struct HoldPlan {
+    TenantId tenant{};
+    SpaceRef space = kNoSpace;
+    absl::Time now;
+    std::vector<PlannedSlot> slots;
+    bool must_allocate = false;
+    bool over_budget = false;
+  };
+
+  // A commit whose copy is under way.
+  struct SaveWork {
+    std::shared_ptr<const SpaceDescriptor> descriptor;
+    SpaceId space_id;
+    Reservation reservation;  // owns the extent until published
+    ByteSpan source;
+    std::shared_ptr<void> keep_alive;
+    SaveHints hints;
+    std::shared_ptr<SaveTicket> ticket;
+    RecordMeta meta;
+    Lineage own_lineage = Lineage::kExact;  // as the client said
+  };
+  // What the first look under the lock said; if the second one differs, the
+  // header is stamped again.
+  struct SaveStamp {
+    Epoch epoch{};
+    Lineage lineage{};
+    uint32_t part_version = 0;  // of the part that is there already; 0 = none
+    bool operator==(const SaveStamp&) const = default;
+  };
+
+  struct WriteJob {
+    ChunkIndex chunk = kNoChunk;
+    uint32_t version = 0;
+    Extent dram;
+    ExpectedRecord expected;
+  };
+
+  struct Control {
+    std::string key, value;
+    absl::AnyInvocable<void(Status) &&> done;
+  };
+
+  // Why nothing could be evicted, for the message.
+  struct Obstacles {
+    uint64_t held = 0, pinned = 0, busy = 0, unwritten = 0;
+    std::string ToString() const;
+  };
+  class DramEvictable;
+  class DurableEvictable;
+  struct Scan;
+
+  using PartKey = std::pair<ChunkIndex, uint32_t>;
+  using SaveKey = std::pair<SpaceRef, ChunkId>;
+
+  // -- engine.cc
+  void Post(Task task);
+  Tier::Done Guard(Tier::Done done);
+  absl::Time Now() const { return clock_.Now(); }
+  void Expire(absl::Time when, ExpiryQueue::What what, uint64_t id,
+              AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ArmTimer(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnTimer() ABSL_LOCKS_EXCLUDED(mu_);
+  void OnDue(const ExpiryQueue::Entry& entry, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ClientRecord* FindClient(ClientId client) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Emit(EventType type, TenantId tenant, const SpaceId& space,
+            const ChunkId& chunk, TierKind tier, MissReason reason,
+            std::string detail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EmitChunk(EventType type, const ChunkEntry& chunk, TierKind tier,
+                 MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SweepEpoch(SpaceRef space, uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
+  uint64_t IndexBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- engine_match.cc
+  Found Look(SpaceRef space, const ChunkId& id, Lineage worst) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The space in which a visible root chunk of this content lies, if it is
+  // another one.
+  std::shared_ptr<const SpaceDescriptor> OtherSpaceOf(
+      TenantId tenant, SpaceRef space, const Sha256Digest& content) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TouchPrefix(std::span<const ChunkIndex> prefix, absl::Time now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Duration LoadEstimate(std::span<const ChunkIndex> prefix) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- engine_hold.cc
+  Status PlanHold(const HoldRequest& request, HoldPlan& plan)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  MissReason PlanSlot(const HoldRequest& request, const ChunkId& id,
+                      uint64_t budget, HoldPlan& plan, PlannedSlot& planned)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AllocatePlans(const HoldRequest& request, HoldPlan& plan)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  StatusOr<HoldReply> FinishHold(const HoldRequest& request, HoldPlan& plan,
+                                 HoldProgress progress, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SettlePlans(const HoldRequest& request, HoldPlan& plan,
+                   AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AbandonPlan(HoldPlan& plan, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Draw(const HoldRecord& hold, size_t from, HoldReply& reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WaitFor(HoldRecord& hold, size_t from, ClientId client,
+               std::optional<absl::Time> deadline, HoldProgress progress,
+               AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DrawChunk(const HoldSlot& slot, HoldReply& reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void UnpinSlot(HoldRecord& hold, HoldSlot& slot, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReleaseOwner(HoldRecord& hold, ClientId client, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Revoke(HoldRecord& hold, MissReason reason, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  StatusOr<HoldRecord*> FindHold(ClientId client, HoldId hold, bool must_own)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Duration HoldTtl(absl::Duration wanted) const;
+
+  // -- engine_save.cc
+  const PartEntry* PartThere(SpaceRef space, const ChunkId& id,
+                             GroupIndex group, const PartShape& shape,
+                             Lineage lineage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Status CheckReserve(const ReserveRequest& request, Reservation& reservation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PendingSave(const Reservation& reservation, int by)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  StatusOr<Reservation*> FindReservation(ClientId client, ReservationId id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndReservation(const Reservation& reservation, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropReservation(ReservationId id, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Status StartSave(CommitRequest& request, std::shared_ptr<SaveTicket> ticket,
+                   AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunSave(std::shared_ptr<SaveWork> work) ABSL_LOCKS_EXCLUDED(mu_);
+  Status CopyIn(SaveWork& work) ABSL_LOCKS_EXCLUDED(mu_);
+  bool TryPublish(SaveWork& work) ABSL_LOCKS_EXCLUDED(mu_);
+  StatusOr<SaveStamp> StampOf(const SaveWork& work)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool JoinPresent(SaveWork& work, const SaveStamp& stamp, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AckPresent(SaveWork& work, const ChunkId& id, GroupIndex group,
+                  const PartShape& shape, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Acknowledge(ChunkIndex index, PartEntry& part,
+                   std::shared_ptr<SaveTicket> ticket, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ChunkIndex NewChunk(SpaceRef space, const RecordMeta& meta,
+                      const SaveHints& hints)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Publish(SaveWork& work, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RejectSave(SaveWork& work, const Status& status, SaveStage stage,
+                  AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndCopy(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- placement.cc
+  // After the parts of a chunk changed: puts its summary, the policies, the
+  // events and its expiry right, and drops it if nothing is left.
+  void Settle(ChunkIndex index, MissReason why, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Summarize(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SettlePolicies(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ChunkFeatures FeaturesOf(const ChunkEntry& chunk, bool dram) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Drop(ChunkIndex index, MissReason why, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RemovePart(ChunkIndex index, PartEntry* part, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Removes what is left of the groups in `before` that are visible no more.
+  void RemoveBroken(ChunkIndex index, GroupMask before, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RetireDram(ChunkIndex index, Extent extent, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unbusy(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unhold(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReleaseIfIdle(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ExpireIncomplete(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  StatusOr<Extent> AllocateDram(TenantId tenant, uint64_t bytes)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  StatusOr<Extent> AllocateDurable(TenantId tenant, uint64_t bytes)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  bool EvictOneFromDram(Obstacles& obstacles, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool DemoteOne(Obstacles& obstacles, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Clean(const PartEntry& part) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Clean(ChunkIndex index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EvictFromDram(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EvictFromDurable(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DemoteAhead() ABSL_LOCKS_EXCLUDED(mu_);
+  // The copy in `tier` is bad: it goes, and what was covered only by it.
+  void DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
+                   AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ExpectedRecord Expect(ChunkIndex index, const PartEntry& part) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- promotion.cc
+  std::optional<PromotionPlan> PlanPromotion(ChunkIndex index)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Status AllocatePlan(PromotionPlan& plan) ABSL_LOCKS_EXCLUDED(mu_);
+  void CancelPlan(PromotionPlan& plan, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StartPromotion(PromotionPlan& plan, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReadPromotion(std::shared_ptr<Promotion> promotion)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void OnPieceRead(std::shared_ptr<Promotion> promotion, size_t part,
+                   const Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  void CheckPromoted(std::shared_ptr<Promotion> promotion, size_t part)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void FinishPromotion(Promotion& promotion, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  MissReason LandPart(Promotion& promotion, Promotion::Part& part,
+                      AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Answer(const Waiter& waiter, ChunkIndex chunk, MissReason reason,
+              AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AnswerLateWaiters(ChunkIndex chunk, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- write_back.cc
+  void QueueWrite(ChunkIndex index, PartEntry& part)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void QueueWrites(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unqueue(PartEntry& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PumpWrites(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool StartWrite(const PartKey& key, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunWrite(const WriteJob& job) ABSL_LOCKS_EXCLUDED(mu_);
+  void FinishWrite(const WriteJob& job, Extent extent, const Status& status)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void WriteFailed(const WriteJob& job, PartEntry* part, const Status& status,
+                   AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void NoteHealth(const Status& status, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TellWaiters(PartKey key, const Status& status, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void QueueAllUnwritten(uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
+  void CheckDrained(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- recovery.cc
+  void RecoverSpaces(const std::map<std::string, std::string>& controls)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RecoverPins(const std::map<std::string, std::string>& controls)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RecoverRecord(const RecordMeta& meta, Extent extent, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PutControl(std::string key, std::string value, Tier::Done done,
+                  AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PumpControls(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StoreSpace(SpaceRef ref, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static std::string PinKey(const Space& space, const ChunkId& id);
+
+  // -- engine_admin.cc
+  ChunkSummary Summary(ChunkIndex index) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::vector<ChunkIndex> FindEverywhere(std::optional<TenantId> tenant,
+                                         const ChunkId& id) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AddDescendants(std::vector<ChunkIndex>& chunks) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SetPinned(ChunkIndex index, bool pinned, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- engine_scrub.cc
+  void CheckReported(ChunkIndex chunk, std::vector<WriteJob> parts)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void CountForScan(std::shared_ptr<Scan> scan, uint32_t from)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void ScanNext(std::shared_ptr<Scan> scan) ABSL_LOCKS_EXCLUDED(mu_);
+  bool PickForScan(Scan& scan) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ScanPart(std::shared_ptr<Scan> scan) ABSL_LOCKS_EXCLUDED(mu_);
+  void OnScanRead(std::shared_ptr<Scan> scan, Status status)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void EndScanPart(std::shared_ptr<Scan> scan, const Status& status)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Constant after construction.
+  const EngineOptions options_;
+  Clock& clock_;
+  Executor& executor_;
+  MemoryTier& dram_;
+  DurableTier* const durable_;  // may be null
+  const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
+
+  // Synchronizes itself.
+  EventLog events_;
+
+  mutable absl::Mutex mu_;
+  const std::unique_ptr<EvictionPolicy> dram_policy_ ABSL_PT_GUARDED_BY(mu_);
+  const std::unique_ptr<EvictionPolicy> durable_policy_ ABSL_PT_GUARDED_BY(mu_);
+  ChunkTable chunks_ ABSL_GUARDED_BY(mu_);
+  SpaceTable spaces_ ABSL_GUARDED_BY(mu_);
+  HoldTable holds_ ABSL_GUARDED_BY(mu_);
+  ReservationTable reservations_ ABSL_GUARDED_BY(mu_);
+  std::map<ClientId, ClientRecord> clients_ ABSL_GUARDED_BY(mu_);
+  RememberedMisses misses_ ABSL_GUARDED_BY(mu_);
+  RootContents roots_ ABSL_GUARDED_BY(mu_);
+  ExpiryQueue expiries_ ABSL_GUARDED_BY(mu_);
+  absl::Time armed_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+
+  // Saves of known ids that are under way: kPending.
+  absl::flat_hash_map<SaveKey, uint32_t> pending_saves_ ABSL_GUARDED_BY(mu_);
+  // Memory that a chunk's readers may still look at, though it is not the
+  // chunk's any more.
+  absl::flat_hash_map<ChunkIndex, std::vector<Extent>> retired_
+      ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<ChunkIndex, std::shared_ptr<Promotion>> promotions_
+      ABSL_GUARDED_BY(mu_);
+  uint64_t promoting_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t reserved_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+
+  std::deque<PartKey> write_queue_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<PartKey, std::vector<std::shared_ptr<SaveTicket>>>
+      durable_waiters_ ABSL_GUARDED_BY(mu_);
+  uint64_t writing_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t backlog_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool degraded_ ABSL_GUARDED_BY(mu_) = false;  // the durable tier refuses
+  bool sweeping_unwritten_ ABSL_GUARDED_BY(mu_) = false;
+  uint64_t copies_running_ ABSL_GUARDED_BY(mu_) = 0;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  Status drain_status_ ABSL_GUARDED_BY(mu_);
+  std::vector<absl::AnyInvocable<void(Status) &&>> drained_
+      ABSL_GUARDED_BY(mu_);
+
+  std::deque<Control> controls_ ABSL_GUARDED_BY(mu_);
+  bool control_running_ ABSL_GUARDED_BY(mu_) = false;
+
+  uint64_t last_client_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t last_generation_ ABSL_GUARDED_BY(mu_) = 0;
+  uint32_t last_version_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t incomplete_chunks_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t held_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  double dram_speed_ ABSL_GUARDED_BY(mu_);
+  double durable_speed_ ABSL_GUARDED_BY(mu_);
+  EngineStats counters_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_ENGINE_IMPL_H_

@@ -1,0 +1,174 @@
+#include <algorithm>
+#include <utility>
+
+#include "store/engine_impl.h"
+#include "store/hit_rules.h"
+
+namespace larder {
+
+EngineImpl::Found EngineImpl::Look(SpaceRef space, const ChunkId& id,
+                                   Lineage worst) const {
+  const ChunkIndex index = chunks_.Find(space, id);
+  if (index == kNoChunk || chunks_[index].visible == 0 ||
+      chunks_[index].epoch != spaces_[space].epoch) {
+    const bool old = index != kNoChunk &&
+                     chunks_[index].epoch != spaces_[space].epoch;
+    if ((index != kNoChunk && !old) ||
+        pending_saves_.contains(SaveKey(space, id))) {
+      return {kNoChunk, ChunkState::kPending, MissReason::kIncomplete};
+    }
+    return {kNoChunk, ChunkState::kMiss,
+            old ? MissReason::kEpoch : misses_.Find(space, id)};
+  }
+  const ChunkEntry& chunk = chunks_[index];
+  if (chunk.lineage > worst) {
+    return {kNoChunk, ChunkState::kMiss, MissReason::kLineage};
+  }
+  return {index,
+          chunk.dram_readable ? ChunkState::kReady : ChunkState::kDurable,
+          MissReason::kNone};
+}
+
+std::shared_ptr<const SpaceDescriptor> EngineImpl::OtherSpaceOf(
+    TenantId tenant, SpaceRef space, const Sha256Digest& content) const {
+  if (content.IsZero()) return nullptr;
+  const std::vector<ChunkIndex>* chunks = roots_.Find(tenant, content);
+  if (chunks == nullptr) return nullptr;
+  for (const ChunkIndex index : *chunks) {
+    const ChunkEntry& chunk = chunks_[index];
+    if (chunk.space != space && chunk.visible != 0 &&
+        chunk.epoch == spaces_[chunk.space].epoch) {
+      return spaces_[chunk.space].descriptor;
+    }
+  }
+  return nullptr;
+}
+
+// Tail first: in the order of use a parent is then younger than its children.
+void EngineImpl::TouchPrefix(std::span<const ChunkIndex> prefix,
+                             absl::Time now) {
+  const int64_t now_ns = absl::ToUnixNanos(now);
+  for (size_t i = prefix.size(); i-- > 0;) {
+    if (prefix[i] == kNoChunk) continue;
+    ChunkEntry& chunk = chunks_[prefix[i]];
+    chunk.used_ns = now_ns;
+    if (chunk.in_dram) dram_policy_->Touch(prefix[i], now);
+    if (chunk.in_durable) durable_policy_->Touch(prefix[i], now);
+  }
+}
+
+absl::Duration EngineImpl::LoadEstimate(
+    std::span<const ChunkIndex> prefix) const {
+  uint64_t dram = 0;
+  uint64_t durable = 0;
+  for (const ChunkIndex index : prefix) {
+    if (index == kNoChunk) continue;
+    const ChunkEntry& chunk = chunks_[index];
+    dram += chunk.bytes;
+    if (!chunk.dram_readable) durable += chunk.bytes;
+  }
+  return absl::Seconds(static_cast<double>(dram) / dram_speed_ +
+                       static_cast<double>(durable) / durable_speed_);
+}
+
+MatchResult EngineImpl::Match(const MatchRequest& request) {
+  const auto asked = request.ids.subspan(
+      std::min<size_t>(request.start, request.ids.size()));
+  const auto count = static_cast<uint32_t>(asked.size());
+  MatchResult result;
+  result.states.assign(count, ChunkState::kMiss);
+  std::vector<GroupMask> present(count, 0);
+  std::vector<ChunkIndex> found(count, kNoChunk);
+  std::shared_ptr<const SpaceDescriptor> mine, other;
+  {
+    absl::MutexLock lock(&mu_);
+    ++counters_.matches;
+    const SpaceRef ref = spaces_.Find(request.tenant, request.space);
+    if (ref == kNoSpace) {
+      result.reason = count == 0 ? MissReason::kNone : MissReason::kNeverSeen;
+      counters_.missed_chunks += count;
+      return result;
+    }
+    const Space& space = spaces_[ref];
+    result.epoch = space.epoch;
+    HitQuery query;
+    query.chunk_tokens = space.descriptor->chunk_tokens;
+    uint32_t reach = count;  // nothing is usable beyond a tail
+    MissReason first_reason = MissReason::kNone;
+    for (uint32_t i = 0; i < count; ++i) {
+      const Found one = Look(ref, asked[i], request.worst_lineage);
+      result.states[i] = one.state;
+      if (one.chunk == kNoChunk || i >= reach) continue;
+      const ChunkEntry& chunk = chunks_[one.chunk];
+      found[i] = one.chunk;
+      present[i] = chunk.visible;
+      if (chunk.is_tail) {
+        reach = i + 1;
+        query.tail_tokens = chunk.token_count;
+      }
+    }
+    query.present = std::span(present).first(reach);
+    HitAnswer hits = ApplyHitRules(space.descriptor->groups, query);
+    result.group_hits = std::move(hits.group_hits);
+    result.usable = hits.usable;
+    if (result.usable < count) {
+      first_reason =
+          Look(ref, asked[result.usable], request.worst_lineage).reason;
+      // It is there, but not all groups can serve a prefix that ends with it.
+      if (first_reason == MissReason::kNone) {
+        first_reason = MissReason::kIncomplete;
+      }
+      if (first_reason == MissReason::kNeverSeen && request.start == 0 &&
+          result.usable == 0) {
+        other = OtherSpaceOf(request.tenant, ref, request.root_content);
+        mine = space.descriptor;
+      }
+    }
+    result.reason =
+        other != nullptr ? MissReason::kSpaceDiffers : first_reason;
+    const auto prefix = std::span(found).first(result.usable);
+    TouchPrefix(prefix, Now());
+    result.load_estimate = LoadEstimate(prefix);
+    counters_.matched_chunks += result.usable;
+    counters_.missed_chunks += count - result.usable;
+  }
+  if (other != nullptr) result.detail = FirstDifference(*mine, *other);
+  return result;
+}
+
+std::vector<ChunkState> EngineImpl::Lookup(TenantId tenant,
+                                           const SpaceId& space,
+                                           std::span<const ChunkId> ids) {
+  std::vector<ChunkState> states(ids.size(), ChunkState::kMiss);
+  absl::MutexLock lock(&mu_);
+  const SpaceRef ref = spaces_.Find(tenant, space);
+  if (ref == kNoSpace) return states;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    states[i] = Look(ref, ids[i], Lineage::kUnknown).state;
+  }
+  return states;
+}
+
+EngineImpl::MissAnswer EngineImpl::WhyMiss(
+    TenantId tenant, const SpaceId& space, const ChunkId& id,
+    const Sha256Digest& root_content) const {
+  MissAnswer answer;
+  std::shared_ptr<const SpaceDescriptor> mine, other;
+  {
+    absl::MutexLock lock(&mu_);
+    const SpaceRef ref = spaces_.Find(tenant, space);
+    if (ref == kNoSpace) return {MissReason::kNeverSeen, "space not open"};
+    answer.reason = Look(ref, id, Lineage::kUnknown).reason;
+    if (answer.reason == MissReason::kNeverSeen) {
+      other = OtherSpaceOf(tenant, ref, root_content);
+      mine = spaces_[ref].descriptor;
+    }
+  }
+  if (other != nullptr) {
+    answer.reason = MissReason::kSpaceDiffers;
+    answer.detail = FirstDifference(*mine, *other);
+  }
+  return answer;
+}
+
+}  // namespace larder

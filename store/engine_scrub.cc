@@ -1,0 +1,235 @@
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "store/engine_impl.h"
+
+namespace larder {
+namespace {
+
+struct FreeDeleter {
+  void operator()(std::byte* memory) const { std::free(memory); }
+};
+
+}  // namespace
+
+Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
+                         bool payload, RecordMeta* meta) {
+  if (memory.size() < expected.record_bytes) {
+    return absl::DataLossError("the copy is too short");
+  }
+  StatusOr<RecordView> view =
+      RecordView::Parse(memory.first(expected.record_bytes));
+  if (!view.ok()) {
+    return absl::DataLossError(view.status().message());
+  }
+  const RecordMeta& found = view->meta();
+  if (found.checksum != expected.checksum || found.tenant != expected.tenant ||
+      found.space != expected.space || found.chunk != expected.chunk ||
+      found.group != expected.group || found.shape != expected.shape ||
+      found.record_bytes != expected.record_bytes) {
+    return absl::DataLossError("the copy is of another record");
+  }
+  if (meta != nullptr) *meta = found;
+  return payload ? view->VerifyPayload() : absl::OkStatus();
+}
+
+// A consumer says that what it reads in memory is bad.
+void EngineImpl::CheckReported(ChunkIndex index, std::vector<WriteJob> parts) {
+  std::vector<uint32_t> bad;
+  for (const WriteJob& part : parts) {
+    if (!CheckStoredRecord(part.expected, dram_.Map(part.dram), true).ok()) {
+      bad.push_back(part.version);
+    }
+  }
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  chunks_[index].checking = false;
+  for (const uint32_t version : bad) {
+    const PartEntry* part = chunks_.FindPart(index, version);
+    const auto checked =
+        std::find_if(parts.begin(), parts.end(), [version](const WriteJob& p) {
+          return p.version == version;
+        });
+    if (part != nullptr && part->dram() == checked->dram) {
+      DropCorrupt(index, version, dram_.kind(), after);
+    }
+  }
+  Unbusy(index, after);
+}
+
+// ---- Verification of a whole tier: one part at a time ----
+
+struct EngineImpl::Scan {
+  TierKind tier{};
+  bool in_memory = false;
+  absl::AnyInvocable<bool(const VerifyProgress&)> tell;
+  VerifyProgress progress;
+  uint32_t next = 0;  // slot
+  // Of the chunk that is being read; it is kept busy.
+  ChunkIndex chunk = kNoChunk;
+  std::vector<WriteJob> parts;  // `dram` is the extent in the tier
+  // Of the part that is being read from the durable tier.
+  std::unique_ptr<std::byte, FreeDeleter> buffer;
+  size_t reads_left = 0;
+  Status read_status;
+};
+
+void EngineImpl::Verify(
+    TierKind tier, absl::AnyInvocable<bool(const VerifyProgress&)> progress) {
+  auto scan = std::make_shared<Scan>();
+  scan->tier = tier;
+  scan->in_memory = tier == dram_.kind();
+  scan->tell = std::move(progress);
+  if (!scan->in_memory && (durable_ == nullptr || tier != durable_->kind())) {
+    scan->progress.finished = true;
+    scan->progress.status = absl::NotFoundError("there is no such tier");
+    scan->tell(scan->progress);
+    return;
+  }
+  Post([this, scan] { CountForScan(scan, 0); });
+}
+
+void EngineImpl::CountForScan(std::shared_ptr<Scan> scan, uint32_t from) {
+  constexpr uint32_t kPiece = 4096;
+  uint32_t end;
+  {
+    absl::MutexLock lock(&mu_);
+    end = std::min(chunks_.slots(), from + kPiece);
+    for (uint32_t i = from; i < end; ++i) {
+      bool any = false;
+      for (const PartEntry& part : chunks_.Parts(ChunkIndex{i})) {
+        if (!chunks_[ChunkIndex{i}].live ||
+            (scan->in_memory ? part.dram_handle : part.durable_handle) == 0) {
+          continue;
+        }
+        any = true;
+        scan->progress.bytes_total += part.record_bytes;
+      }
+      scan->progress.chunks_total += any ? 1 : 0;
+    }
+    if (end == chunks_.slots()) end = 0;
+  }
+  Post([this, scan, end] {
+    if (end == 0) {
+      ScanNext(scan);
+    } else {
+      CountForScan(scan, end);
+    }
+  });
+}
+
+// The next chunk with copies in the tier; false at the end.
+bool EngineImpl::PickForScan(Scan& scan) {
+  for (; scan.next < chunks_.slots(); ++scan.next) {
+    const ChunkIndex index{scan.next};
+    if (!chunks_[index].live) continue;
+    for (const PartEntry& part : chunks_.Parts(index)) {
+      const Extent extent = scan.in_memory ? part.dram() : part.durable();
+      if (extent) {
+        scan.parts.push_back({index, part.version, extent, Expect(index, part)});
+      }
+    }
+    if (scan.parts.empty()) continue;
+    scan.chunk = index;
+    ++chunks_[index].busy;
+    ++scan.next;
+    return true;
+  }
+  return false;
+}
+
+void EngineImpl::ScanNext(std::shared_ptr<Scan> scan) {
+  bool more = false;
+  {
+    absl::MutexLock lock(&mu_);
+    more = PickForScan(*scan);
+  }
+  if (more) {
+    ScanPart(std::move(scan));
+    return;
+  }
+  scan->progress.finished = true;
+  scan->tell(scan->progress);
+}
+
+void EngineImpl::ScanPart(std::shared_ptr<Scan> scan) {
+  const WriteJob& part = scan->parts.back();
+  if (scan->in_memory) {
+    EndScanPart(scan,
+                CheckStoredRecord(part.expected, dram_.Map(part.dram), true));
+    return;
+  }
+  const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
+  scan->buffer.reset(
+      static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes)));
+  if (scan->buffer == nullptr) {
+    EndScanPart(scan, absl::ResourceExhaustedError("no memory to read into"));
+    return;
+  }
+  const uint64_t piece = options_.promote_io_bytes;
+  {
+    absl::MutexLock lock(&mu_);
+    scan->reads_left = (bytes + piece - 1) / piece;
+    scan->read_status = absl::OkStatus();
+  }
+  const Extent extent = part.dram;
+  const MutableByteSpan memory(scan->buffer.get(), bytes);
+  for (uint64_t at = 0; at < bytes; at += piece) {
+    durable_->Read(extent, at, memory.subspan(at, std::min(piece, bytes - at)),
+                   Guard([this, scan](Status status) {
+                     OnScanRead(scan, std::move(status));
+                   }));
+  }
+}
+
+void EngineImpl::OnScanRead(std::shared_ptr<Scan> scan, Status status) {
+  {
+    absl::MutexLock lock(&mu_);
+    scan->read_status.Update(status);
+    if (--scan->reads_left > 0) return;
+  }
+  Post([this, scan] {
+    Status checked = scan->read_status;
+    const ExpectedRecord& expected = scan->parts.back().expected;
+    if (checked.ok()) {
+      checked = CheckStoredRecord(
+          expected, ByteSpan(scan->buffer.get(), expected.record_bytes), true);
+    }
+    EndScanPart(scan, checked);
+  });
+}
+
+void EngineImpl::EndScanPart(std::shared_ptr<Scan> scan, const Status& status) {
+  const WriteJob part = std::move(scan->parts.back());
+  scan->parts.pop_back();
+  scan->buffer.reset();
+  const bool last = scan->parts.empty();
+  {
+    AfterUnlock after;
+    absl::MutexLock lock(&mu_);
+    const PartEntry* entry = chunks_.FindPart(part.chunk, part.version);
+    const bool same =
+        chunks_[part.chunk].live && entry != nullptr &&
+        (scan->in_memory ? entry->dram() : entry->durable()) == part.dram;
+    if (absl::IsDataLoss(status) && same) {
+      ++scan->progress.corrupt;
+      DropCorrupt(part.chunk, part.version, scan->tier, after);
+    }
+    if (last) Unbusy(scan->chunk, after);
+  }
+  scan->progress.bytes_done += part.expected.record_bytes;
+  if (last) {
+    ++scan->progress.chunks_done;
+    if (!scan->tell(scan->progress)) return;
+  }
+  Post([this, scan, last] {
+    if (last) {
+      ScanNext(scan);
+    } else {
+      ScanPart(scan);
+    }
+  });
+}
+
+}  // namespace larder

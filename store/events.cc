@@ -1,0 +1,64 @@
+#include "store/events.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace larder {
+
+std::string_view ToString(EventType type) {
+  switch (type) {
+    case EventType::kChunkStored: return "chunk stored";
+    case EventType::kChunkRemoved: return "chunk removed";
+    case EventType::kChunkCorrupt: return "chunk corrupt";
+    case EventType::kSaveRejected: return "save rejected";
+    case EventType::kHoldExpired: return "hold expired";
+    case EventType::kEpochAdvanced: return "epoch advanced";
+    case EventType::kTierDegraded: return "tier degraded";
+    case EventType::kTierRecovered: return "tier recovered";
+    case EventType::kClientGone: return "client gone";
+    case EventType::kSpaceOpened: return "space opened";
+  }
+  return "invalid";
+}
+
+void EventLog::Publish(Event event) {
+  absl::MutexLock lock(&mu_);
+  event.sequence = ++last_;
+  if (capacity_ == 0) return;
+  // Event n stands at place (n - 1) % capacity.
+  if (ring_.size() < capacity_) {
+    ring_.push_back(std::move(event));
+  } else {
+    ring_[(last_ - 1) % capacity_] = std::move(event);
+  }
+}
+
+std::vector<Event> EventLog::Read(uint64_t after, size_t limit,
+                                  absl::Duration timeout) {
+  struct Newer {
+    EventLog* log;
+    uint64_t after;
+    bool operator()() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return log->last_ > after;
+    }
+  } newer{this, after};
+  absl::MutexLock lock(&mu_);
+  if (timeout > absl::ZeroDuration()) {
+    mu_.AwaitWithTimeout(
+        absl::Condition(&newer, &Newer::operator()), timeout);
+  }
+  std::vector<Event> events;
+  const uint64_t oldest = last_ - ring_.size();
+  for (uint64_t n = std::max(after, oldest); n < last_ && events.size() < limit;
+       ++n) {
+    events.push_back(ring_[n % capacity_]);
+  }
+  return events;
+}
+
+uint64_t EventLog::last_sequence() const {
+  absl::MutexLock lock(&mu_);
+  return last_;
+}
+
+}  // namespace larder

@@ -1,0 +1,258 @@
+#include <algorithm>
+#include <utility>
+
+#include "store/engine_impl.h"
+
+namespace larder {
+namespace {
+
+// How quickly a measured throughput forgets.
+constexpr double kSpeedWeight = 0.1;
+
+}  // namespace
+
+std::optional<EngineImpl::PromotionPlan> EngineImpl::PlanPromotion(
+    ChunkIndex index) {
+  ChunkEntry& chunk = chunks_[index];
+  PromotionPlan plan;
+  plan.chunk = index;
+  plan.tenant = spaces_[chunk.space].tenant;
+  for (const PartEntry& part : chunks_.Parts(index)) {
+    if (part.dram_handle != 0 || (chunk.visible >> Raw(part.group) & 1) == 0) {
+      continue;
+    }
+    plan.parts.push_back({part.version, part.record_bytes, {}});
+    plan.bytes += part.record_bytes;
+  }
+  if (promoting_bytes_ > 0 &&
+      promoting_bytes_ + plan.bytes > options_.promote_bytes_in_flight) {
+    return std::nullopt;
+  }
+  promoting_bytes_ += plan.bytes;
+  ++chunk.busy;
+  return plan;
+}
+
+Status EngineImpl::AllocatePlan(PromotionPlan& plan) {
+  for (PromotionPlan::Part& part : plan.parts) {
+    StatusOr<Extent> extent = AllocateDram(plan.tenant, part.record_bytes);
+    if (!extent.ok()) return extent.status();
+    part.extent = *extent;
+  }
+  return absl::OkStatus();
+}
+
+void EngineImpl::CancelPlan(PromotionPlan& plan, AfterUnlock& after) {
+  for (const PromotionPlan::Part& part : plan.parts) {
+    after.Free(&dram_, part.extent);
+  }
+  promoting_bytes_ -= plan.bytes;
+  Unbusy(plan.chunk, after);
+}
+
+// Takes over what the plan has. If the chunk came up in another way meanwhile,
+// or went, nothing is read.
+void EngineImpl::StartPromotion(PromotionPlan& plan, AfterUnlock& after) {
+  const ChunkEntry& chunk = chunks_[plan.chunk];
+  if (!chunk.live || chunk.dram_readable || promotions_.contains(plan.chunk)) {
+    CancelPlan(plan, after);
+    return;
+  }
+  auto promotion = std::make_shared<Promotion>();
+  promotion->chunk = plan.chunk;
+  promotion->bytes = plan.bytes;
+  promotion->started = Now();
+  for (const PromotionPlan::Part& planned : plan.parts) {
+    const PartEntry* part = chunks_.FindPart(plan.chunk, planned.version);
+    if (part == nullptr || part->dram_handle != 0) {
+      after.Free(&dram_, planned.extent);
+      continue;
+    }
+    promotion->parts.push_back({planned.version, planned.extent,
+                                part->durable(), Expect(plan.chunk, *part), 0,
+                                absl::OkStatus()});
+  }
+  promotion->parts_left = promotion->parts.size();
+  promotions_.emplace(plan.chunk, promotion);
+  after.Call([this, promotion] { ReadPromotion(promotion); });
+}
+
+void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
+  struct Piece {
+    size_t part;
+    uint64_t offset;
+    MutableByteSpan into;
+  };
+  std::vector<Piece> pieces;
+  std::vector<Extent> extents;
+  {
+    absl::MutexLock lock(&mu_);
+    for (Promotion::Part& part : promotion->parts) {
+      const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
+      part.reads_left = (bytes + options_.promote_io_bytes - 1) /
+                        options_.promote_io_bytes;
+    }
+  }
+  for (size_t i = 0; i < promotion->parts.size(); ++i) {
+    const Promotion::Part& part = promotion->parts[i];
+    extents.push_back(part.durable);
+    const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
+    const MutableByteSpan memory = dram_.Map(part.dram).first(bytes);
+    for (uint64_t at = 0; at < bytes; at += options_.promote_io_bytes) {
+      pieces.push_back(
+          {i, at,
+           memory.subspan(at, std::min(options_.promote_io_bytes, bytes - at))});
+    }
+  }
+  if (pieces.empty()) {
+    AfterUnlock after;
+    absl::MutexLock lock(&mu_);
+    FinishPromotion(*promotion, after);
+    return;
+  }
+  for (const Piece& piece : pieces) {
+    durable_->Read(extents[piece.part], piece.offset, piece.into,
+                   Guard([this, promotion, i = piece.part](Status status) {
+                     OnPieceRead(promotion, i, status);
+                   }));
+  }
+}
+
+void EngineImpl::OnPieceRead(std::shared_ptr<Promotion> promotion, size_t part,
+                             const Status& status) {
+  {
+    absl::MutexLock lock(&mu_);
+    promotion->parts[part].status.Update(status);
+    if (--promotion->parts[part].reads_left > 0) return;
+  }
+  Post([this, promotion, part] { CheckPromoted(promotion, part); });
+}
+
+void EngineImpl::CheckPromoted(std::shared_ptr<Promotion> promotion,
+                               size_t index) {
+  Promotion::Part& part = promotion->parts[index];  // nobody else's by now
+  if (part.status.ok()) {
+    part.status = CheckStoredRecord(part.expected, dram_.Map(part.dram), true);
+  }
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  if (--promotion->parts_left == 0) FinishPromotion(*promotion, after);
+}
+
+MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
+                                AfterUnlock& after) {
+  const ChunkEntry& chunk = chunks_[promotion.chunk];
+  PartEntry* entry = chunks_.FindPart(promotion.chunk, part.version);
+  if (part.status.ok()) {
+    if (chunk.live && entry != nullptr && entry->dram_handle == 0) {
+      entry->set_dram(part.dram);
+      counters_.promoted_bytes += part.expected.record_bytes;
+    } else {
+      // Replaced meanwhile; who waited for this copy may still read it.
+      RetireDram(promotion.chunk, part.dram, after);
+    }
+    return MissReason::kNone;
+  }
+  RetireDram(promotion.chunk, part.dram, after);
+  if (!absl::IsDataLoss(part.status)) return MissReason::kUnavailable;
+  if (entry != nullptr && entry->durable() == part.durable) {
+    DropCorrupt(promotion.chunk, part.version, durable_->kind(), after);
+  }
+  return MissReason::kCorrupt;
+}
+
+void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
+  const ChunkIndex index = promotion.chunk;
+  promotions_.erase(index);
+  promoting_bytes_ -= promotion.bytes;
+  MissReason reason = MissReason::kNone;
+  for (Promotion::Part& part : promotion.parts) {
+    const MissReason landed = LandPart(promotion, part, after);
+    if (reason == MissReason::kNone) reason = landed;
+  }
+  const ChunkEntry& chunk = chunks_[index];
+  if (reason == MissReason::kNone) {
+    if (!chunk.live) {
+      reason = misses_.Find(chunk.space, chunk.id);
+      if (reason == MissReason::kNeverSeen) reason = MissReason::kEvicted;
+    } else if (chunk.epoch != spaces_[chunk.space].epoch) {
+      reason = MissReason::kEpoch;
+    }
+  }
+  Settle(index, MissReason::kCorrupt, after);
+  const double seconds = absl::ToDoubleSeconds(Now() - promotion.started);
+  if (reason == MissReason::kNone && seconds > 0) {
+    durable_speed_ += kSpeedWeight * (static_cast<double>(promotion.bytes) /
+                                          seconds -
+                                      durable_speed_);
+  }
+  for (const Waiter& waiter : promotion.waiters) {
+    Answer(waiter, index, reason, after);
+  }
+  Unbusy(index, after);
+}
+
+// REQUIRES: the chunk's slot is kept (it is busy).
+void EngineImpl::Answer(const Waiter& waiter, ChunkIndex chunk,
+                        MissReason reason, AfterUnlock& after) {
+  HoldRecord* hold = holds_.Find(waiter.hold);
+  if (hold == nullptr || hold->Owner(waiter.client) == nullptr) return;
+  HoldSlot& slot = hold->slots[waiter.index];
+  if (slot.chunk == chunk && slot.pending) {
+    slot.pending = false;
+    slot.reason = reason;
+    if (reason != MissReason::kNone) UnpinSlot(*hold, slot, after);
+  }
+  after.Call([gate = waiter.gate, index = waiter.index, reason] {
+    gate->Call(index, reason);
+  });
+}
+
+void EngineImpl::AnswerLateWaiters(ChunkIndex chunk, AfterUnlock& after) {
+  const auto it = promotions_.find(chunk);
+  if (it == promotions_.end()) return;
+  const absl::Time now = Now();
+  std::vector<Waiter>& waiters = it->second->waiters;
+  const auto late =
+      std::stable_partition(waiters.begin(), waiters.end(),
+                            [now](const Waiter& w) { return w.deadline > now; });
+  for (auto waiter = late; waiter != waiters.end(); ++waiter) {
+    Answer(*waiter, chunk, MissReason::kDeadline, after);
+  }
+  waiters.erase(late, waiters.end());
+}
+
+// ---- Prefetch ----
+
+void EngineImpl::Prefetch(TenantId tenant, const SpaceId& space,
+                          std::span<const ChunkId> ids) {
+  std::vector<PromotionPlan> plans;
+  {
+    absl::MutexLock lock(&mu_);
+    const SpaceRef ref = spaces_.Find(tenant, space);
+    if (ref == kNoSpace) return;
+    for (const ChunkId& id : ids) {
+      const Found found = Look(ref, id, Lineage::kUnknown);
+      if (found.state != ChunkState::kDurable ||
+          promotions_.contains(found.chunk)) {
+        continue;
+      }
+      auto plan = PlanPromotion(found.chunk);
+      if (!plan.has_value()) break;
+      plans.push_back(*std::move(plan));
+    }
+  }
+  bool room = true;
+  for (PromotionPlan& plan : plans) {
+    room = room && AllocatePlan(plan).ok();
+    AfterUnlock after;
+    absl::MutexLock lock(&mu_);
+    if (room) {
+      StartPromotion(plan, after);
+    } else {
+      CancelPlan(plan, after);
+    }
+  }
+}
+
+}  // namespace larder
