@@ -4,7 +4,6 @@
 #include <sys/un.h>
 
 #include <algorithm>
-#include <bit>
 #include <charconv>
 #include <cstdio>
 #include <fstream>
@@ -18,6 +17,9 @@
 
 namespace larder {
 namespace {
+
+// What the log needs to collect its garbage.
+constexpr uint64_t kMinSegmentFiles = 8;
 
 absl::string_view Absl(std::string_view s) {
   return {s.data(), s.size()};
@@ -199,11 +201,11 @@ Status CheckSockets(const DaemonConfig& config) {
 
 Status CheckDram(const DaemonConfig& config) {
   const DaemonConfig::Dram& dram = config.dram;
-  if (!std::has_single_bit(dram.slab)) {
+  if (dram.slab % 2_MiB != 0) {
     return Impossible(
         absl::StrCat("dram.slab = ", FormatSizeExact(dram.slab),
-                     " is not a power of two"),
-        absl::StrCat("give ", FormatSizeExact(std::bit_ceil(dram.slab))));
+                     " is not a multiple of 2MiB"),
+        absl::StrCat("give ", FormatSizeExact(RoundUp(dram.slab, 2_MiB))));
   }
   if (dram.capacity < dram.slab) {
     return Impossible(
@@ -226,11 +228,10 @@ Status CheckNvme(const DaemonConfig& config) {
                       "give a power of two such as 1MiB");
   }
   if (nvme.path.empty()) return absl::OkStatus();
-  // One being written, one being collected, and two that hold something.
-  if (nvme.capacity / 4 < nvme.segment_file) {
+  if (nvme.capacity / kMinSegmentFiles < nvme.segment_file) {
     return Impossible(
         absl::StrCat("nvme.capacity = ", FormatSizeExact(nvme.capacity),
-                     " has no room for four files of nvme.segment_file = ",
+                     " has no room for 8 files of nvme.segment_file = ",
                      FormatSizeExact(nvme.segment_file)),
         "raise nvme.capacity or lower nvme.segment_file");
   }

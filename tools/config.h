@@ -46,7 +46,7 @@ struct DaemonConfig {
   } metrics;
   struct Dram {
     uint64_t capacity = 4_GiB;
-    uint64_t slab = 64_MiB;
+    uint64_t slab = 256_MiB;
     std::string huge_pages = "auto";
     bool prefault = true;
     int64_t numa_node = -1;
@@ -55,9 +55,11 @@ struct DaemonConfig {
   struct Nvme {
     std::string path;
     uint64_t capacity = 16_GiB;
-    uint64_t segment_file = 256_MiB;
-    int64_t queue_depth = 64;
-    absl::Duration sync_interval = absl::Milliseconds(100);
+    uint64_t segment_file = 1_GiB;
+    int64_t queue_depth = 128;
+    uint64_t sync_bytes = 64_MiB;
+    absl::Duration sync_interval = absl::Milliseconds(5);
+    uint64_t gc_bytes_per_second = 512_MiB;
     bool operator==(const Nvme&) const = default;
   } nvme;
   struct Engine {

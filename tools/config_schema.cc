@@ -102,8 +102,9 @@ const std::array kSchema = {
               .min = 2 * kMiB,
               .max = int64_t{1} << 36,
               .unit = "bytes",
-              .description = "grain in which memory is given to tenants (power "
-                             "of two); the largest record fits in one"},
+              .description = "grain in which memory is given to tenants (a "
+                             "multiple of 2MiB); the largest record fits in "
+                             "one"},
     ConfigKey{.name = "dram.huge_pages",
               .type = ConfigType::kEnum,
               .field = LARDER_FIELD(dram.huge_pages),
@@ -140,8 +141,9 @@ const std::array kSchema = {
               .min = 4 * kMiB,
               .max = int64_t{1} << 36,
               .unit = "bytes",
-              .description = "size of one segment file (a multiple of 4KiB): "
-                             "the grain of garbage collection"},
+              .description = "size of one segment file (a multiple of 4KiB), "
+                             "the grain of garbage collection; the largest "
+                             "record is a quarter of it"},
     ConfigKey{.name = "nvme.queue_depth",
               .type = ConfigType::kInt,
               .field = LARDER_FIELD(nvme.queue_depth),
@@ -149,14 +151,28 @@ const std::array kSchema = {
               .max = 4096,
               .unit = "requests",
               .description = "reads and writes under way at most"},
+    ConfigKey{.name = "nvme.sync_bytes",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(nvme.sync_bytes),
+              .min = kMiB,
+              .max = 16 * kTiB,
+              .unit = "bytes",
+              .description = "most that is written before the next fsync"},
     ConfigKey{.name = "nvme.sync_interval",
               .type = ConfigType::kDuration,
               .field = LARDER_FIELD(nvme.sync_interval),
-              .min = kMs,
+              .min = kMs / 10,
               .max = 60 * kSecond,
               .unit = "time",
               .description = "longest time that a written record waits for the "
                              "fsync that makes it durable"},
+    ConfigKey{.name = "nvme.gc_bytes_per_second",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(nvme.gc_bytes_per_second),
+              .max = 16 * kTiB,
+              .unit = "bytes",
+              .description = "most that garbage collection moves in a second; "
+                             "0: no bound"},
     ConfigKey{.name = "engine.copy_workers",
               .type = ConfigType::kInt,
               .field = LARDER_FIELD(engine.copy_workers),

@@ -160,12 +160,12 @@ TEST(Config, RefusesImpossibleCombinations) {
   using Flags = std::vector<std::pair<std::string, std::string>>;
   const std::pair<Flags, std::vector<const char*>> kBad[] = {
       {{{"dram.capacity", "32MiB"}},
-       {"dram.capacity = 32MiB", "dram.slab = 64MiB", "raise"}},
-      {{{"dram.slab", "96MiB"}}, {"power of two", "128MiB"}},
+       {"dram.capacity = 32MiB", "dram.slab = 256MiB", "raise"}},
+      {{{"dram.slab", "97MiB"}}, {"multiple of 2MiB", "98MiB"}},
       {{{"admin.socket", "/run/larder/larderd.sock"}}, {"same path"}},
       {{{"server.socket", "/" + std::string(200, 'x')}}, {"shorter path"}},
       {{{"nvme.path", "/d"}, {"nvme.capacity", "512MiB"}},
-       {"four files", "nvme.segment_file"}},
+       {"8 files", "nvme.segment_file"}},
       {{{"nvme.segment_file", "4194305"}}, {"multiple of 4KiB"}},
       {{{"engine.promote_io_bytes", "5000"}}, {"multiple of 4KiB"}},
       {{{"engine.hold_ttl", "20m"}}, {"hold_ttl_max"}},

@@ -9,11 +9,10 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/create_channel.h>
-
-#include "absl/strings/str_cat.h"
 
 #include "transport/admin/admin.grpc.pb.h"
 #include "transport/admin/admin_convert.h"
@@ -39,8 +38,8 @@ Status Probe(const std::string& path) {
   std::memcpy(address.sun_path, path.data(), path.size());
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return absl::UnavailableError("no descriptor left");
-  const int rc = connect(fd, reinterpret_cast<sockaddr*>(&address),
-                         sizeof address);
+  const int rc =
+      connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address);
   const int error = rc == 0 ? 0 : errno;
   close(fd);
   switch (error) {
@@ -69,9 +68,9 @@ class Client final : public AdminClient {
             absl::StrCat("unix:", path), grpc::InsecureChannelCredentials()))) {
   }
 
-#define LARDER_ADMIN_CALL(name, request, reply)                           \
-  StatusOr<v1::reply> name(const v1::request& message) override {         \
-    return Unary<v1::reply>(&v1::Admin::Stub::name, message);             \
+#define LARDER_ADMIN_CALL(name, request, reply)                   \
+  StatusOr<v1::reply> name(const v1::request& message) override { \
+    return Unary<v1::reply>(&v1::Admin::Stub::name, message);     \
   }
   LARDER_ADMIN_CALL(GetVersion, GetVersionRequest, Version)
   LARDER_ADMIN_CALL(GetStatus, GetStatusRequest, DaemonStatus)
@@ -91,8 +90,8 @@ class Client final : public AdminClient {
       const v1::VerifyRequest& request,
       const std::function<bool(const v1::VerifyProgress&)>& each) override {
     grpc::ClientContext context;
-    return Stream<v1::VerifyProgress>(
-        context, *stub_->Verify(&context, request), each);
+    return Stream<v1::VerifyProgress>(context,
+                                      *stub_->Verify(&context, request), each);
   }
 
   Status FollowEvents(
@@ -110,8 +109,8 @@ class Client final : public AdminClient {
     context.set_deadline(std::chrono::system_clock::now() +
                          absl::ToChronoMicroseconds(timeout_));
     Reply reply;
-    const Status status = admin_internal::FromGrpc(
-        ((*stub_).*method)(&context, request, &reply));
+    const Status status =
+        admin_internal::FromGrpc(((*stub_).*method)(&context, request, &reply));
     if (!status.ok()) return status;
     return reply;
   }

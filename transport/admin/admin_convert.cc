@@ -8,7 +8,9 @@ namespace larder::admin_internal {
 
 namespace {
 
-std::string Str(std::string_view s) { return std::string(s); }
+std::string Str(std::string_view s) {
+  return std::string(s);
+}
 
 std::string HexOrEmpty(const auto& digest) {
   return digest.IsZero() ? std::string() : ToHex(digest);

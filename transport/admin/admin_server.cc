@@ -15,12 +15,11 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/server_posix.h>
-
-#include "absl/strings/str_cat.h"
 
 #include "store/clock.h"
 #include "transport/admin/admin_service.h"
@@ -63,9 +62,9 @@ StatusOr<Fd> LockPath(const std::string& socket_path) {
   const std::string path = absl::StrCat(socket_path, ".lock");
   Fd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (fd.get() < 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "cannot create ", path, ": ", ErrnoText(),
-        "; create the folder and let larderd's user write to it"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot create ", path, ": ", ErrnoText(),
+                     "; create the folder and let larderd's user write to it"));
   }
   if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     return absl::FailedPreconditionError(
@@ -88,8 +87,9 @@ StatusOr<Fd> Listen(const std::string& path, uint32_t mode) {
   if (lstat(path.c_str(), &info) == 0) {
     if (!S_ISSOCK(info.st_mode)) {
       return absl::FailedPreconditionError(
-          absl::StrCat(path, " exists and is no socket; remove it or choose "
-                             "another admin.socket"));
+          absl::StrCat(path,
+                       " exists and is no socket; remove it or choose "
+                       "another admin.socket"));
     }
     unlink(path.c_str());  // of a dead daemon: we hold the lock
   }

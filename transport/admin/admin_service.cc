@@ -61,9 +61,9 @@ bool IsHexPrefix(const std::string& text) {
 }
 
 Status BadId(const std::string& id) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", id.substr(0, 80),
-      "\" is no id; give 8 to 64 lower-case hexadecimal digits"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", id.substr(0, 80),
+                   "\" is no id; give 8 to 64 lower-case hexadecimal digits"));
 }
 
 void FillVersion(const AdminServerOptions& options, v1::Version& out) {
@@ -212,8 +212,8 @@ grpc::Status AdminService::GetStatus(grpc::ServerContext* call,
   if (Status s = Allow("GetStatus"); !s.ok()) return ToGrpc(s);
   FillVersion(context_.options, *reply->mutable_version());
   reply->set_pid(static_cast<uint32_t>(getpid()));
-  reply->set_uptime_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(
-      Clock::Real().Now() - context_.started)));
+  reply->set_uptime_ms(static_cast<uint64_t>(
+      absl::ToInt64Milliseconds(Clock::Real().Now() - context_.started)));
   reply->set_socket(context_.options.engine_socket);
   reply->set_draining(context_.hooks.draining && context_.hooks.draining());
   bool ready = true;
@@ -345,8 +345,8 @@ grpc::Status AdminService::EvictChunk(grpc::ServerContext* call,
     CountDryRun(*chunk, request->subtree(), *reply);
     return grpc::Status::OK;
   }
-  StatusOr<uint64_t> dropped = context_.engine->Evict(
-      chunk->tenant, chunk->id, request->subtree());
+  StatusOr<uint64_t> dropped =
+      context_.engine->Evict(chunk->tenant, chunk->id, request->subtree());
   if (!dropped.ok()) return ToGrpc(dropped.status());
   reply->set_chunks(*dropped);
   return grpc::Status::OK;
@@ -390,9 +390,9 @@ struct VerifyState {
 
 }  // namespace
 
-grpc::Status AdminService::Verify(
-    grpc::ServerContext* call, const v1::VerifyRequest* request,
-    grpc::ServerWriter<v1::VerifyProgress>* out) {
+grpc::Status AdminService::Verify(grpc::ServerContext* call,
+                                  const v1::VerifyRequest* request,
+                                  grpc::ServerWriter<v1::VerifyProgress>* out) {
   if (Status s = Allow("Verify"); !s.ok()) return ToGrpc(s);
   const StreamSlot slot(context_);
   if (!slot.ok()) {
@@ -405,13 +405,13 @@ grpc::Status AdminService::Verify(
         "this daemon has no nvme tier (nvme.path is empty)"));
   }
   auto state = std::make_shared<VerifyState>();
-  context_.engine->Verify(
-      *tier, [state](const Engine::VerifyProgress& progress) {
-        absl::MutexLock lock(&state->mu);
-        state->latest = progress;
-        state->changed = true;
-        return !state->cancelled;
-      });
+  context_.engine->Verify(*tier,
+                          [state](const Engine::VerifyProgress& progress) {
+                            absl::MutexLock lock(&state->mu);
+                            state->latest = progress;
+                            state->changed = true;
+                            return !state->cancelled;
+                          });
   for (;;) {
     Engine::VerifyProgress progress;
     {
@@ -466,9 +466,9 @@ Status AdminService::WhyMissChunk(const v1::WhyMissRequest& request,
     }
   } else {
     return absl::IsNotFound(chunk.status())
-               ? absl::NotFoundError(absl::StrCat(
-                     "no chunk begins with ", request.id(),
-                     "; of one that left, give all 64 digits"))
+               ? absl::NotFoundError(
+                     absl::StrCat("no chunk begins with ", request.id(),
+                                  "; of one that left, give all 64 digits"))
                : chunk.status();
   }
   missed.set_id(ToHex(id));
@@ -512,12 +512,11 @@ Status AdminService::WhyMissPrompt(const v1::WhyMissRequest& request,
   }
   const std::vector<uint32_t> tokens(request.tokens().begin(),
                                      request.tokens().end());
-  const PromptIds prompt = ComputeChunkIds(
-      space.id, tokens, space.descriptor.chunk_tokens,
-      space.descriptor.block_tokens, keys);
-  const std::span<const uint32_t> root =
-      std::span(tokens).first(std::min<size_t>(
-          tokens.size(), space.descriptor.chunk_tokens));
+  const PromptIds prompt =
+      ComputeChunkIds(space.id, tokens, space.descriptor.chunk_tokens,
+                      space.descriptor.block_tokens, keys);
+  const std::span<const uint32_t> root = std::span(tokens).first(
+      std::min<size_t>(tokens.size(), space.descriptor.chunk_tokens));
   reply.set_chunks(static_cast<uint32_t>(prompt.ids.size()));
   std::set<MissReason> seen;
   bool prefix = true;
