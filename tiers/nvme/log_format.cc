@@ -17,6 +17,8 @@ constexpr uint64_t kHeaderMagic = 0x314745534452'4cull;   // "LRDSEG1"
 constexpr uint64_t kFrameMagic = 0x314d52464452'4cull;    // "LRDFRM1"
 constexpr uint64_t kTrailerMagic = 0x314c52544452'4cull;  // "LRDTRL1"
 constexpr uint64_t kControlMagic = 0x314c54434452'4cull;  // "LRDCTL1"
+constexpr uint64_t kDeathsMagic = 0x314444454452'4cull;   // "LRDEDD1"
+constexpr uint64_t kDeathsHeaderBytes = 16;
 
 // Where the checksum of a page lies: in its last 16 bytes, over all before.
 constexpr size_t kPageChecksumOffset = kPageBytes - sizeof(Checksum);
@@ -110,6 +112,12 @@ StatusOr<Frame> GetPlaceAndMeta(const std::byte* place, ByteSpan meta) {
           frame.payload_bytes > kControlHeaderBytes + kMaxControlKeyBytes +
                                     kMaxControlValueBytes) {
         return absl::DataLossError("control of an absurd size");
+      }
+      return frame;
+    case FrameKind::kDeaths:
+      if (frame.payload_bytes < DeathsPayloadBytes(1) ||
+          frame.payload_bytes > DeathsPayloadBytes(kMaxDeathsPerRecord)) {
+        return absl::DataLossError("deaths of an absurd size");
       }
       return frame;
   }
@@ -287,6 +295,38 @@ StatusOr<ControlRecord> DecodeControl(ByteSpan payload) {
   return ControlRecord{.sequence = Get<uint64_t>(payload.data(), 8),
                        .key = std::string(text, key_bytes),
                        .value = std::string(text + key_bytes, value_bytes)};
+}
+
+uint32_t NoncePrefix(const FileNonce& nonce) {
+  return Get<uint32_t>(nonce.data(), 0);
+}
+
+uint64_t DeathsPayloadBytes(size_t count) {
+  return kDeathsHeaderBytes + count * sizeof(Death);
+}
+
+void EncodeDeaths(std::span<const Death> deaths, MutableByteSpan out) {
+  assert(out.size() >= DeathsPayloadBytes(deaths.size()));
+  Put(out.data(), 0, kDeathsMagic);
+  Put(out.data(), 8, static_cast<uint64_t>(deaths.size()));
+  std::memcpy(out.data() + kDeathsHeaderBytes, deaths.data(),
+              deaths.size_bytes());
+}
+
+StatusOr<std::vector<Death>> DecodeDeaths(ByteSpan payload) {
+  if (payload.size() < DeathsPayloadBytes(1) ||
+      Get<uint64_t>(payload.data(), 0) != kDeathsMagic) {
+    return absl::DataLossError("not a record of deaths");
+  }
+  const auto count = Get<uint64_t>(payload.data(), 8);
+  if (count == 0 || count > kMaxDeathsPerRecord ||
+      payload.size() != DeathsPayloadBytes(count)) {
+    return absl::DataLossError("record of deaths with absurd sizes");
+  }
+  std::vector<Death> deaths(count);
+  std::memcpy(deaths.data(), payload.data() + kDeathsHeaderBytes,
+              count * sizeof(Death));
+  return deaths;
 }
 
 }  // namespace larder

@@ -34,7 +34,7 @@ struct FileHeader {
   bool operator==(const FileHeader&) const = default;
 };
 
-enum class FrameKind : uint8_t { kPart = 1, kControl = 2 };  // on disk
+enum class FrameKind : uint8_t { kPart = 1, kControl = 2, kDeaths = 3 };  // on disk
 
 // The page in front of every record; also, shorter, its entry in the footer.
 struct Frame {
@@ -43,7 +43,7 @@ struct Frame {
   uint32_t page = 0;  // where the frame lies; the record follows it
   uint64_t sequence = 0;
   uint64_t payload_bytes = 0;  // without padding
-  Checksum payload_checksum;   // of a control; zero for a part
+  Checksum payload_checksum;   // zero for a part, which has its own
   RecordMeta meta;             // of a part
 
   // Pages of frame and record together.
@@ -70,6 +70,16 @@ struct ControlRecord {
   std::string value;  // empty: the key was deleted
   bool operator==(const ControlRecord&) const = default;
 };
+
+// A record that was freed, for the day when the index is lost.
+struct Death {
+  uint32_t file_number = 0;
+  uint32_t page = 0;
+  uint32_t nonce_prefix = 0;  // of that file: numbers could come again
+  auto operator<=>(const Death&) const = default;
+};
+static_assert(sizeof(Death) == 12);
+inline constexpr uint64_t kMaxDeathsPerRecord = 4000;
 
 using PageSpan = std::span<std::byte, kPageBytes>;
 
@@ -98,6 +108,11 @@ Checksum FooterChecksum(ByteSpan entries, const FileNonce& nonce);
 uint64_t ControlPayloadBytes(size_t key_bytes, size_t value_bytes);
 void EncodeControl(const ControlRecord& control, MutableByteSpan out);
 StatusOr<ControlRecord> DecodeControl(ByteSpan payload);
+
+uint32_t NoncePrefix(const FileNonce& nonce);
+uint64_t DeathsPayloadBytes(size_t count);
+void EncodeDeaths(std::span<const Death> deaths, MutableByteSpan out);
+StatusOr<std::vector<Death>> DecodeDeaths(ByteSpan payload);
 
 }  // namespace larder
 
