@@ -339,9 +339,9 @@ LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
 
 StatusOr<std::shared_ptr<LoadJob>> LoadJob::Start(LoadRequest request,
                                                   Finished finished) {
-  Jobs& jobs = request.space->client().jobs();
-  std::shared_ptr<LoadJob> job(new LoadJob(jobs.NewId(), request.ids.size()));
-  LARDER_RETURN_IF_ERROR(jobs.Submit(
+  Client& client = request.space->client();
+  std::shared_ptr<LoadJob> job(new LoadJob(client, request.ids.size()));
+  LARDER_RETURN_IF_ERROR(client.jobs().Submit(
       job->id_, job->cancelled_,
       [job, request = std::move(request),
        finished = std::move(finished)](const Cancelled& cancelled) mutable {

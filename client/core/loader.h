@@ -75,6 +75,7 @@ class LoadJob : public std::enable_shared_from_this<LoadJob>,
   ~LoadJob() override;
 
   JobId id() const { return id_; }
+  Client& client() const { return client_; }
   size_t count() const { return count_; }
   uint32_t layers_ready() const ABSL_LOCKS_EXCLUDED(mu_);
   // OK, NotFound (some chunk will not come), DeadlineExceeded.
@@ -88,12 +89,14 @@ class LoadJob : public std::enable_shared_from_this<LoadJob>,
   int EventFd() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  LoadJob(JobId id, size_t count) : id_(id), count_(count) {}
+  LoadJob(Client& client, size_t count)
+      : client_(client), id_(client.jobs().NewId()), count_(count) {}
   void OnLayers(uint32_t ready) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnMiss() override ABSL_LOCKS_EXCLUDED(mu_);
   void Finish(LoadOutcome outcome) ABSL_LOCKS_EXCLUDED(mu_);
   void Signal() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  Client& client_;
   const JobId id_;
   const size_t count_;
   const std::shared_ptr<Cancelled> cancelled_ =
