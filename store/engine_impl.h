@@ -352,6 +352,8 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RetireDram(ChunkIndex index, Extent extent, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RetireDurable(ChunkIndex index, Extent extent, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unbusy(ChunkIndex index, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unhold(ChunkIndex index, AfterUnlock& after)
@@ -488,10 +490,12 @@ class EngineImpl final : public Engine {
 
   // Saves of known ids that are under way: kPending.
   absl::flat_hash_map<SaveKey, uint32_t> pending_saves_ ABSL_GUARDED_BY(mu_);
-  // Memory that a chunk's readers may still look at, though it is not the
-  // chunk's any more.
-  absl::flat_hash_map<ChunkIndex, std::vector<Extent>> retired_
-      ABSL_GUARDED_BY(mu_);
+  // What is not the chunk's any more, but may still be looked at: memory by its
+  // readers, durable records by work that has not asked for the read yet.
+  struct Retired {
+    std::vector<Extent> dram, durable;
+  };
+  absl::flat_hash_map<ChunkIndex, Retired> retired_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<ChunkIndex, std::shared_ptr<Promotion>> promotions_
       ABSL_GUARDED_BY(mu_);
   uint64_t promoting_bytes_ ABSL_GUARDED_BY(mu_) = 0;

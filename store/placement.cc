@@ -148,18 +148,34 @@ void EngineImpl::RetireDram(ChunkIndex index, Extent extent,
   if (chunks_[index].Idle()) {
     after.Free(&dram_, extent);
   } else {
-    retired_[index].push_back(extent);
+    retired_[index].dram.push_back(extent);
+  }
+}
+
+// A read of it may be about to be asked for.
+void EngineImpl::RetireDurable(ChunkIndex index, Extent extent,
+                               AfterUnlock& after) {
+  if (!extent) return;
+  if (chunks_[index].busy == 0) {
+    after.Free(durable_, extent);
+  } else {
+    retired_[index].durable.push_back(extent);
   }
 }
 
 void EngineImpl::ReleaseIfIdle(ChunkIndex index, AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
-  if (!chunk.Idle()) return;
+  if (chunk.busy > 0) return;
   if (const auto it = retired_.find(index); it != retired_.end()) {
-    for (const Extent extent : it->second) after.Free(&dram_, extent);
-    retired_.erase(it);
+    for (const Extent extent : std::exchange(it->second.durable, {})) {
+      after.Free(durable_, extent);
+    }
+    if (chunk.holds == 0) {
+      for (const Extent extent : it->second.dram) after.Free(&dram_, extent);
+      retired_.erase(it);
+    }
   }
-  if (chunk.live) return;
+  if (chunk.live || chunk.holds > 0) return;
   for (const PartEntry& part : chunks_.Parts(index)) {
     after.Free(&dram_, part.dram());
   }
@@ -183,7 +199,7 @@ void EngineImpl::RemovePart(ChunkIndex index, PartEntry* part,
               absl::AbortedError("the part was dropped before it was durable"),
               after);
   RetireDram(index, part->dram(), after);
-  if (durable_ != nullptr) after.Free(durable_, part->durable());
+  RetireDurable(index, part->durable(), after);
   chunks_.RemovePart(index, part);
 }
 
@@ -219,7 +235,7 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
     TellWaiters({index, part.version},
                 absl::AbortedError("the chunk was dropped before it was durable"),
                 after);
-    if (durable_ != nullptr) after.Free(durable_, part.durable());
+    RetireDurable(index, part.durable(), after);
     part.set_durable({});
   }
   chunks_.Unlist(index);
@@ -240,7 +256,7 @@ void EngineImpl::DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
     part->set_dram({});
     Unqueue(*part);
   } else {
-    after.Free(durable_, part->durable());
+    RetireDurable(index, part->durable(), after);
     part->set_durable({});
     part->writing = PartEntry::Writing::kNot;
   }
@@ -367,7 +383,7 @@ void EngineImpl::EvictFromDurable(ChunkIndex index, AfterUnlock& after) {
       RemovePart(index, part, after);
       continue;
     }
-    after.Free(durable_, part->durable());
+    RetireDurable(index, part->durable(), after);
     part->set_durable({});
     part->writing = PartEntry::Writing::kSettled;  // it had its turn
   }
