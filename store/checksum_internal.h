@@ -39,9 +39,10 @@ const ChecksumKernel* ChecksumKernelAt(ChecksumLevel level);
 // The best there is, chosen once.
 const ChecksumKernel& BestChecksumKernel();
 
-// From this size on, CopyAndChecksum streams: with source and destination cold
-// that is 1.5 times as fast from 16 KiB on; a destination that happens to lie
-// in the cache would be up to 1.2 times as fast without, up to 512 KiB.
+// From this size on, CopyAndChecksum streams. Measured (Ice Lake server, one
+// thread, 32 KiB to 256 KiB): with source and destination cold, as KV is, 1.5
+// times as fast as plain stores; with only the destination in the cache 1.2
+// times slower; with both in it 2.5 times slower.
 inline constexpr size_t kChecksumStreamBytes = 32 << 10;
 
 }  // namespace larder::internal
