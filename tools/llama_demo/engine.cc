@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <thread>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 
@@ -20,7 +21,8 @@ void LogErrors(ggml_log_level level, const char* text, void*) {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<DemoEngine>> DemoEngine::Open(const Options& options) {
+StatusOr<std::shared_ptr<const DemoModel>> DemoModel::Load(
+    const DemoOptions& options) {
   llama_log_set(LogErrors, nullptr);
   ggml_backend_load_all_from_path(options.backends.c_str());
   if (ggml_backend_dev_count() == 0) {
@@ -29,16 +31,44 @@ StatusOr<std::unique_ptr<DemoEngine>> DemoEngine::Open(const Options& options) {
   }
   const std::string files[] = {options.model};
   LARDER_ASSIGN_OR_RETURN(const Id weights, DigestLlamaModel(files));
-
-  auto engine = std::unique_ptr<DemoEngine>(new DemoEngine);
-  engine->model_.reset(llama_model_load_from_file(
-      options.model.c_str(), llama_model_default_params()));
-  if (engine->model_ == nullptr) {
+  llama_model* model = llama_model_load_from_file(options.model.c_str(),
+                                                  llama_model_default_params());
+  if (model == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("llama.cpp cannot load ", options.model));
   }
-  engine->vocab_ = llama_model_get_vocab(engine->model_.get());
+  return std::shared_ptr<const DemoModel>(new DemoModel(model, weights));
+}
 
+std::vector<llama_token> DemoModel::Tokenize(const std::string& text) const {
+  // No token is shorter than a byte, so this has room for all.
+  std::vector<llama_token> tokens(text.size() + 8);
+  const int32_t count = llama_tokenize(
+      vocab_, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+      static_cast<int32_t>(tokens.size()), /*add_special=*/false,
+      /*parse_special=*/true);
+  tokens.resize(static_cast<size_t>(std::max(count, 0)));
+  return tokens;
+}
+
+std::string DemoModel::Text(llama_token token) const {
+  char text[256];
+  const int32_t size =
+      llama_token_to_piece(vocab_, token, text, sizeof text, 0, false);
+  return std::string(text, static_cast<size_t>(std::max(size, 0)));
+}
+
+bool DemoModel::IsEnd(llama_token token) const {
+  return llama_vocab_is_eog(vocab_, token);
+}
+
+uint32_t DemoModel::token_count() const {
+  return static_cast<uint32_t>(llama_vocab_n_tokens(vocab_));
+}
+
+StatusOr<std::unique_ptr<DemoEngine>> DemoEngine::Open(
+    std::shared_ptr<const DemoModel> model, const DemoOptions& options) {
+  auto engine = std::unique_ptr<DemoEngine>(new DemoEngine(std::move(model)));
   llama_context_params params = llama_context_default_params();
   params.n_ctx = options.context_tokens;
   params.n_batch = params.n_ubatch = options.chunk_tokens;
@@ -51,7 +81,7 @@ StatusOr<std::unique_ptr<DemoEngine>> DemoEngine::Open(const Options& options) {
                                ? LLAMA_FLASH_ATTN_TYPE_ENABLED
                                : LLAMA_FLASH_ATTN_TYPE_DISABLED;
   params.no_perf = true;
-  engine->context_.reset(llama_init_from_model(engine->model_.get(), params));
+  engine->context_.reset(llama_init_from_model(engine->model_->get(), params));
   if (engine->context_ == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         "llama.cpp cannot make a context of ", params.n_ctx, " tokens"));
@@ -59,7 +89,7 @@ StatusOr<std::unique_ptr<DemoEngine>> DemoEngine::Open(const Options& options) {
   LARDER_ASSIGN_OR_RETURN(
       engine->cache_, LlamaCache::Open(engine->context_.get(),
                                        {.context_params = params,
-                                        .weights = weights,
+                                        .weights = engine->model_->weights(),
                                         .scratch_sequence = kScratch,
                                         .chunk_tokens = options.chunk_tokens,
                                         .reserve_tokens = params.n_ctx}));
@@ -72,28 +102,6 @@ Status DemoEngine::WarmUp() {
   LARDER_RETURN_IF_ERROR(Decode(tokens, 0, kWarmUpTokens));
   KeepFirst(0);
   return absl::OkStatus();
-}
-
-std::vector<llama_token> DemoEngine::Tokenize(const std::string& text) const {
-  // No token is shorter than a byte, so this has room for all.
-  std::vector<llama_token> tokens(text.size() + 8);
-  const int32_t count = llama_tokenize(
-      vocab_, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-      static_cast<int32_t>(tokens.size()), /*add_special=*/false,
-      /*parse_special=*/true);
-  tokens.resize(static_cast<size_t>(std::max(count, 0)));
-  return tokens;
-}
-
-std::string DemoEngine::Text(llama_token token) const {
-  char text[256];
-  const int32_t size =
-      llama_token_to_piece(vocab_, token, text, sizeof text, 0, false);
-  return std::string(text, static_cast<size_t>(std::max(size, 0)));
-}
-
-bool DemoEngine::IsEnd(llama_token token) const {
-  return llama_vocab_is_eog(vocab_, token);
 }
 
 Status DemoEngine::Decode(std::span<const llama_token> tokens, uint32_t begin,
@@ -116,8 +124,7 @@ Status DemoEngine::Decode(std::span<const llama_token> tokens, uint32_t begin,
 }
 
 std::span<const float> DemoEngine::Logits() const {
-  return {llama_get_logits_ith(context_.get(), -1),
-          static_cast<size_t>(llama_vocab_n_tokens(vocab_))};
+  return {llama_get_logits_ith(context_.get(), -1), model_->token_count()};
 }
 
 llama_token DemoEngine::MostLikely() const {

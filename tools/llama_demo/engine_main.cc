@@ -1,5 +1,6 @@
 // larder_demo_engine: one request on a real model, with its prefix recomputed,
-// kept in process, or loaded from larderd. Prints one JSON object.
+// kept in process, or loaded from larderd; or many, for measuring (--bench).
+// Prints JSON.
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -7,9 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -17,19 +16,21 @@
 #include <vector>
 
 #include "client/adapters/llama_cpp/prefix_cache.h"
-#include "client/larder.h"
+#include "tools/llama_demo/bench.h"
 #include "tools/llama_demo/engine.h"
+#include "tools/llama_demo/request.h"
 
 namespace larder {
 namespace {
 
 using Json = nlohmann::ordered_json;
 using SteadyClock = std::chrono::steady_clock;
+using Phase = DemoBenchOptions::Phase;
 
 enum class Mode { kRecompute, kKeep, kLarder };
 
 struct Arguments {
-  DemoEngine::Options engine;
+  DemoOptions engine;
   Mode mode = Mode::kRecompute;
   std::string socket;
   std::string text_file;
@@ -39,74 +40,30 @@ struct Arguments {
   uint32_t answer_tokens = 8;
   uint32_t load_deadline_ms = 10000;
   uint32_t durable_within_ms = 0;  // 0 = do not wait
+  bool bench = false;
+  DemoBenchOptions bench_options;  // what only --bench needs
 };
 
-double Ms(std::chrono::nanoseconds time) {
-  return std::chrono::duration<double, std::milli>(time).count();
-}
-
-StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  return std::string(std::istreambuf_iterator<char>(in), {});
-}
-
-// The text, cut after exactly `shared_tokens`, then the question: prompts with
-// different questions share their tokens up to there.
-StatusOr<std::vector<llama_token>> MakePrompt(const DemoEngine& engine,
-                                              const Arguments& arguments,
-                                              const std::string& question) {
-  LARDER_ASSIGN_OR_RETURN(const std::string text,
-                          ReadFile(arguments.text_file));
-  std::vector<llama_token> tokens =
-      engine.Tokenize("<|im_start|>user\nRead this.\n\n" + text);
-  if (arguments.shared_tokens > tokens.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(arguments.text_file, " has ", tokens.size(), " tokens, ",
-                     arguments.shared_tokens, " were asked for"));
-  }
-  if (arguments.shared_tokens > 0) tokens.resize(arguments.shared_tokens);
-  const std::vector<llama_token> rest = engine.Tokenize(
-      "\n\n" + question + "<|im_end|>\n<|im_start|>assistant\n");
-  tokens.insert(tokens.end(), rest.begin(), rest.end());
-  if (tokens.size() + arguments.answer_tokens >
+StatusOr<DemoRequest> MakeRequest(const DemoModel& model,
+                                  const Arguments& arguments,
+                                  const std::string& question) {
+  LARDER_ASSIGN_OR_RETURN(const std::vector<llama_token> text,
+                          ReadDemoText(model, arguments.text_file));
+  LARDER_ASSIGN_OR_RETURN(
+      DemoRequest request,
+      MakeDemoRequest(model, text, 0, arguments.shared_tokens, question));
+  if (request.tokens.size() + arguments.answer_tokens >
       arguments.engine.context_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        tokens.size(), " tokens and an answer of ", arguments.answer_tokens,
-        " do not fit a context of ", arguments.engine.context_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat(request.tokens.size(), " tokens and an answer of ",
+                     arguments.answer_tokens, " do not fit a context of ",
+                     arguments.engine.context_tokens));
   }
-  return tokens;
+  return request;
 }
 
-// Where a batch from `begin` ends: never beyond a chunk.
-uint32_t NextCut(const Arguments& arguments, uint32_t begin, size_t tokens) {
-  const uint32_t chunk = arguments.engine.chunk_tokens;
-  return std::min((begin / chunk + 1) * chunk, static_cast<uint32_t>(tokens));
-}
-
-Status Prefill(DemoEngine& engine, const Arguments& arguments,
-               const std::vector<llama_token>& tokens, uint32_t begin,
-               LlamaPrompt* saving) {
-  for (uint32_t at = begin; at < tokens.size();) {
-    const uint32_t end = NextCut(arguments, at, tokens.size());
-    LARDER_RETURN_IF_ERROR(engine.Decode(tokens, at, end));
-    at = end;
-    // The last chunk is saved after the first token is out.
-    if (saving != nullptr && at < tokens.size()) saving->Save();
-  }
-  return absl::OkStatus();
-}
-
-// Whole chunks at the beginning that two prompts share.
-uint32_t SharedTokens(const Arguments& arguments,
-                      const std::vector<llama_token>& a,
-                      const std::vector<llama_token>& b) {
-  const auto differ = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
-  const auto shared = static_cast<uint32_t>(differ.first - a.begin());
-  // The last token is computed in any case, for its logits.
-  const uint32_t limit =
-      std::min<uint32_t>(shared, static_cast<uint32_t>(b.size()) - 1);
-  return limit / arguments.engine.chunk_tokens * arguments.engine.chunk_tokens;
+uint32_t Size(const DemoRequest& request) {
+  return static_cast<uint32_t>(request.tokens.size());
 }
 
 Json Describe(const LlamaLoadReport& report) {
@@ -129,53 +86,20 @@ Json Describe(const LlamaSaveReport& report) {
           {"bytes_saved", report.bytes},
           {"problem", report.problem},
           {"export_ms", Ms(report.export_time)},
+          {"begin_ms", Ms(report.begin_time)},
           {"copy_ms", Ms(report.copy_time)},
           {"commit_ms", Ms(report.commit_time)}};
 }
 
-// What the daemon has brought up from slower tiers so far.
-uint64_t Promoted(Client& client) {
-  const Result<larder_usage> usage = client.Usage();
-  return usage.ok() ? usage->promoted_bytes : 0;
-}
-
-struct Service {
-  Client client;
-  std::unique_ptr<LlamaPrefixCache> prefixes;
-};
-
-StatusOr<std::unique_ptr<Service>> Connect(DemoEngine& engine,
-                                           const Arguments& arguments) {
-  ClientOptions options;
-  options.socket_path = arguments.socket;
-  options.name = "larder_demo_engine";
-  Result<Client> client = Client::Open(options);
-  if (!client.ok()) {
-    return absl::UnavailableError(absl::StrCat(
-        "larderd at ", arguments.socket, ": ", client.status().ToString()));
-  }
-  auto service = std::make_unique<Service>();
-  service->client = std::move(*client);
-  LlamaPrefixOptions prefix_options;
-  prefix_options.load_deadline =
-      std::chrono::milliseconds(arguments.load_deadline_ms);
-  prefix_options.save_deadline = std::chrono::milliseconds(1000);
-  prefix_options.want_durable = arguments.durable_within_ms > 0;
-  LARDER_ASSIGN_OR_RETURN(
-      service->prefixes,
-      LlamaPrefixCache::Open(engine.cache(), service->client, prefix_options));
-  return service;
-}
-
 // Answers greedily after a prefill; every position's logits enter the digest.
-StatusOr<std::string> Answer(DemoEngine& engine, const Arguments& arguments,
+StatusOr<std::string> Answer(DemoEngine& engine, uint32_t answer_tokens,
                              std::vector<llama_token> tokens, llama_token first,
                              LogitsDigest& digest) {
   std::string text;
   llama_token next = first;
-  for (uint32_t i = 1; !engine.IsEnd(next); ++i) {
-    text += engine.Text(next);
-    if (i >= arguments.answer_tokens) break;
+  for (uint32_t i = 1; !engine.model().IsEnd(next); ++i) {
+    text += engine.model().Text(next);
+    if (i >= answer_tokens) break;
     tokens.push_back(next);
     const auto end = static_cast<uint32_t>(tokens.size());
     LARDER_RETURN_IF_ERROR(engine.Decode(tokens, end - 1, end));
@@ -185,64 +109,93 @@ StatusOr<std::string> Answer(DemoEngine& engine, const Arguments& arguments,
   return text;
 }
 
+// Leaves the KV of the shared part in the engine, as an earlier question about
+// the same text does.
+StatusOr<uint32_t> KeepShared(DemoEngine& engine, const Arguments& arguments,
+                              const DemoRequest& request) {
+  LARDER_ASSIGN_OR_RETURN(
+      const DemoRequest earlier,
+      MakeRequest(engine.model(), arguments, arguments.earlier_question));
+  LARDER_RETURN_IF_ERROR(
+      DemoPrefill(engine, earlier, 0, Size(earlier), nullptr));
+  engine.KeepFirst(request.shared_tokens);
+  return request.shared_tokens;
+}
+
 StatusOr<Json> Run(const Arguments& arguments) {
-  LARDER_ASSIGN_OR_RETURN(std::unique_ptr<DemoEngine> engine,
-                          DemoEngine::Open(arguments.engine));
-  LARDER_ASSIGN_OR_RETURN(const std::vector<llama_token> tokens,
-                          MakePrompt(*engine, arguments, arguments.question));
-  std::unique_ptr<Service> service;
+  LARDER_ASSIGN_OR_RETURN(const std::shared_ptr<const DemoModel> model,
+                          DemoModel::Load(arguments.engine));
+  LARDER_ASSIGN_OR_RETURN(const std::unique_ptr<DemoEngine> engine,
+                          DemoEngine::Open(model, arguments.engine));
+  LARDER_ASSIGN_OR_RETURN(const DemoRequest request,
+                          MakeRequest(*model, arguments, arguments.question));
+  std::unique_ptr<DemoService> service;
   std::optional<LlamaPrompt> prompt;
   uint64_t promoted_before = 0;
-  uint32_t kept = 0;
+  uint32_t reused = 0;
   if (arguments.mode == Mode::kLarder) {
-    LARDER_ASSIGN_OR_RETURN(service, Connect(*engine, arguments));
-    promoted_before = Promoted(service->client);
-  } else if (arguments.mode == Mode::kKeep) {
     LARDER_ASSIGN_OR_RETURN(
-        const std::vector<llama_token> earlier,
-        MakePrompt(*engine, arguments, arguments.earlier_question));
-    LARDER_RETURN_IF_ERROR(Prefill(*engine, arguments, earlier, 0, nullptr));
-    kept = SharedTokens(arguments, earlier, tokens);
-    engine->KeepFirst(kept);
+        service, DemoService::Connect(
+                     *engine, arguments.socket,
+                     std::chrono::milliseconds(arguments.load_deadline_ms),
+                     arguments.durable_within_ms > 0));
+    promoted_before = service->PromotedBytes();
+  } else if (arguments.mode == Mode::kKeep) {
+    LARDER_ASSIGN_OR_RETURN(reused, KeepShared(*engine, arguments, request));
   }
 
-  Json out;
-  out["prompt_tokens"] = tokens.size();
   LlamaLoadReport loaded;
   const SteadyClock::time_point begin = SteadyClock::now();
   if (service != nullptr) {
     LARDER_ASSIGN_OR_RETURN(
-        prompt, service->prefixes->Begin(DemoEngine::kSequence, tokens));
+        prompt,
+        service->prefixes->Begin(DemoEngine::kSequence, request.tokens,
+                                 {.shared_tokens = request.shared_tokens}));
     loaded = prompt->Load();
-    kept = loaded.tokens;
+    reused = loaded.tokens;
   }
   const SteadyClock::time_point prefill_begin = SteadyClock::now();
-  LARDER_RETURN_IF_ERROR(
-      Prefill(*engine, arguments, tokens, kept, prompt ? &*prompt : nullptr));
+  LARDER_RETURN_IF_ERROR(DemoPrefill(*engine, request, reused, Size(request),
+                                     prompt ? &*prompt : nullptr));
   const llama_token first = engine->MostLikely();
   const SteadyClock::time_point first_token = SteadyClock::now();
 
-  out["tokens_reused"] = kept;
-  out["ttft_ms"] = Ms(first_token - begin);
-  out["prefill_ms"] = Ms(first_token - prefill_begin);
+  Json out = {{"prompt_tokens", request.tokens.size()},
+              {"shared_tokens", request.shared_tokens},
+              {"tokens_reused", reused},
+              {"ttft_ms", Ms(first_token - begin)},
+              {"prefill_ms", Ms(first_token - prefill_begin)}};
   LogitsDigest digest;
   digest.Add(engine->Logits());
-  LARDER_ASSIGN_OR_RETURN(out["answer"],
-                          Answer(*engine, arguments, tokens, first, digest));
+  LARDER_ASSIGN_OR_RETURN(
+      out["answer"],
+      Answer(*engine, arguments.answer_tokens, request.tokens, first, digest));
   out["logits"] = digest.Hex();
-  if (service != nullptr) {
-    out["load"] = Describe(loaded);
-    out["load"]["bytes_promoted"] = Promoted(service->client) - promoted_before;
-    const SteadyClock::time_point finish = SteadyClock::now();
-    out["save"] = Describe(
-        arguments.durable_within_ms > 0
-            ? prompt->Finish(LARDER_DURABLE, std::chrono::milliseconds(
-                                                 arguments.durable_within_ms))
-            : prompt->Finish());
-    out["save"]["finish_ms"] = Ms(SteadyClock::now() - finish);
-    prompt.reset();
-  }
+  if (service == nullptr) return out;
+
+  out["load"] = Describe(loaded);
+  out["load"]["bytes_promoted"] = service->PromotedBytes() - promoted_before;
+  const SteadyClock::time_point finish = SteadyClock::now();
+  out["save"] = Describe(
+      arguments.durable_within_ms > 0
+          ? prompt->Finish(LARDER_DURABLE, std::chrono::milliseconds(
+                                               arguments.durable_within_ms))
+          : prompt->Finish());
+  out["save"]["finish_ms"] = Ms(SteadyClock::now() - finish);
   return out;
+}
+
+StatusOr<Json> RunBench(const Arguments& arguments) {
+  DemoBenchOptions options = arguments.bench_options;
+  options.engine = arguments.engine;
+  options.socket = arguments.socket;
+  options.text_file = arguments.text_file;
+  options.question = arguments.question;
+  options.load_deadline_ms = arguments.load_deadline_ms;
+  if (arguments.durable_within_ms > 0) {
+    options.durable_within_ms = arguments.durable_within_ms;
+  }
+  return RunDemoBench(options);
 }
 
 void AddOptions(CLI::App& app, Arguments& arguments) {
@@ -255,14 +208,14 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
       ->required();
   app.add_option("--shared-tokens", arguments.shared_tokens,
                  "tokens of the text to take; 0 = all");
-  app.add_option("--question", arguments.question)->required();
+  app.add_option("--question", arguments.question)->capture_default_str();
   app.add_option("--earlier-question", arguments.earlier_question,
-                 "for --mode keep: what was asked before");
+                 "for --mode keep: what was asked before")
+      ->capture_default_str();
   const std::map<std::string, Mode> modes = {{"recompute", Mode::kRecompute},
                                              {"keep", Mode::kKeep},
                                              {"larder", Mode::kLarder}};
   app.add_option("--mode", arguments.mode, "recompute, keep or larder")
-      ->required()
       ->transform(CLI::CheckedTransformer(modes));
   app.add_option("--socket", arguments.socket, "of larderd, for --mode larder");
   app.add_option("--answer-tokens", arguments.answer_tokens)
@@ -282,16 +235,41 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
                  "wait so long until saves are durable; 0 = do not");
 }
 
+void AddBenchOptions(CLI::App& app, Arguments& arguments) {
+  DemoBenchOptions& bench = arguments.bench_options;
+  bench.lengths = {290, 610, 905, 1240, 1575, 1990, 2385, 2770};
+  app.add_flag("--bench", arguments.bench,
+               "many requests in one process, for measuring");
+  const std::map<std::string, Phase> phases = {
+      {"all", Phase::kAll}, {"save", Phase::kSave}, {"load", Phase::kLoad}};
+  app.add_option("--phase", bench.phase,
+                 "bench: save, load (what an earlier run saved) or all")
+      ->transform(CLI::CheckedTransformer(phases));
+  app.add_option("--lengths", bench.lengths, "bench: tokens of shared parts")
+      ->delimiter(',');
+  app.add_option("--rounds", bench.rounds, "bench: medians over so many")
+      ->capture_default_str();
+  app.add_option("--synthetic-tokens", bench.synthetic_tokens,
+                 "bench: save a made-up state of so many tokens instead");
+  app.add_option("--pace-ms", bench.pace_ms,
+                 "bench: pause between the chunks of a made-up state")
+      ->capture_default_str();
+}
+
 }  // namespace
 }  // namespace larder
 
 int main(int argc, char** argv) {
   larder::Arguments arguments;
   arguments.engine.backends = LARDER_LLAMA_LIB_DIR;
-  CLI::App app("One request on a real model, over larderd or without it.");
+  arguments.question = "What is this text about?";
+  arguments.earlier_question = "Who tells this story?";
+  CLI::App app("Requests on a real model, over larderd or without it.");
   larder::AddOptions(app, arguments);
+  larder::AddBenchOptions(app, arguments);
   CLI11_PARSE(app, argc, argv);
-  const larder::StatusOr<larder::Json> out = larder::Run(arguments);
+  const larder::StatusOr<larder::Json> out =
+      arguments.bench ? larder::RunBench(arguments) : larder::Run(arguments);
   if (!out.ok()) {
     std::cerr << "larder_demo_engine: " << out.status().message() << "\n";
     return 1;

@@ -44,16 +44,28 @@ Status ToStatus(const Outcome& outcome) {
   }
 }
 
-// Rows of one layer, whole and one after the other, for token `0` at `base`.
+// Rows of one layer, one after the other; a block is a token.
 larder_plane RowsPlane(std::byte* base, uint64_t row_bytes, uint32_t heads,
-                       uint32_t tokens, uint32_t block_tokens) {
+                       uint32_t tokens) {
   larder_plane plane{};
   plane.base = base;
   plane.bytes = row_bytes * tokens;
-  plane.block_stride = row_bytes * block_tokens;
+  plane.block_stride = row_bytes;
   plane.token_stride = row_bytes;
   plane.head_stride = row_bytes / heads;
   return plane;
+}
+
+// Those keys that enter the ids of tokens [begin, begin + count).
+std::vector<larder_request_key> ToC(const std::vector<PromptKey>& keys,
+                                    uint32_t begin, uint32_t count) {
+  std::vector<larder_request_key> out;
+  for (const PromptKey& key : keys) {
+    if (key.offset < begin || key.offset - begin >= count) continue;
+    out.push_back({static_cast<uint32_t>(key.kind), key.offset,
+                   key.value.data(), key.value.size()});
+  }
+  return out;
 }
 
 }  // namespace
@@ -68,7 +80,12 @@ StatusOr<std::unique_ptr<LlamaPrefixCache>> LlamaPrefixCache::Open(
 
 StatusOr<LlamaPrompt> LlamaPrefixCache::Begin(
     llama_seq_id sequence, std::span<const llama_token> tokens,
-    const std::vector<PromptKey>& keys) {
+    LlamaPromptOptions options) {
+  if (options.shared_tokens > tokens.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a shared part of ", options.shared_tokens,
+                     " tokens in a prompt of ", tokens.size()));
+  }
   Tokens unsigned_tokens;
   unsigned_tokens.reserve(tokens.size());
   for (const llama_token token : tokens) {
@@ -77,27 +94,10 @@ StatusOr<LlamaPrompt> LlamaPrefixCache::Begin(
     }
     unsigned_tokens.push_back(static_cast<uint32_t>(token));
   }
-  Result<Prompt> prompt = space_.Ids(unsigned_tokens, keys);
-  if (!prompt.ok()) return ToStatus(prompt.status());
-  const uint32_t whole =
-      static_cast<uint32_t>(unsigned_tokens.size()) / chunk_tokens();
-  prompt->ids.resize(std::min<size_t>(prompt->ids.size(), whole));
-
-  Id root_content{};
-  if (whole > 0) {
-    std::vector<larder_request_key> raw;
-    for (const PromptKey& key : keys) {
-      raw.push_back({static_cast<uint32_t>(key.kind), key.offset,
-                     key.value.data(), key.value.size()});
-    }
-    const int32_t status =
-        larder_root_content(unsigned_tokens.data(), chunk_tokens(), raw.data(),
-                            raw.size(), &root_content);
-    if (status < 0) return ToStatus(Outcome::From(status));
-  }
-  return LlamaPrompt(*this, sequence,
-                     static_cast<uint32_t>(unsigned_tokens.size()),
-                     std::move(prompt->ids), root_content);
+  LlamaPrompt prompt(*this, sequence, std::move(unsigned_tokens),
+                     std::move(options));
+  LARDER_RETURN_IF_ERROR(prompt.ComputeIds());
+  return prompt;
 }
 
 // Loads to where llama.cpp will read: every row straight to its place in the
@@ -116,21 +116,19 @@ LoadAnswer LlamaPrefixCache::LoadRows(const std::vector<Id>& ids,
   std::vector<larder_plane> values;
   for (size_t l = 0; l < shape.layers.size(); ++l) {
     keys.push_back(RowsPlane(state.Keys(l, 0, tokens).data(),
-                             shape.layers[l].k_row_bytes, heads, tokens,
-                             chunk_tokens()));
+                             shape.layers[l].k_row_bytes, heads, tokens));
     if (v_row_bytes == 0) continue;
     std::byte* const rows = shape.v_transposed
                                 ? values_.data() + l * v_row_bytes * tokens
                                 : state.Values(l, 0, tokens).data();
-    values.push_back(
-        RowsPlane(rows, v_row_bytes, heads, tokens, chunk_tokens()));
+    values.push_back(RowsPlane(rows, v_row_bytes, heads, tokens));
   }
-  std::vector<int64_t> blocks(ids.size());
+  std::vector<int64_t> blocks(tokens);
   std::iota(blocks.begin(), blocks.end(), 0);
   larder_view view =
       BlocksView(0, keys.data(), values.empty() ? nullptr : values.data(),
                  blocks.data(), blocks.size());
-  view.block_tokens = chunk_tokens();
+  view.block_tokens = 1;
   LoadOptions load;
   load.deadline = Until(deadline);
   load.threads = options_.load_threads;
@@ -152,40 +150,119 @@ Status LlamaPrefixCache::PlaceValues(const LlamaStateBuilder& state) {
   return absl::OkStatus();
 }
 
+Status LlamaPrompt::ComputeIds() {
+  Result<Prompt> prompt = owner_->space_.Ids(tokens_, options_.keys);
+  if (!prompt.ok()) return ToStatus(prompt.status());
+  const uint32_t chunk_tokens = owner_->chunk_tokens();
+  ids_ = std::move(prompt->ids);
+  ids_.resize(std::min(ids_.size(), tokens_.size() / chunk_tokens));
+  if (ids_.empty()) return absl::OkStatus();
+  const std::vector<larder_request_key> keys =
+      ToC(options_.keys, 0, chunk_tokens);
+  const int32_t status = larder_root_content(
+      tokens_.data(), chunk_tokens, keys.data(), keys.size(), &root_content_);
+  return status < 0 ? ToStatus(Outcome::From(status)) : absl::OkStatus();
+}
+
+// The id of the `count` tokens behind `begin`, a whole number of chunks.
+Result<Id> LlamaPrompt::TailId(uint32_t begin, uint32_t count) const {
+  const uint32_t chunk = begin / owner_->chunk_tokens();
+  const std::vector<larder_request_key> keys = ToC(options_.keys, begin, count);
+  Id id{};
+  const int32_t status = larder_id_from_tokens(
+      owner_->space_.get(), chunk > 0 ? &ids_[chunk - 1] : nullptr,
+      tokens_.data() + begin, count, keys.data(), keys.size(), &id);
+  if (status < 0) return Outcome::From(status);
+  return id;
+}
+
 LlamaLoadReport LlamaPrompt::Load() {
   LlamaLoadReport report;
-  const uint32_t chunk_tokens = owner_->chunk_tokens();
-  // The last token must be computed, to have its logits.
-  const uint32_t loadable =
-      token_count_ == 0 ? 0 : (token_count_ - 1) / chunk_tokens;
-  report.chunks_asked = loadable;
-  if (loadable == 0) return report;
+  if (tokens_.size() < 2) return report;
   const SteadyClock::time_point deadline =
       SteadyClock::now() + owner_->options_.load_deadline;
-  std::vector<Id> ids(ids_.begin(), ids_.begin() + loadable);
+  const uint32_t chunk_tokens = owner_->chunk_tokens();
   {
     Stopwatch watch(report.match_time);
-    MatchOptions options;
-    options.deadline = Until(deadline);
-    options.root_content = root_content_;
-    Result<MatchAnswer> match = owner_->space_.Match(ids, options);
-    if (!match.ok()) {
-      report.reason = LARDER_REASON_UNAVAILABLE;
-      report.problem = match.status().ToString();
-      return report;
-    }
-    report.chunks_matched = match->usable;
-    report.reason = match->reason;
+    if (!Match(report, Until(deadline))) return report;
+    FindTail(report, Until(deadline));
   }
-  if (report.chunks_matched == 0) return report;
-  ids.resize(report.chunks_matched);
+  std::vector<Id> ids(ids_.begin(), ids_.begin() + report.chunks_matched);
+  uint32_t tokens = report.chunks_matched * chunk_tokens;
+  if (tail_tokens_ > 0) {
+    ++report.chunks_matched;
+    ids.push_back(tail_id_);
+    tokens += tail_tokens_;
+  }
+  if (!ids.empty()) Take(report, std::move(ids), tokens, deadline);
+  return report;
+}
 
+// How many whole chunks Larder has. False if it cannot be asked.
+bool LlamaPrompt::Match(LlamaLoadReport& report, Deadline deadline) {
+  // The last token must be computed, to have its logits.
+  report.chunks_asked =
+      static_cast<uint32_t>(tokens_.size() - 1) / owner_->chunk_tokens();
+  if (report.chunks_asked == 0) return true;
+  MatchOptions options;
+  options.deadline = deadline;
+  options.root_content = root_content_;
+  Result<MatchAnswer> match = owner_->space_.Match(
+      {ids_.begin(), ids_.begin() + report.chunks_asked}, options);
+  if (!match.ok()) {
+    report.reason = LARDER_REASON_UNAVAILABLE;
+    report.problem = match.status().ToString();
+    return false;
+  }
+  report.chunks_matched = match->usable;
+  report.reason = match->reason;
+  return true;
+}
+
+// Where a shared part ends is known to who saved it only: every length that an
+// incomplete chunk could have is looked up, in one round trip.
+void LlamaPrompt::FindTail(LlamaLoadReport& report, Deadline deadline) {
+  const uint32_t chunk_tokens = owner_->chunk_tokens();
+  const uint32_t begin = report.chunks_matched * chunk_tokens;
+  const uint32_t longest = std::min(
+      chunk_tokens - 1, static_cast<uint32_t>(tokens_.size() - 1) - begin);
+  std::vector<Id> ids;
+  ids.reserve(longest);
+  for (uint32_t count = 1; count <= longest; ++count) {
+    Result<Id> id = TailId(begin, count);
+    if (!id.ok()) {
+      report.problem = id.status().ToString();
+      return;
+    }
+    ids.push_back(*id);
+  }
+  std::vector<uint8_t> states(ids.size());
+  if (ids.empty()) return;
+  const int32_t status =
+      larder_lookup(owner_->space_.get(), ids.data(), ids.size(), deadline.ms(),
+                    states.data(), nullptr);
+  if (status < 0) {
+    report.problem = Outcome::From(status).ToString();
+    return;
+  }
+  for (uint32_t count = longest; count > 0; --count) {
+    const uint8_t state = states[count - 1];
+    if (state == LARDER_STATE_READY || state == LARDER_STATE_DURABLE) {
+      tail_id_ = ids[count - 1];
+      tail_tokens_ = count;
+      return;
+    }
+  }
+}
+
+// Loads chunks of `tokens` tokens in all and puts them into the sequence.
+void LlamaPrompt::Take(LlamaLoadReport& report, std::vector<Id> ids,
+                       uint32_t tokens, SteadyClock::time_point deadline) {
   LlamaCache& cache = owner_->cache_;
-  StatusOr<LlamaStateBuilder> state =
-      cache.BeginWrite(sequence_, report.chunks_matched * chunk_tokens);
+  StatusOr<LlamaStateBuilder> state = cache.BeginWrite(sequence_, tokens);
   if (!state.ok()) {
     report.problem = state.status().ToString();
-    return report;
+    return;
   }
   LoadAnswer answer;
   {
@@ -194,32 +271,42 @@ LlamaLoadReport LlamaPrompt::Load() {
   }
   report.bytes = answer.bytes;
   if (!answer.status.ok()) report.problem = answer.status.ToString();
-  if (answer.usable < ids.size()) report.reason = answer.reason;
-  if (answer.usable == 0) return report;
+  if (answer.usable < ids.size()) {
+    report.reason = answer.reason;
+    tail_tokens_ = 0;  // it is the last one
+  }
+  if (answer.usable == 0) return;
+  const uint32_t chunk_tokens = owner_->chunk_tokens();
+  const uint32_t whole = answer.usable - (tail_tokens_ > 0 ? 1 : 0);
+  const uint32_t usable = whole * chunk_tokens + tail_tokens_;
 
   Stopwatch watch(report.import_time);
-  Status imported = state->Shorten(answer.usable * chunk_tokens);
+  Status imported = state->Shorten(usable);
   if (imported.ok()) imported = owner_->PlaceValues(*state);
   if (imported.ok()) imported = cache.FinishWrite(sequence_, *state);
   if (!imported.ok()) {
     report.problem = imported.ToString();
-    return report;
+    return;
   }
   report.chunks = answer.usable;
-  report.tokens = answer.usable * chunk_tokens;
-  chunks_done_ = answer.usable;
-  return report;
+  report.tokens = usable;
+  chunks_done_ = whole;
+  tail_done_ = usable == options_.shared_tokens;
 }
 
 uint32_t LlamaPrompt::NextCut(uint32_t begin, uint32_t batch_tokens) const {
   const uint32_t chunk_tokens = owner_->chunk_tokens();
-  const uint32_t chunk_end = (begin / chunk_tokens + 1) * chunk_tokens;
-  return std::min({begin + std::max(batch_tokens, 1u), chunk_end,
-                   std::max(token_count_, begin + 1)});
+  uint32_t end = (begin / chunk_tokens + 1) * chunk_tokens;
+  end = std::min(end, begin + std::max(batch_tokens, 1u));
+  if (begin < options_.shared_tokens) {
+    end = std::min(end, options_.shared_tokens);
+  }
+  const auto tokens = static_cast<uint32_t>(tokens_.size());
+  return begin < tokens ? std::min(end, tokens) : end;
 }
 
-void LlamaPrompt::Save() {
-  if (owner_->cache_.reads_ranges()) SaveComplete();
+void LlamaPrompt::Save(uint32_t tokens) {
+  if (owner_->cache_.reads_ranges()) SaveComplete(tokens);
 }
 
 void LlamaPrompt::LeaveOut(uint32_t chunks, std::string why) {
@@ -227,35 +314,69 @@ void LlamaPrompt::LeaveOut(uint32_t chunks, std::string why) {
   saved_.problem = std::move(why);
 }
 
-void LlamaPrompt::SaveComplete() {
-  LlamaCache& cache = owner_->cache_;
+// Tokens of the shared part behind its last whole chunk.
+uint32_t LlamaPrompt::TailOfShared() const {
+  return options_.shared_tokens % owner_->chunk_tokens();
+}
+
+void LlamaPrompt::SaveComplete(uint32_t tokens) {
   const uint32_t chunk_tokens = owner_->chunk_tokens();
-  const uint32_t complete =
-      std::min<uint32_t>(cache.TokenCount(sequence_) / chunk_tokens,
-                         static_cast<uint32_t>(ids_.size()));
-  if (complete <= chunks_done_) return;
-  const uint32_t first = std::exchange(chunks_done_, complete);
-  StatusOr<LlamaStateView> view = [&] {
-    Stopwatch watch(saved_.export_time);
-    return cache.Read(sequence_, first * chunk_tokens,
-                      (complete - first) * chunk_tokens);
-  }();
-  if (!view.ok()) {
-    LeaveOut(complete - first, view.status().ToString());
-    return;
+  tokens = std::min({tokens, owner_->cache_.TokenCount(sequence_),
+                     static_cast<uint32_t>(tokens_.size())});
+  const uint32_t complete = tokens / chunk_tokens;
+  const uint32_t tail = TailOfShared();
+  const bool save_tail =
+      !tail_done_ && tail > 0 && tokens >= options_.shared_tokens;
+  if (save_tail) {
+    // What lies before it first; the rest of its chunk may be there already.
+    tail_done_ = true;
+    const uint32_t before = options_.shared_tokens / chunk_tokens;
+    const uint32_t first = std::min(chunks_done_, before);
+    chunks_done_ = std::max(chunks_done_, before);
+    SaveRun(first * chunk_tokens, before - first, tail);
   }
-  for (uint32_t chunk = first; chunk < complete; ++chunk) {
-    SaveChunk(*view, chunk);
+  if (complete > chunks_done_) {
+    const uint32_t first = std::exchange(chunks_done_, complete);
+    SaveRun(first * chunk_tokens, complete - first, 0);
   }
 }
 
-void LlamaPrompt::SaveChunk(const LlamaStateView& view, uint32_t chunk) {
+// Reads a run of whole chunks, and a tail behind them, out of the cache at once
+// and saves each.
+void LlamaPrompt::SaveRun(uint32_t begin, uint32_t whole_chunks,
+                          uint32_t tail_tokens) {
   const uint32_t chunk_tokens = owner_->chunk_tokens();
+  const uint32_t whole_end = begin + whole_chunks * chunk_tokens;
+  StatusOr<LlamaStateView> view = [&] {
+    Stopwatch watch(saved_.export_time);
+    return owner_->cache_.Read(sequence_, begin,
+                               whole_end + tail_tokens - begin);
+  }();
+  if (!view.ok()) {
+    LeaveOut(whole_chunks + (tail_tokens > 0 ? 1 : 0),
+             view.status().ToString());
+    return;
+  }
+  for (uint32_t at = begin; at < whole_end; at += chunk_tokens) {
+    SavePart(*view, at, chunk_tokens, ids_[at / chunk_tokens]);
+  }
+  if (tail_tokens == 0) return;
+  Result<Id> id = TailId(whole_end, tail_tokens);
+  if (!id.ok()) return LeaveOut(1, id.status().ToString());
+  SavePart(*view, whole_end, tail_tokens, *id);
+}
+
+void LlamaPrompt::SavePart(const LlamaStateView& view, uint32_t begin,
+                           uint32_t count, const Id& id) {
   SaveOptions options;
-  options.id = ids_[chunk];
+  options.id = id;
+  options.token_count = count;
   options.wait = true;
   options.deadline = owner_->options_.save_deadline;
-  Result<Saver> save = owner_->space_.BeginSave(options);
+  Result<Saver> save = [&] {
+    Stopwatch watch(saved_.begin_time);
+    return owner_->space_.BeginSave(options);
+  }();
   if (!save.ok()) {
     if (save.code() == Code::kPresent) {
       ++saved_.chunks_present;
@@ -271,7 +392,7 @@ void LlamaPrompt::SaveChunk(const LlamaStateView& view, uint32_t chunk) {
     for (uint32_t l = 0; l < layers; ++l) {
       Result<Saver::Segment> segment = save->Layer(l);
       if (!segment.ok()) return LeaveOut(1, segment.status().ToString());
-      const Status cut = view.Cut(l, chunk * chunk_tokens, chunk_tokens,
+      const Status cut = view.Cut(l, begin, count,
                                   {static_cast<std::byte*>(segment->data),
                                    static_cast<size_t>(segment->bytes)});
       if (!cut.ok()) return LeaveOut(1, cut.ToString());
@@ -280,11 +401,11 @@ void LlamaPrompt::SaveChunk(const LlamaStateView& view, uint32_t chunk) {
   }
   Stopwatch watch(saved_.commit_time);
   CommitOptions commit;
-  commit.token_begin = chunk * chunk_tokens;
+  commit.token_begin = begin;
   commit.want_durable = owner_->options_.want_durable;
-  if (chunk > 0) {
-    commit.parent = ids_[chunk - 1];
-  } else {
+  if (begin > 0) {
+    commit.parent = ids_[begin / owner_->chunk_tokens() - 1];
+  } else if (!ids_.empty()) {
     commit.root_content = root_content_;
   }
   if (Outcome outcome = save->Commit(commit); !outcome.ok()) {
@@ -296,14 +417,14 @@ void LlamaPrompt::SaveChunk(const LlamaStateView& view, uint32_t chunk) {
 }
 
 LlamaSaveReport LlamaPrompt::Finish() {
-  SaveComplete();
+  SaveComplete(UINT32_MAX);
   saves_.clear();
   return saved_;
 }
 
 LlamaSaveReport LlamaPrompt::Finish(larder_stage stage,
                                     std::chrono::milliseconds within) {
-  SaveComplete();
+  SaveComplete(UINT32_MAX);
   const SteadyClock::time_point deadline = SteadyClock::now() + within;
   for (Saver& save : saves_) {
     if (Outcome outcome = save.Wait(stage, Until(deadline)); !outcome.ok()) {

@@ -7,7 +7,8 @@
 //   auto client = larder::Client::Open();
 //   auto prefixes = larder::LlamaPrefixCache::Open(**cache, *client);
 //
-//   auto prompt = (*prefixes)->Begin(sequence, tokens);
+//   auto prompt = (*prefixes)->Begin(sequence, tokens,
+//                                    {.shared_tokens = of_the_document});
 //   uint32_t at = prompt->Load().tokens;         // these need not be computed
 //   while (at < tokens.size()) {
 //     const uint32_t end = prompt->NextCut(at, llama_n_batch(context));
@@ -47,11 +48,23 @@ struct LlamaPrefixOptions {
   bool want_durable = false;
 };
 
+struct LlamaPromptOptions {
+  // What else than its tokens the request's KV depends on. Adapters
+  // (LARDER_KEY_LORA) and control vectors must be named here.
+  std::vector<PromptKey> keys;
+
+  // Where the part ends that other prompts will share (a document, a system
+  // prompt), if that is known: its last, incomplete chunk is saved too, and
+  // batches are cut there. 0 = nowhere.
+  uint32_t shared_tokens = 0;
+};
+
 struct LlamaLoadReport {
-  uint32_t tokens = 0;          // in place, from position 0
+  uint32_t tokens = 0;  // in place, from position 0
+  // Chunks, whole ones and at most one incomplete one behind them:
   uint32_t chunks = 0;          // loaded
   uint32_t chunks_matched = 0;  // that Larder said it had
-  uint32_t chunks_asked = 0;    // whole chunks before the prompt's last token
+  uint32_t chunks_asked = 0;    // whole ones before the prompt's last token
   uint64_t bytes = 0;
   Reason reason = LARDER_REASON_NONE;  // why no more were loaded
   std::string problem;  // what failed, for people; empty if nothing did
@@ -67,6 +80,7 @@ struct LlamaSaveReport {
   uint64_t bytes = 0;            // committed
   std::string problem;           // the last one, for people
   std::chrono::nanoseconds export_time{0};  // out of the cache
+  std::chrono::nanoseconds begin_time{0};   // for room, and the daemon's word
   std::chrono::nanoseconds copy_time{0};    // into staging
   std::chrono::nanoseconds commit_time{0};
 };
@@ -75,49 +89,66 @@ struct LlamaSaveReport {
 // outlive it. Threads: as LlamaCache, the one that decodes.
 class LlamaPrompt {
  public:
-  // Replaces what the sequence holds by the longest prefix that Larder has, at
-  // most all whole chunks before the last token. Once, before the first decode.
+  // Replaces what the sequence holds by the longest prefix that Larder has: all
+  // whole chunks that it matches, and behind them the longest end of a shared
+  // part; never the last token. Once, before the first decode. If nothing was
+  // loaded the sequence must be taken for empty.
   LlamaLoadReport Load();
 
   // Where a batch that begins at token `begin` should end: at the latest after
-  // `batch_tokens`, and never beyond a chunk's end. KV depends, in its last
-  // bits, on how a prompt was cut into batches; cut so, a program that loads a
-  // prefix computes what the one that saved it did.
+  // `batch_tokens`, and never beyond the end of a chunk or of the shared part.
+  // KV depends, in its last bits, on how a prompt was cut into batches; cut so,
+  // a program that loads a prefix computes what the one that saved it did.
   uint32_t NextCut(uint32_t begin, uint32_t batch_tokens) const;
 
-  // Saves every chunk that is complete in the sequence and was neither loaded
-  // nor saved yet. Copies into staging memory, and returns; the daemon takes it
-  // from there. Where the cache cannot read ranges (LlamaCache::reads_ranges)
-  // this does nothing and Finish saves all.
-  void Save();
+  // Saves every chunk that is complete in the first `tokens` tokens of the
+  // sequence and was neither loaded nor saved yet. Copies into staging memory,
+  // and returns; the daemon takes it from there. Where the cache cannot read
+  // ranges (LlamaCache::reads_ranges) this does nothing and Finish saves all.
+  void Save(uint32_t tokens = UINT32_MAX);
 
   // Saves what is left and returns what was saved in all. With a stage, waits
   // until every save got there; one that did not in time counts as left out.
   LlamaSaveReport Finish();
   LlamaSaveReport Finish(larder_stage stage, std::chrono::milliseconds within);
 
-  const std::vector<Id>& ids() const { return ids_; }
+  const std::vector<Id>& ids() const { return ids_; }  // of whole chunks
+  // What was saved so far.
+  const LlamaSaveReport& saved() const { return saved_; }
 
  private:
   friend class LlamaPrefixCache;
   LlamaPrompt(class LlamaPrefixCache& owner, llama_seq_id sequence,
-              uint32_t token_count, std::vector<Id> ids, Id root_content)
+              Tokens tokens, LlamaPromptOptions options)
       : owner_(&owner),
         sequence_(sequence),
-        token_count_(token_count),
-        ids_(std::move(ids)),
-        root_content_(root_content) {}
+        tokens_(std::move(tokens)),
+        options_(std::move(options)) {}
 
-  void SaveComplete();
-  void SaveChunk(const LlamaStateView& view, uint32_t chunk);
+  Status ComputeIds();
+  Result<Id> TailId(uint32_t begin, uint32_t count) const;
+  bool Match(LlamaLoadReport& report, Deadline deadline);
+  void FindTail(LlamaLoadReport& report, Deadline deadline);
+  void Take(LlamaLoadReport& report, std::vector<Id> ids, uint32_t tokens,
+            std::chrono::steady_clock::time_point deadline);
+
+  void SaveComplete(uint32_t tokens);
+  void SaveRun(uint32_t begin, uint32_t whole_chunks, uint32_t tail_tokens);
+  void SavePart(const LlamaStateView& view, uint32_t begin, uint32_t count,
+                const Id& id);
   void LeaveOut(uint32_t chunks, std::string why);
+  uint32_t TailOfShared() const;
 
   LlamaPrefixCache* owner_;
   llama_seq_id sequence_;
-  uint32_t token_count_;
+  Tokens tokens_;
+  LlamaPromptOptions options_;
   std::vector<Id> ids_;  // of whole chunks
-  Id root_content_;
-  uint32_t chunks_done_ = 0;  // loaded or saved
+  Id root_content_{};
+  Id tail_id_{};              // what FindTail found
+  uint32_t tail_tokens_ = 0;  // of it
+  uint32_t chunks_done_ = 0;  // whole ones, loaded or saved
+  bool tail_done_ = false;    // that of the shared part
   std::vector<Saver> saves_;  // committed
   LlamaSaveReport saved_;
 };
@@ -134,12 +165,11 @@ class LlamaPrefixCache {
   LlamaPrefixCache(const LlamaPrefixCache&) = delete;
   LlamaPrefixCache& operator=(const LlamaPrefixCache&) = delete;
 
-  // `keys`: what else than its tokens this request's KV depends on. Adapters
-  // (LARDER_KEY_LORA) and control vectors must be named here. InvalidArgument
-  // for a token below 0.
+  // InvalidArgument for a token below 0, or for a shared part that is longer
+  // than the prompt.
   StatusOr<LlamaPrompt> Begin(llama_seq_id sequence,
                               std::span<const llama_token> tokens,
-                              const std::vector<PromptKey>& keys = {});
+                              LlamaPromptOptions options = {});
 
   Space& space() { return space_; }
 
