@@ -162,9 +162,9 @@ void SegmentLog::CollectStep() {
     for (; i < end; ++i) {
       const uint64_t size = (uint64_t{candidates[i].pages} + 1) * kPageBytes;
       Status status = read;
-      if (!read.ok() && end - i > 1) {
-        // One bad place must not cost its neighbours.
-        status = ReadAll(io_, victim->id,
+      if (!read.ok()) {
+        // One bad place must not cost its neighbours, nor one bad answer.
+        status = ReadPatiently(io_, victim->id,
                          uint64_t{candidates[i].page} * kPageBytes,
                          run.subspan(offset, size));
       }

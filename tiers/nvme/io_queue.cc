@@ -163,7 +163,7 @@ IoQueue::Verdict IoQueue::JudgeLocked(Slot& slot, int64_t result) {
     // Continue at a page, so that O_DIRECT stays aligned.
     const uint64_t moved =
         static_cast<uint64_t>(result) & ~(kPageBytes - 1);
-    if (moved > 0 || (result > 0 && ++slot.attempts <= kMaxAttempts)) {
+    if (moved > 0 || ++slot.attempts <= kMaxAttempts) {
       Advance(slot.request, moved);
       return Verdict::kAgain;
     }
@@ -291,7 +291,7 @@ Status MoveAll(IoRequest::Kind kind, uint64_t bytes, Step step) {
     if (static_cast<uint64_t>(result) > bytes - moved && !again) {
       return IoError(kind, kEndedShort);
     }
-    if (pages == 0 && (result == 0 || ++attempts > IoQueue::kMaxAttempts)) {
+    if (pages == 0 && ++attempts > IoQueue::kMaxAttempts) {
       return IoError(kind, result < 0 ? static_cast<int>(-result)
                                       : kEndedShort);
     }
@@ -306,6 +306,17 @@ Status ReadAll(FileIo& io, FileId file, uint64_t offset, MutableByteSpan into) {
   return MoveAll(IoRequest::Kind::kRead, into.size(), [&](uint64_t moved) {
     return io.ReadNow(file, offset + moved, into.subspan(moved));
   });
+}
+
+Status ReadPatiently(FileIo& io, FileId file, uint64_t offset,
+                     MutableByteSpan into) {
+  constexpr int kAttempts = 3;
+  Status status;
+  for (int i = 0; i < kAttempts; ++i) {
+    status = ReadAll(io, file, offset, into);
+    if (status.ok()) break;
+  }
+  return status;
 }
 
 Status WriteAll(FileIo& io, FileId file, uint64_t offset, ByteSpan from) {

@@ -120,6 +120,9 @@ Status IoError(IoRequest::Kind kind, int error);
 
 // Blocking transfers of every byte, for start-up and housekeeping.
 Status ReadAll(FileIo& io, FileId file, uint64_t offset, MutableByteSpan into);
+// The same for bytes that must not be given up because of one bad answer.
+Status ReadPatiently(FileIo& io, FileId file, uint64_t offset,
+                     MutableByteSpan into);
 Status WriteAll(FileIo& io, FileId file, uint64_t offset, ByteSpan from);
 Status Sync(FileIo& io, FileId file);
 

@@ -57,7 +57,10 @@ StatusOr<DurableTier::RecoveryReport> Recovery::Run(DurableTier::Found& found) {
       LoadSealed(file);
       if (!file.frames.empty()) report_.rebuilt_from_footers = true;
     } else if (!file.sealed) {
-      Scan(file, file.row.next_page, /*verify_payload=*/true);
+      Scan(file, file.row.next_page);
+      std::erase_if(file.frames, [&](const Frame& frame) {
+        return file.rows_ahead.contains(frame.page);
+      });
     }
     if (!file.sealed) {
       // What is reported as durable must be.
@@ -117,20 +120,11 @@ Status Recovery::OpenFile(const std::string& name, uint64_t bytes) {
   const uint32_t number = SegmentFileNumber(name);
   max_file_number_ = std::max(max_file_number_, number);
   LARDER_ASSIGN_OR_RETURN(const FileId id, io_.Open(name));
-  const PageMemory page(kPageBytes);
   FoundFile file;
   file.id = id;
   Status status = bytes < kPageBytes
                       ? absl::DataLossError("shorter than its header")
-                      : ReadAll(io_, id, 0, page.span());
-  if (status.ok()) {
-    StatusOr<FileHeader> header = DecodeFileHeader(page.span());
-    status = header.status();
-    if (header.ok()) file.header = *header;
-  }
-  if (status.ok() && file.header.file_number != number) {
-    status = absl::DataLossError("the header of another file");
-  }
+                      : ReadHeader(id, number, file.header);
   if (absl::IsFailedPrecondition(status)) {
     io_.Close(id);
     return Annotate(status, name);
@@ -146,6 +140,7 @@ Status Recovery::OpenFile(const std::string& name, uint64_t bytes) {
     // A file that was being made when the power went, or one whose header is
     // gone: the index may still know its nonce (ReadFileRows).
     file.header = {.file_number = 0, .file_bytes = bytes & ~(kPageBytes - 1)};
+    file.may_delete = absl::IsDataLoss(status);
     Note(absl::StrCat(name, ": ", status.message()));
   } else if (bytes < file.header.file_bytes) {
     file.header.file_bytes = bytes & ~(kPageBytes - 1);
@@ -153,6 +148,25 @@ Status Recovery::OpenFile(const std::string& name, uint64_t bytes) {
   }
   files_[number] = std::move(file);
   return absl::OkStatus();
+}
+
+// DataLoss only if the page was read, more than once, and is no header.
+Status Recovery::ReadHeader(FileId id, uint32_t number, FileHeader& header) {
+  const PageMemory page(kPageBytes);
+  Status status;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    status = ReadPatiently(io_, id, 0, page.span());
+    if (!status.ok()) return absl::UnavailableError(status.message());
+    const StatusOr<FileHeader> decoded = DecodeFileHeader(page.span());
+    status = decoded.status();
+    if (decoded.ok() && decoded->file_number != number) {
+      status = absl::DataLossError("the header of another file");
+    }
+    if (!status.ok()) continue;
+    header = *decoded;
+    return status;
+  }
+  return status;
 }
 
 // Reads what the index says of each file, and sees which files agree.
@@ -190,8 +204,10 @@ Status Recovery::ReadFileRows() {
     }
     if (file.header.file_number == 0) {
       io_.Close(file.id);
-      const Status deleted = io_.Delete(SegmentFileName(it->first));
-      if (!deleted.ok()) Note(std::string(deleted.message()));
+      if (file.may_delete) {
+        const Status deleted = io_.Delete(SegmentFileName(it->first));
+        if (!deleted.ok()) Note(std::string(deleted.message()));
+      }
       it = files_.erase(it);
       continue;
     }
@@ -203,7 +219,7 @@ Status Recovery::ReadFileRows() {
       file.trusted = true;
     }
     const PageMemory page(kPageBytes);
-    if (ReadAll(io_, file.id, file.header.file_bytes - kPageBytes, page.span())
+    if (ReadPatiently(io_, file.id, file.header.file_bytes - kPageBytes, page.span())
             .ok()) {
       const StatusOr<Trailer> trailer =
           DecodeTrailer(page.span(), file.header);
@@ -257,6 +273,9 @@ Status Recovery::CountRows() {
         return true;
       }
       it->second.counted.Add(place->page);
+      if (it->second.trusted && place->page >= it->second.row.next_page) {
+        it->second.rows_ahead.insert(place->page);
+      }
       if (kind == kControlRows && it->second.trusted) {
         Frame frame;
         frame.kind = FrameKind::kControl;
@@ -300,18 +319,18 @@ Status Recovery::CountRows() {
 // --- What files say themselves ---------------------------------------------
 
 void Recovery::LoadSealed(FoundFile& file) {
-  const bool was_sealed = file.sealed || (file.has_row && file.row.sealed);
   if (file.sealed && LoadFooter(file)) return;
-  // No footer, or a damaged one. Records of a file that was sealed once are
-  // durable; those of one that never was may be torn.
-  Scan(file, 1, /*verify_payload=*/!was_sealed);
+  // No footer, or a damaged one. Frames alone prove nothing then, not even in a
+  // file that was sealed once: the footer left out those whose records were
+  // torn or failed.
+  Scan(file, 1);
   file.sealed = false;
 }
 
 bool Recovery::LoadFooter(FoundFile& file) {
   const PageMemory memory(file.trailer.entries_bytes());
   const ByteSpan entries = memory.span().first(file.trailer.entries_bytes());
-  if (!ReadAll(io_, file.id, uint64_t{file.trailer.footer_page} * kPageBytes,
+  if (!ReadPatiently(io_, file.id, uint64_t{file.trailer.footer_page} * kPageBytes,
                memory.span())
            .ok() ||
       FooterChecksum(entries, file.header.nonce) !=
@@ -325,7 +344,7 @@ bool Recovery::LoadFooter(FoundFile& file) {
   return true;
 }
 
-void Recovery::Scan(FoundFile& file, uint32_t from, bool verify_payload) {
+void Recovery::Scan(FoundFile& file, uint32_t from) {
   const uint64_t pages = file.header.file_bytes / kPageBytes;
   const PageMemory memory(kScanBytes);
   PageMemory payload_memory;
@@ -335,12 +354,12 @@ void Recovery::Scan(FoundFile& file, uint32_t from, bool verify_payload) {
     if (page < begin || page >= end) {
       begin = page;
       end = std::min(pages, page + kScanBytes / kPageBytes);
-      if (!ReadAll(io_, file.id, begin * kPageBytes,
+      if (!ReadPatiently(io_, file.id, begin * kPageBytes,
                    memory.span().first((end - begin) * kPageBytes))
                .ok()) {
         // Find out which of the pages cannot be read.
         end = begin + 1;
-        if (!ReadAll(io_, file.id, begin * kPageBytes,
+        if (!ReadPatiently(io_, file.id, begin * kPageBytes,
                      memory.span().first(kPageBytes))
                  .ok()) {
           ++page;
@@ -355,21 +374,19 @@ void Recovery::Scan(FoundFile& file, uint32_t from, bool verify_payload) {
       ++page;
       continue;
     }
-    if (verify_payload) {
-      ByteSpan payload;
-      Status status = ReadPayload(file, *frame, payload_memory, payload);
-      if (status.ok() && frame->kind == FrameKind::kPart) {
-        const StatusOr<RecordView> view = RecordView::Parse(payload);
-        status = view.ok() ? view->VerifyPayload() : view.status();
-        if (status.ok() && view->meta() != frame->meta) {
-          status = absl::DataLossError("frame and record disagree");
-        }
+    ByteSpan payload;
+    Status status = ReadPayload(file, *frame, payload_memory, payload);
+    if (status.ok() && frame->kind == FrameKind::kPart) {
+      const StatusOr<RecordView> view = RecordView::Parse(payload);
+      status = view.ok() ? view->VerifyPayload() : view.status();
+      if (status.ok() && view->meta() != frame->meta) {
+        status = absl::DataLossError("frame and record disagree");
       }
-      if (!status.ok()) {
-        ++report_.dropped_records;
-        ++page;
-        continue;
-      }
+    }
+    if (!status.ok()) {
+      ++report_.dropped_records;
+      ++page;
+      continue;
     }
     page = EndOf(*frame);
     file.next_page = std::max(file.next_page, EndOf(*frame));
@@ -382,7 +399,7 @@ Status Recovery::ReadPayload(const FoundFile& file, const Frame& frame,
                              PageMemory& memory, ByteSpan& payload) {
   const uint64_t bytes = RoundUp(frame.payload_bytes, kPageBytes);
   if (memory.size() < bytes) memory = PageMemory(bytes);
-  LARDER_RETURN_IF_ERROR(ReadAll(io_, file.id,
+  LARDER_RETURN_IF_ERROR(ReadPatiently(io_, file.id,
                                  (uint64_t{frame.page} + 1) * kPageBytes,
                                  memory.span().first(bytes)));
   payload = memory.span().first(frame.payload_bytes);
@@ -429,7 +446,7 @@ void Recovery::ReadSmallOf(FoundFile& file) {
     // A footer entry has no checksum of the payload: the frame has.
     ByteSpan payload;
     Status status =
-        ReadAll(io_, file.id, uint64_t{frame.page} * kPageBytes, page.span());
+        ReadPatiently(io_, file.id, uint64_t{frame.page} * kPageBytes, page.span());
     if (status.ok()) {
       const StatusOr<Frame> whole =
           DecodeFrame(page.span(), file.header, frame.page);

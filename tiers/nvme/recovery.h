@@ -35,11 +35,14 @@ class Recovery {
     FileHeader header;
     FileId id = FileId::kNone;
     FileRow row;
+    bool may_delete = false;  // without a header it means nothing
     bool has_row = false;   // that agrees in number and nonce
     bool trusted = false;   // its rows are used
     bool sealed = false;    // it has a trailer (or the index saw one)
     Trailer trailer;
     RowDigest counted;      // what its rows add up to
+    // Pages that have rows although an earlier record has none yet.
+    absl::flat_hash_set<uint32_t> rows_ahead;
     uint32_t next_page = 1;
     // What was read from the file itself: all of it, or what its rows lack.
     std::vector<Frame> frames;
@@ -59,14 +62,15 @@ class Recovery {
   Status OpenIndex();
   Status FindFiles();
   Status OpenFile(const std::string& name, uint64_t bytes);
+  Status ReadHeader(FileId id, uint32_t number, FileHeader& header);
   Status ReadFileRows();
   Status CountRows();
   void Distrust(FoundFile& file);
   void LoadSealed(FoundFile& file);
   bool LoadFooter(FoundFile& file);
   // Finds frames from `from` on by walking, and by steps of one page where the
-  // chain is broken.
-  void Scan(FoundFile& file, uint32_t from, bool verify_payload);
+  // chain is broken; only those count whose records verify.
+  void Scan(FoundFile& file, uint32_t from);
   Status ReadPayload(const FoundFile& file, const Frame& frame,
                      PageMemory& memory, ByteSpan& payload);
   void CollectSmall(FoundFile& file, const Frame& frame, ByteSpan payload,
