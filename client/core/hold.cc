@@ -101,8 +101,8 @@ StatusOr<std::shared_ptr<Hold>> Hold::Open(Space& space,
     body.prefix_only = options.prefix_only ? 1 : 0;
     LARDER_ASSIGN_OR_RETURN(
         const Packet reply,
-        hold->link_->channel().Call(wire::Type::kHold, body, {BytesOf(batch)},
-                                    options.deadline));
+        hold->link_->channel().Call(wire::Type::kHold, body,
+                                    {BytesOfArray(batch)}, options.deadline));
     const HoldId id{reply.Body<wire::HoldReply>().hold};
     if (Raw(hold->id_) == 0 && Raw(id) != 0) {
       hold->id_ = id;

@@ -70,8 +70,8 @@ StatusOr<MatchAnswer> Space::MatchOnce(const At& at, const MatchQuery& query,
   body.root_content = query.root_content;
   LARDER_ASSIGN_OR_RETURN(
       const Packet reply,
-      at.link->channel().Call(wire::Type::kMatch, body, {BytesOf(query.ids)},
-                              deadline));
+      at.link->channel().Call(wire::Type::kMatch, body,
+                              {BytesOfArray(query.ids)}, deadline));
   const auto head = reply.Body<wire::MatchReply>();
   ArrayReader arrays = reply.Arrays();
   LARDER_ASSIGN_OR_RETURN(const std::span<const uint32_t> hits,
@@ -177,9 +177,10 @@ StatusOr<std::vector<ChunkState>> Space::Lookup(std::span<const ChunkId> ids,
     wire::Lookup body;
     body.space = at.handle;
     body.id_count = static_cast<uint32_t>(part.size());
-    LARDER_ASSIGN_OR_RETURN(const Packet reply,
-                            at.link->channel().Call(wire::Type::kLookup, body,
-                                                    {BytesOf(part)}, deadline));
+    LARDER_ASSIGN_OR_RETURN(
+        const Packet reply,
+        at.link->channel().Call(wire::Type::kLookup, body, {BytesOfArray(part)},
+                                deadline));
     const auto head = reply.Body<wire::LookupReply>();
     ArrayReader arrays = reply.Arrays();
     LARDER_ASSIGN_OR_RETURN(const std::span<const uint8_t> states,
@@ -232,8 +233,8 @@ Status Space::Prefetch(std::span<const ChunkId> ids, absl::Time deadline) {
     wire::Lookup body;
     body.space = at.handle;
     body.id_count = static_cast<uint32_t>(part.size());
-    LARDER_RETURN_IF_ERROR(at.link->channel().Send(wire::Type::kPrefetch, body,
-                                                   {BytesOf(part)}, deadline));
+    LARDER_RETURN_IF_ERROR(at.link->channel().Send(
+        wire::Type::kPrefetch, body, {BytesOfArray(part)}, deadline));
   }
   return absl::OkStatus();
 }
@@ -259,9 +260,10 @@ StatusOr<uint64_t> Space::Delete(std::span<const ChunkId> ids,
     wire::Delete body;
     body.space = at.handle;
     body.id_count = static_cast<uint32_t>(part.size());
-    LARDER_ASSIGN_OR_RETURN(const Packet reply,
-                            at.link->channel().Call(wire::Type::kDelete, body,
-                                                    {BytesOf(part)}, deadline));
+    LARDER_ASSIGN_OR_RETURN(
+        const Packet reply,
+        at.link->channel().Call(wire::Type::kDelete, body, {BytesOfArray(part)},
+                                deadline));
     deleted += reply.Body<wire::DeleteReply>().deleted;
   }
   cache_.Clear();
