@@ -12,6 +12,12 @@ if(LARDER_WITH_LLAMA)
     DEPS larder::llama_cpp
     LABELS e2e
     TIMEOUT 900)
-  target_compile_definitions(llama_cpp_engine_test PRIVATE
-    LARDER_DEPS_DIR="${LARDER_DEPS_DIR}")
+  larder_test(llama_cpp_memory_test
+    SRCS ${CMAKE_CURRENT_LIST_DIR}/llama_cpp_memory_test.cc
+    DEPS larder::llama_cpp
+    LABELS unit)
+  foreach(test llama_cpp_engine_test llama_cpp_memory_test)
+    target_compile_definitions(${test} PRIVATE
+      LARDER_DEPS_DIR="${LARDER_DEPS_DIR}")
+  endforeach()
 endif()
