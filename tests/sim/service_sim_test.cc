@@ -12,7 +12,7 @@ namespace {
 
 int SeedCount() {
   const char* seeds = std::getenv("LARDER_SIM_SEEDS");
-  return seeds == nullptr ? 40 : std::atoi(seeds);
+  return seeds == nullptr ? 60 : std::atoi(seeds);
 }
 
 World::Counts RunSeeds(WorldOptions options) {

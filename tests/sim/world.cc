@@ -78,9 +78,20 @@ World::World(WorldOptions options)
       space_id_(ComputeSpaceId(space_)) {
   executor_ = std::make_unique<ManualExecutor>(clock_);
   executor_->Shuffle(random_());
-  SimFileIo::Options disk;
-  disk.seed = random_();
-  disk_ = std::make_unique<SimFileIo>(disk, *executor_, clock_);
+  disk_ = std::make_unique<SimFileIo>(*executor_, clock_, random_());
+  disk_->SetDelay(absl::Milliseconds(3));
+  if (options_.faults) {
+    disk_->SetFaults({.read_error = 0.01,
+                      .write_error = 0.005,
+                      .sync_error = 0.002,
+                      .again = 0.02,
+                      .short_transfer = 0.02,
+                      .zero_transfer = 0.005,
+                      .late = 0.01,
+                      .twice = 0.01,
+                      .misdirected_read = 0.01,
+                      .misdirected_write = 0.002});
+  }
   index_ = std::make_unique<MemoryIndex>();
 }
 
@@ -375,6 +386,14 @@ void World::AdvanceEpoch(Process& process) {
   }
 }
 
+void World::FlipBit() {
+  const auto files = disk_->List();
+  if (!files.ok() || files->empty()) return;
+  const FileIo::FileInfo& file = (*files)[Draw(files->size())];
+  disk_->Corrupt(file.name, Draw(file.bytes),
+                 static_cast<uint8_t>(1 << Draw(8)));
+}
+
 // Bytes that no library of ours would send.
 void World::BreakTheProtocol(Process& process) {
   std::vector<uint64_t> noise(1 + Draw(20));
@@ -454,8 +473,7 @@ void World::Run() {
   Boot();
   for (int i = 0; i < options_.steps; ++i) {
     if (testing::Test::HasFailure()) return;
-    if (options_.rot && Draw(20) == 0) disk_->FlipBit(random_());
-    if (options_.faults && Draw(10) == 0) disk_->FailNext(random_());
+    if (options_.rot && Draw(20) == 0) FlipBit();
     Step();
   }
   if (testing::Test::HasFailure()) return;

@@ -24,7 +24,7 @@ namespace larder::sim {
 
 struct WorldOptions {
   uint64_t seed = 0;
-  int steps = 400;
+  int steps = 1000;
   uint64_t dram_bytes = 8_MiB;
   uint64_t nvme_bytes = 16_MiB;
   bool faults = false;  // failed, short, late I/O
@@ -79,6 +79,7 @@ class World {
   void CheckHeld(Process& process, const wire::HeldChunk& chunk,
                  std::span<const wire::HeldPart> parts, const ChunkId& id);
   void ForgetRemoved();
+  void FlipBit();
   void CheckCapacity();
   void CheckDurableAfterRestart();
   std::string Where() const;
