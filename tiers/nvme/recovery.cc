@@ -58,8 +58,8 @@ StatusOr<DurableTier::RecoveryReport> Recovery::Run(DurableTier::Found& found) {
       if (!file.frames.empty()) report_.rebuilt_from_footers = true;
     } else if (!file.sealed) {
       Scan(file, file.row.next_page);
-      std::erase_if(file.frames, [&](const Frame& frame) {
-        return file.rows_ahead.contains(frame.page);
+      std::erase_if(file.frames, [&ahead = file.rows_ahead](const Frame& frame) {
+        return ahead.contains(frame.page);
       });
     }
     if (!file.sealed) {
