@@ -11,6 +11,10 @@ namespace larder::bench {
 struct BenchOptions {
   // Where daemons, their NVMe tiers and fio's file live for the run.
   std::string directory = ".";
+  // ttft: empty = those of the source tree that this program was built in.
+  std::string model;
+  std::string text;
+  int rounds = 5;
 };
 
 // Each runs a larderd of its own and adds its rows. tools/bench/README.md says

@@ -1,0 +1,60 @@
+#include "tools/bench/bench.h"
+
+#include <functional>
+#include <memory>
+
+#include "tools/bench/benches.h"
+#include "tools/bench/report.h"
+
+namespace larder {
+namespace {
+
+using bench::BenchOptions;
+using bench::Report;
+
+int RunBench(GlobalOptions& options, const BenchOptions& bench_options,
+             const std::function<Status(const BenchOptions&, Report&)>& run) {
+  Report report(options.json);
+  const Status status = run(bench_options, report);
+  if (!status.ok()) return Fail(options, status);
+  report.Finish();
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
+  CLI::App* parent = app.add_subcommand(
+      "bench",
+      "measures this machine and Larder on it, side by side, with a larderd of "
+      "its own");
+  parent->require_subcommand(1);
+  parent->fallthrough();
+  auto chosen = std::make_shared<BenchOptions>();
+  auto add = [&](const char* name, const char* description,
+                 const char* examples,
+                 std::function<Status(const BenchOptions&, Report&)> run) {
+    CLI::App* command = AddCommand(
+        *parent, options, name, description, examples,
+        [&options, chosen, run] { return RunBench(options, *chosen, run); });
+    command
+        ->add_option("--dir", chosen->directory,
+                     "where the daemon and its data live meanwhile")
+        ->capture_default_str();
+    return command;
+  };
+  add("local", "memory and messages on one host (some minutes, 10 GiB of RAM)",
+      "larder bench local\nlarder bench local --json > local.json",
+      bench::RunLocal);
+  add("nvme", "the durable tier against fio (some minutes, 16 GiB of disk)",
+      "larder bench nvme --dir /var/lib/larder", bench::RunNvme);
+  CLI::App* ttft = add(
+      "ttft", "time to first token of a real model (about ten minutes)",
+      "larder bench ttft\nlarder bench ttft --rounds 9 --json", bench::RunTtft);
+  ttft->add_option("--model", chosen->model, "GGUF file (tools/setup fetches)");
+  ttft->add_option("--text", chosen->text, "file with the text to prefill");
+  ttft->add_option("--rounds", chosen->rounds, "medians over so many")
+      ->capture_default_str();
+}
+
+}  // namespace larder

@@ -1,0 +1,198 @@
+// `larder bench ttft`: time to first token of a real model, with the prefix
+// kept in process, loaded from DRAM, loaded from NVMe, and recomputed. The
+// engine is larder_demo_engine, which measures them in turn in one process.
+
+#include <nlohmann/json.hpp>
+#include <sys/wait.h>
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "tools/bench/bench_daemon.h"
+#include "tools/bench/benches.h"
+
+namespace larder::bench {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr int kSyntheticTokens = 32768;
+// Of shared parts, in tokens; none is a whole number of chunks.
+constexpr const char* kLengths = "290,610,905,1240,1575,1990,2385,2770";
+
+// The folder of the source tree in which this program was built.
+fs::path SourceTree() {
+  std::error_code error;
+  return fs::read_symlink("/proc/self/exe", error)
+      .parent_path()
+      .parent_path()
+      .parent_path()
+      .parent_path();
+}
+
+struct Engine {
+  std::string program, model, text;
+};
+
+StatusOr<Engine> FindEngine(const BenchOptions& options) {
+  const fs::path tree = SourceTree();
+  Engine engine;
+  std::error_code error;
+  engine.program = fs::read_symlink("/proc/self/exe", error).parent_path() /
+                   "larder_demo_engine";
+  engine.model =
+      options.model.empty()
+          ? (tree / ".deps/model/SmolLM2-135M-Instruct.Q4_1.gguf").string()
+          : options.model;
+  engine.text = options.text.empty()
+                    ? (tree / "tools/llama_demo/prose.txt").string()
+                    : options.text;
+  for (const std::string& file : {engine.program, engine.model, engine.text}) {
+    if (!fs::exists(file)) {
+      return absl::NotFoundError(
+          absl::StrCat(file,
+                       " is not there; run tools/build, or pass --model "
+                       "and --text"));
+    }
+  }
+  return engine;
+}
+
+StatusOr<json> RunEngine(const Engine& engine, const std::string& socket,
+                         const std::string& more) {
+  const std::string command = absl::StrCat(
+      "'", engine.program, "' --bench --model '", engine.model, "' --text '",
+      engine.text, "' --socket '", socket, "' ", more);
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return absl::InternalError("cannot start a shell");
+  std::string output;
+  std::array<char, 4096> piece;
+  for (size_t n; (n = fread(piece.data(), 1, piece.size(), pipe)) > 0;) {
+    output.append(piece.data(), n);
+  }
+  const int status = pclose(pipe);
+  json result = json::parse(output, nullptr, false);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || !result.is_array()) {
+    return absl::InternalError(absl::StrCat("the engine failed: ", command));
+  }
+  return result;
+}
+
+double GeometricMean(const json& cases, const char* of, const char* by) {
+  double sum = 0;
+  for (const json& one : cases) {
+    sum += std::log(one[of].get<double>() / one[by].get<double>());
+  }
+  return std::exp(sum / static_cast<double>(cases.size()));
+}
+
+double Sum(const json& cases, const char* what) {
+  double sum = 0;
+  for (const json& one : cases) sum += one[what].get<double>();
+  return sum;
+}
+
+double Mean(const json& cases, const char* what) {
+  return Sum(cases, what) / static_cast<double>(cases.size());
+}
+
+Status AddLoads(const char* tier, const json& cases, double limit,
+                Report& report) {
+  for (const json& one : cases) {
+    if (!one["identical"].get<bool>()) {
+      return absl::DataLossError("logits differ: see larder_demo_engine");
+    }
+  }
+  const double ratio = GeometricMean(cases, "larder_ms", "inprocess_ms");
+  report.Add({absl::StrCat("ttft.", tier), "ms", Mean(cases, "inprocess_ms"),
+              Mean(cases, "larder_ms"), ratio,
+              absl::StrCat("against KV kept in process, geometric mean over ",
+                           cases.size(), " lengths; goal ", limit)});
+  const double saved = GeometricMean(cases, "larder_ms", "recompute_ms");
+  report.Add({absl::StrCat("ttft.", tier, ".vs_recompute"), "ms",
+              Mean(cases, "recompute_ms"), Mean(cases, "larder_ms"), saved,
+              absl::StrCat("1/", 1 / saved, " of recomputing")});
+  return absl::OkStatus();
+}
+
+// What saving costs while it prefills: our calls and the daemon's processor
+// time, of the time that computing takes.
+struct Tax {
+  double in_calls_ms = 0, daemon_ms = 0, prefill_ms = 0;
+  double share() const { return (in_calls_ms + daemon_ms) / prefill_ms; }
+};
+
+void AddTax(const char* name, const Tax& tax, Report& report) {
+  report.Add({name, "share", 0.02, tax.share(), tax.share() / 0.02,
+              absl::StrCat(tax.in_calls_ms, " ms in calls and ", tax.daemon_ms,
+                           " ms of the daemon in ", tax.prefill_ms,
+                           " ms of prefill")});
+}
+
+}  // namespace
+
+Status RunTtft(const BenchOptions& options, Report& report) {
+  LARDER_ASSIGN_OR_RETURN(const Engine engine, FindEngine(options));
+  LARDER_ASSIGN_OR_RETURN(auto daemon,
+                          BenchDaemon::Start(options.directory, {}));
+  const std::vector<std::string> flags = {
+      "--dram.capacity=2GiB", "--dram.prefault=true",
+      "--nvme.path=" + daemon->directory() + "/nvme", "--nvme.capacity=8GiB",
+      "--nvme.segment_file=256MiB"};
+  LARDER_RETURN_IF_ERROR(daemon->Restart(flags));
+  const std::string lengths =
+      absl::StrCat("--lengths ", kLengths, " --rounds ", options.rounds);
+
+  report.Progress("prefilling and saving eight prompts");
+  double cpu = daemon->CpuSeconds();
+  LARDER_ASSIGN_OR_RETURN(
+      const json saved,
+      RunEngine(engine, daemon->socket(), "--phase save " + lengths));
+  const Tax tax = {Sum(saved, "save_in_calls_ms"),
+                   1e3 * (daemon->CpuSeconds() - cpu),
+                   Sum(saved, "prefill_ms")};
+  AddTax("ttft.save_tax", tax, report);
+
+  report.Progress("loading from DRAM");
+  LARDER_ASSIGN_OR_RETURN(
+      const json dram,
+      RunEngine(engine, daemon->socket(), "--phase load " + lengths));
+  LARDER_RETURN_IF_ERROR(AddLoads("dram", dram, 1.15, report));
+  const double miss = Sum(dram, "miss_ms") / Sum(dram, "recompute_ms");
+  report.Add({"ttft.miss_tax", "share", 0.005, miss, miss / 0.005,
+              "in calls of a prompt without any reuse, of its prefill"});
+
+  // Every round must come from NVMe: one round, and a restart before each.
+  report.Progress("loading from NVMe");
+  json nvme;
+  for (int round = 0; round < options.rounds; ++round) {
+    LARDER_RETURN_IF_ERROR(daemon->Restart(flags));
+    LARDER_ASSIGN_OR_RETURN(
+        json once, RunEngine(engine, daemon->socket(),
+                             absl::StrCat("--phase load --rounds 1 --lengths ",
+                                          kLengths)));
+    for (json& one : once) nvme.push_back(std::move(one));
+  }
+  LARDER_RETURN_IF_ERROR(AddLoads("nvme", nvme, 1.3, report));
+
+  report.Progress("32k tokens of synthetic state");
+  cpu = daemon->CpuSeconds();
+  LARDER_ASSIGN_OR_RETURN(
+      const json synthetic,
+      RunEngine(
+          engine, daemon->socket(),
+          absl::StrCat("--phase save --synthetic-tokens ", kSyntheticTokens)));
+  // What computing so many tokens would take at the speed measured above.
+  const double prefill_ms =
+      tax.prefill_ms / Sum(saved, "prompt") * kSyntheticTokens;
+  AddTax("ttft.save_tax.32k",
+         {Sum(synthetic, "save_in_calls_ms"),
+          1e3 * (daemon->CpuSeconds() - cpu), prefill_ms},
+         report);
+  return absl::OkStatus();
+}
+
+}  // namespace larder::bench
