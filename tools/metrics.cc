@@ -1,0 +1,319 @@
+#include "tools/metrics.h"
+
+#include <CivetServer.h>
+#include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
+
+#include <array>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace larder {
+namespace {
+
+using Type = MetricSpec::Type;
+
+#define LARDER_METRIC(expression)           \
+  [](const MetricsInput& in) -> double {    \
+    return static_cast<double>(expression); \
+  }
+
+// Series of one family stand together.
+const MetricSpec kSpecs[] = {
+    {"larder_chunks", "state=complete", Type::kGauge, "Chunks known.",
+     LARDER_METRIC(in.engine.chunks)},
+    {"larder_chunks", "state=incomplete", Type::kGauge, "",
+     LARDER_METRIC(in.engine.incomplete_chunks)},
+    {"larder_spaces", "", Type::kGauge, "Spaces that were opened.",
+     LARDER_METRIC(in.engine.spaces)},
+    {"larder_clients", "", Type::kGauge, "Engine processes connected.",
+     LARDER_METRIC(in.engine.clients)},
+    {"larder_connections", "", Type::kGauge, "Connections of the Unix socket.",
+     LARDER_METRIC(in.connections)},
+    {"larder_connections_total", "result=accepted", Type::kCounter,
+     "Connections by what became of them.", LARDER_METRIC(in.accepted)},
+    {"larder_connections_total", "result=refused", Type::kCounter, "",
+     LARDER_METRIC(in.refused)},
+    {"larder_connections_total", "result=dropped", Type::kCounter, "",
+     LARDER_METRIC(in.dropped)},
+    {"larder_matches_total", "", Type::kCounter, "Prompts asked about.",
+     LARDER_METRIC(in.engine.matches)},
+    {"larder_lookup_chunks_total", "result=hit", Type::kCounter,
+     "Chunks asked about by matches.", LARDER_METRIC(in.engine.matched_chunks)},
+    {"larder_lookup_chunks_total", "result=miss", Type::kCounter, "",
+     LARDER_METRIC(in.engine.missed_chunks)},
+    {"larder_holds", "", Type::kGauge, "Holds now.",
+     LARDER_METRIC(in.engine.holds)},
+    {"larder_held_bytes", "", Type::kGauge, "Bytes that holds pin.",
+     LARDER_METRIC(in.engine.held_bytes)},
+    {"larder_holds_granted_total", "", Type::kCounter, "Holds ever given.",
+     LARDER_METRIC(in.engine.holds_granted)},
+    {"larder_lease_reclaimed_total", "", Type::kCounter,
+     "Holds that expired and were revoked.",
+     LARDER_METRIC(in.engine.holds_expired)},
+    {"larder_reservations", "", Type::kGauge, "Saves under way.",
+     LARDER_METRIC(in.engine.reservations)},
+    {"larder_reserved_bytes", "", Type::kGauge, "Bytes set aside for saves.",
+     LARDER_METRIC(in.engine.reserved_bytes)},
+    {"larder_ops_total", "op=commit,result=ok", Type::kCounter,
+     "Operations by result.", LARDER_METRIC(in.engine.commits)},
+    {"larder_ops_total", "op=commit,result=present", Type::kCounter, "",
+     LARDER_METRIC(in.engine.commits_present)},
+    {"larder_ops_total", "op=commit,result=rejected", Type::kCounter, "",
+     LARDER_METRIC(in.engine.commits_rejected)},
+    {"larder_bytes_total", "tier=dram,dir=in", Type::kCounter,
+     "Record bytes moved into (saves, promotions) and out of (demotions) "
+     "tiers.",
+     LARDER_METRIC(in.engine.saved_bytes)},
+    {"larder_bytes_total", "tier=nvme,dir=in", Type::kCounter, "",
+     LARDER_METRIC(in.engine.demoted_bytes)},
+    {"larder_bytes_total", "tier=nvme,dir=out", Type::kCounter, "",
+     LARDER_METRIC(in.engine.promoted_bytes)},
+    {"larder_tier_capacity_bytes", "tier=dram", Type::kGauge,
+     "What a tier may hold.", LARDER_METRIC(in.engine.dram.capacity_bytes)},
+    {"larder_tier_capacity_bytes", "tier=nvme", Type::kGauge, "",
+     LARDER_METRIC(in.engine.durable.capacity_bytes)},
+    {"larder_tier_used_bytes", "tier=dram", Type::kGauge,
+     "Allocated extents of a tier.", LARDER_METRIC(in.engine.dram.used_bytes)},
+    {"larder_tier_used_bytes", "tier=nvme", Type::kGauge, "",
+     LARDER_METRIC(in.engine.durable.used_bytes)},
+    {"larder_tier_waste_bytes", "tier=dram", Type::kGauge,
+     "Rounding, fragmentation, dead log space.",
+     LARDER_METRIC(in.engine.dram.waste_bytes)},
+    {"larder_tier_waste_bytes", "tier=nvme", Type::kGauge, "",
+     LARDER_METRIC(in.engine.durable.waste_bytes)},
+    {"larder_tier_state", "tier=dram,state=ok", Type::kGauge,
+     "1 for the state a tier is in.", LARDER_METRIC(1)},
+    {"larder_tier_state", "tier=nvme,state=ok", Type::kGauge, "",
+     LARDER_METRIC(in.engine.has_durable&& in.engine.durable_health.empty())},
+    {"larder_tier_state", "tier=nvme,state=degraded", Type::kGauge, "",
+     LARDER_METRIC(in.engine.has_durable && !in.engine.durable_health.empty())},
+    {"larder_tier_state", "tier=nvme,state=absent", Type::kGauge, "",
+     LARDER_METRIC(!in.engine.has_durable)},
+    {"larder_evictions_total", "tier=dram,reason=capacity", Type::kCounter,
+     "Chunks that made room for others.",
+     LARDER_METRIC(in.engine.evicted_dram)},
+    {"larder_evictions_total", "tier=nvme,reason=capacity", Type::kCounter, "",
+     LARDER_METRIC(in.engine.evicted_durable)},
+    {"larder_corruption_total", "", Type::kCounter,
+     "Copies that failed a checksum and were dropped; none was served.",
+     LARDER_METRIC(in.engine.corrupt)},
+    {"larder_shed_total", "reason=full", Type::kCounter,
+     "Requests refused, the client may try again.",
+     LARDER_METRIC(in.engine.refused_full)},
+    {"larder_durable_backlog_bytes", "", Type::kGauge,
+     "Committed, not yet durable.",
+     LARDER_METRIC(in.engine.durable_backlog_bytes)},
+    {"larder_index_bytes", "", Type::kGauge, "Memory of the index.",
+     LARDER_METRIC(in.engine.index_bytes)},
+    {"larder_events_total", "", Type::kCounter, "Events published.",
+     LARDER_METRIC(in.last_event)},
+    {"larder_dram_slabs", "", Type::kGauge, "Slabs in service.",
+     LARDER_METRIC(in.dram_slabs)},
+    {"larder_dram_huge_slabs", "", Type::kGauge, "Slabs of huge pages.",
+     LARDER_METRIC(in.dram_huge_slabs)},
+    {"larder_dram_retired_bytes", "", Type::kGauge,
+     "Memory of retired slabs that clients still map.",
+     LARDER_METRIC(in.dram_retired_bytes)},
+    {"larder_nvme_written_bytes_total", "kind=user", Type::kCounter,
+     "Bytes that users asked to store, that were written for it, and that "
+     "garbage collection moved.",
+     LARDER_METRIC(in.engine.writes.user_bytes)},
+    {"larder_nvme_written_bytes_total", "kind=device", Type::kCounter, "",
+     LARDER_METRIC(in.engine.writes.device_bytes)},
+    {"larder_nvme_written_bytes_total", "kind=gc", Type::kCounter, "",
+     LARDER_METRIC(in.engine.writes.gc_bytes)},
+    {"larder_nvme_segment_files", "", Type::kGauge, "Segment files.",
+     LARDER_METRIC(in.nvme_segment_files)},
+    {"larder_nvme_syncs_total", "result=ok", Type::kCounter, "Group commits.",
+     LARDER_METRIC(in.nvme_syncs)},
+    {"larder_nvme_syncs_total", "result=failed", Type::kCounter, "",
+     LARDER_METRIC(in.nvme_failed_syncs)},
+    {"larder_nvme_io_errors_total", "", Type::kCounter, "Errors of the medium.",
+     LARDER_METRIC(in.nvme_io_errors)},
+    {"larder_nvme_condemned_files_total", "", Type::kCounter,
+     "Segment files given up after a failed sync or write.",
+     LARDER_METRIC(in.nvme_condemned_files)},
+    {"larder_nvme_gc_moved_records_total", "", Type::kCounter,
+     "Records that garbage collection moved.",
+     LARDER_METRIC(in.nvme_gc_moved_records)},
+    {"larder_nvme_gc_corrupt_records_total", "", Type::kCounter,
+     "Records that garbage collection found corrupt and dropped.",
+     LARDER_METRIC(in.nvme_corrupt_records)},
+    {"larder_ready", "", Type::kGauge, "1 if /readyz says so.",
+     LARDER_METRIC(in.ready)},
+    {"larder_draining", "", Type::kGauge, "1 while shutting down.",
+     LARDER_METRIC(in.draining)},
+    {"larder_recovery_seconds", "phase=start", Type::kGauge,
+     "How long start-up took.",
+     LARDER_METRIC(absl::ToDoubleSeconds(in.recovery))},
+    {"larder_uptime_seconds", "", Type::kGauge, "Since the start.",
+     LARDER_METRIC(absl::ToDoubleSeconds(in.uptime))},
+};
+
+#undef LARDER_METRIC
+
+std::vector<prometheus::ClientMetric::Label> Labels(std::string_view text) {
+  std::vector<prometheus::ClientMetric::Label> labels;
+  for (absl::string_view item :
+       absl::StrSplit(absl::string_view(text.data(), text.size()), ',',
+                      absl::SkipEmpty())) {
+    const std::pair<std::string, std::string> pair =
+        absl::StrSplit(item, absl::MaxSplits('=', 1));
+    labels.push_back({pair.first, pair.second});
+  }
+  return labels;
+}
+
+// CivetWeb speaks HTTP; a page is a function.
+class Page final : public CivetHandler {
+ public:
+  struct Reply {
+    int code = 200;
+    const char* type = "text/plain; charset=utf-8";
+    std::string body;
+  };
+  using Render = std::function<Reply(bool verbose)>;
+  explicit Page(Render render) : render_(std::move(render)) {}
+
+  bool handleGet(CivetServer* server, mg_connection* connection) override {
+    const mg_request_info* const info = mg_get_request_info(connection);
+    const std::string query =
+        info->query_string == nullptr ? "" : info->query_string;
+    const Reply reply = render_(query.rfind("verbose", 0) == 0);
+    mg_printf(connection,
+              "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n"
+              "Cache-Control: no-store\r\nConnection: close\r\n\r\n",
+              reply.code, mg_get_response_code_text(connection, reply.code),
+              reply.type, reply.body.size());
+    mg_write(connection, reply.body.data(), reply.body.size());
+    return true;
+  }
+
+ private:
+  const Render render_;
+};
+
+Page::Reply Readiness(const std::vector<ReadyCheck>& checks, bool verbose) {
+  bool ready = true;
+  std::string lines;
+  for (const ReadyCheck& check : checks) {
+    if (check.required && !check.ok) ready = false;
+    absl::StrAppend(&lines,
+                    check.ok         ? "[+]"
+                    : check.required ? "[-]"
+                                     : "[!]",
+                    check.name, check.ok ? " ok" : " failed",
+                    check.detail.empty() ? "" : ": ", check.detail, "\n");
+  }
+  Page::Reply reply;
+  reply.code = ready ? 200 : 503;
+  reply.body = absl::StrCat(verbose || !ready ? lines : "",
+                            ready ? "ready\n" : "not ready\n");
+  return reply;
+}
+
+class CivetMetricsServer final : public MetricsServer {
+ public:
+  explicit CivetMetricsServer(MetricsHooks hooks)
+      : hooks_(std::move(hooks)),
+        metrics_([this](bool) {
+          return Page::Reply{200, "text/plain; version=0.0.4; charset=utf-8",
+                             MetricsText(hooks_.input())};
+        }),
+        // Answering at all is the proof: no lock, disk or peer is asked.
+        live_([](bool) {
+          Page::Reply reply;
+          reply.body = "alive\n";
+          return reply;
+        }),
+        ready_([this](bool verbose) {
+          return Readiness(hooks_.ready(), verbose);
+        }) {}
+
+  // CivetServer reports failure by exception; nothing of it leaves this file.
+  Status Open(const std::string& listen) {
+    try {
+      server_ = std::make_unique<CivetServer>(std::vector<std::string>{
+          "listening_ports", listen, "num_threads", "2", "request_timeout_ms",
+          "5000", "enable_keep_alive", "no"});
+    } catch (const std::exception&) {
+      return absl::UnavailableError(absl::StrCat(
+          "cannot listen on metrics.listen = ", listen,
+          ": the port is taken or the address is not this host's"));
+    }
+    server_->addHandler("/metrics$", metrics_);
+    server_->addHandler("/livez$", live_);
+    server_->addHandler("/readyz$", ready_);
+    return absl::OkStatus();
+  }
+
+ private:
+  const MetricsHooks hooks_;
+  Page metrics_;
+  Page live_;
+  Page ready_;
+  std::unique_ptr<CivetServer> server_;  // stops before the pages go
+};
+
+}  // namespace
+
+std::span<const MetricSpec> MetricSpecs() {
+  return kSpecs;
+}
+
+std::string MetricsText(const MetricsInput& input) {
+  std::vector<prometheus::MetricFamily> families;
+  for (const MetricSpec& spec : kSpecs) {
+    if (families.empty() || families.back().name != spec.name) {
+      prometheus::MetricFamily& family = families.emplace_back();
+      family.name = std::string(spec.name);
+      family.help = std::string(spec.help);
+      family.type = spec.type == Type::kCounter
+                        ? prometheus::MetricType::Counter
+                        : prometheus::MetricType::Gauge;
+    }
+    prometheus::ClientMetric metric;
+    metric.label = Labels(spec.labels);
+    (spec.type == Type::kCounter ? metric.counter.value : metric.gauge.value) =
+        spec.value(input);
+    families.back().metric.push_back(std::move(metric));
+  }
+  prometheus::MetricFamily& build = families.emplace_back();
+  build.name = "larder_build_info";
+  build.help = "1, labelled with the version.";
+  build.type = prometheus::MetricType::Gauge;
+  prometheus::ClientMetric version;
+  version.label = {{"version", input.version}};
+  version.gauge.value = 1;
+  build.metric.push_back(std::move(version));
+  return prometheus::TextSerializer().Serialize(families);
+}
+
+std::string MetricsTable() {
+  std::string out = "| series | type | meaning |\n| --- | --- | --- |\n";
+  std::string_view help;
+  for (const MetricSpec& spec : kSpecs) {
+    if (!spec.help.empty()) help = spec.help;
+    absl::StrAppend(&out, "| `", std::string(spec.name),
+                    spec.labels.empty() ? "" : "{", std::string(spec.labels),
+                    spec.labels.empty() ? "" : "}", "` | ",
+                    spec.type == Type::kCounter ? "counter" : "gauge", " | ",
+                    std::string(help), " |\n");
+  }
+  return out +
+         "| `larder_build_info{version}` | gauge | 1, labelled with the "
+         "version. |\n";
+}
+
+StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
+    const std::string& listen, MetricsHooks hooks) {
+  auto server = std::make_unique<CivetMetricsServer>(std::move(hooks));
+  LARDER_RETURN_IF_ERROR(server->Open(listen));
+  return std::unique_ptr<MetricsServer>(std::move(server));
+}
+
+}  // namespace larder

@@ -1,0 +1,271 @@
+#include "tools/wiring.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <atomic>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+
+#include "store/clock.h"
+#include "store/engine.h"
+#include "store/executor.h"
+#include "store/policy.h"
+#include "tiers/dram/dram_tier.h"
+#include "tiers/index/rocksdb_index.h"
+#include "tiers/nvme/nvme_tier.h"
+#include "tiers/nvme/uring_file_io.h"
+#include "tools/control_plane.h"
+#include "tools/format.h"
+#include "tools/metrics.h"
+#include "tools/system_view.h"
+#include "tools/tenants.h"
+#include "tools/version.h"
+#include "tools/wiring_options.h"
+#include "transport/local/server.h"
+
+namespace larder {
+namespace {
+
+// The folder itself must be there: making it would hide that the disk is not
+// mounted. What is inside is ours.
+Status PrepareFolder(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
+    return absl::NotFoundError(
+        absl::StrCat("nvme.path ", path,
+                     " is no folder; mount the disk, or create it: "
+                     "install -d -m 0700 ",
+                     path));
+  }
+  for (const char* name : {"/log", "/index"}) {
+    const std::string folder = absl::StrCat(path, name);
+    if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) {
+      return absl::PermissionDeniedError(
+          absl::StrCat("cannot create ", folder, ": ", strerrordesc_np(errno),
+                       "; let the user of larderd write to ", path));
+    }
+  }
+  return absl::OkStatus();
+}
+
+class WiredDaemon final : public Daemon {
+ public:
+  explicit WiredDaemon(const DaemonConfig& config)
+      : config_(config), started_(Clock::Real().Now()) {}
+
+  ~WiredDaemon() override {
+    if (local_) local_->Stop(absl::Seconds(1));
+    if (control_) control_->Stop(absl::Seconds(1));
+  }
+
+  Status Build() {
+    const DaemonConfig config = Config();
+    LARDER_RETURN_IF_ERROR(RefuseSecondDaemon(config));
+    LARDER_ASSIGN_OR_RETURN(tenants_, TenantDirectory::Create(config.server));
+    executor_ = NewThreadPool("copy", CopyWorkers(config));
+    background_ = NewThreadPool(
+        "background", 2, static_cast<int>(config.engine.background_niceness));
+    if (!config.nvme.path.empty()) LARDER_RETURN_IF_ERROR(BuildNvme(config));
+    LARDER_RETURN_IF_ERROR(BuildDram(config));
+    LARDER_RETURN_IF_ERROR(BuildEngine(config));
+    recovery_ = Clock::Real().Now() - started_;
+    LARDER_RETURN_IF_ERROR(BuildControlPlane(config));
+    LARDER_RETURN_IF_ERROR(BuildLocalServer(config));
+    serving_ = true;
+    return absl::OkStatus();
+  }
+
+  void CheckAlive() override { (void)engine_->Stats(); }
+
+  void BeginShutdown(absl::AnyInvocable<void(Status) &&> done) override {
+    draining_ = true;
+    local_->Stop(absl::Seconds(1));
+    engine_->Drain(std::move(done));
+  }
+
+  uint64_t DurableBacklog() const override {
+    return engine_->Stats().durable_backlog_bytes;
+  }
+
+  void SetConfig(const DaemonConfig& config) override {
+    absl::MutexLock lock(&mu_);
+    config_ = config;
+  }
+
+ private:
+  DaemonConfig Config() const {
+    absl::MutexLock lock(&mu_);
+    return config_;
+  }
+
+  // Before memory is taken. The sockets' locks decide for good later.
+  static Status RefuseSecondDaemon(const DaemonConfig& config) {
+    const std::unique_ptr<SystemView> system = SystemView::Real();
+    for (const std::string& path :
+         {config.server.socket, config.admin.socket}) {
+      if (system->ProbeSocket(path) == SystemView::SocketState::kServed) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("another larderd serves ", path,
+                         "; stop it, or choose other sockets and another "
+                         "nvme.path for this one"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  Status BuildNvme(const DaemonConfig& config) {
+    LARDER_RETURN_IF_ERROR(PrepareFolder(config.nvme.path));
+    LARDER_ASSIGN_OR_RETURN(file_io_, NewFileIo(MakeFileIoOptions(config)));
+    spdlog::info("nvme: {}", file_io_->Describe());
+    RocksdbIndexOptions index;
+    index.directory = config.nvme.path + "/index";
+    LARDER_ASSIGN_OR_RETURN(index_, NewRocksdbIndex(index));
+    LARDER_ASSIGN_OR_RETURN(
+        nvme_, NewNvmeTier(MakeNvmeOptions(config), *file_io_, *index_,
+                           *background_, Clock::Real()));
+    return absl::OkStatus();
+  }
+
+  Status BuildDram(const DaemonConfig& config) {
+    spdlog::info("dram: {} in slabs of {}", FormatBytes(config.dram.capacity),
+                 FormatBytes(config.dram.slab));
+    LARDER_ASSIGN_OR_RETURN(dram_, NewDramTier(MakeDramOptions(config)));
+    if (file_io_) {
+      dram_->ObserveSlabs(
+          [io = file_io_.get()](MutableByteSpan memory, bool added) {
+            added ? io->RegisterMemory(memory) : io->UnregisterMemory(memory);
+          });
+    }
+    return absl::OkStatus();
+  }
+
+  Status BuildEngine(const DaemonConfig& config) {
+    Engine::Dependencies deps;
+    deps.clock = &Clock::Real();
+    deps.executor = executor_.get();
+    deps.dram = dram_.get();
+    deps.durable = nvme_.get();
+    deps.dram_policy = NewLruPolicy();
+    if (nvme_) {
+      deps.durable_policy = NewLruPolicy();
+      spdlog::info("nvme: recovering {}", config.nvme.path);
+    }
+    StatusOr<std::unique_ptr<Engine>> engine =
+        Engine::Open(MakeEngineOptions(config), std::move(deps));
+    if (!engine.ok()) return Annotate(engine.status(), "recovery");
+    engine_ = *std::move(engine);
+    const EngineStats stats = engine_->Stats();
+    spdlog::info("engine: {} chunks in {} spaces recovered", stats.chunks,
+                 stats.spaces);
+    return absl::OkStatus();
+  }
+
+  Status BuildControlPlane(const DaemonConfig& config) {
+    ControlPlane::Dependencies deps;
+    deps.engine = engine_.get();
+    deps.tenants = tenants_.get();
+    deps.metrics = [this] { return Metrics(); };
+    deps.ready = [this] { return Ready(); };
+    deps.draining = [this] { return draining_.load(); };
+    deps.config = [this] { return Config(); };
+    LARDER_ASSIGN_OR_RETURN(control_,
+                            ControlPlane::Start(config, std::move(deps)));
+    return absl::OkStatus();
+  }
+
+  Status BuildLocalServer(const DaemonConfig& config) {
+    LocalServer::Options options = MakeLocalServerOptions(config);
+    options.retired_slabs = [dram = dram_.get()] {
+      return dram->RetiredSlabs();
+    };
+    options.slab_unmapped_everywhere = [dram = dram_.get()](uint32_t slab) {
+      dram->Forget(slab);
+    };
+    options.log = [](const std::string& line) { spdlog::info("{}", line); };
+    options.session.tenant_of = [tenants =
+                                     tenants_.get()](const PeerIdentity& peer) {
+      return tenants->Resolve(peer.uid, peer.token);
+    };
+    LARDER_ASSIGN_OR_RETURN(
+        local_, LocalServer::Start(std::move(options), *engine_, *dram_,
+                                   *executor_, Clock::Real()));
+    return absl::OkStatus();
+  }
+
+  std::vector<ReadyCheck> Ready() const {
+    const EngineStats stats = engine_->Stats();
+    return {
+        {"engine", true, true, ""},
+        {"listener", serving_, true, serving_ ? "" : "starting"},
+        {"not-draining", !draining_, true, draining_ ? "shutting down" : ""},
+        {"nvme-writable", stats.durable_health.empty(), false,
+         stats.durable_health},
+    };
+  }
+
+  MetricsInput Metrics() const {
+    MetricsInput out;
+    out.engine = engine_->Stats();
+    out.last_event = engine_->Events().last_sequence();
+    out.uptime = Clock::Real().Now() - started_;
+    out.recovery = recovery_;
+    if (serving_) {
+      const LocalServer::Stats stats = local_->stats();
+      out.connections = stats.clients;
+      out.accepted = stats.accepted;
+      out.refused = stats.refused;
+      out.dropped = stats.dropped;
+    }
+    const DramTier::Stats dram = dram_->GetStats();
+    out.dram_slabs = dram.slabs;
+    out.dram_huge_slabs = dram.huge_slabs;
+    out.dram_retired_bytes = dram.retired_bytes;
+    if (nvme_) {
+      const NvmeCounters nvme = nvme_->Counters();
+      out.nvme_syncs = nvme.syncs;
+      out.nvme_io_errors = nvme.io_errors;
+      out.nvme_failed_syncs = nvme.failed_syncs;
+      out.nvme_condemned_files = nvme.condemned_files;
+      out.nvme_gc_moved_records = nvme.gc_moved_records;
+      out.nvme_corrupt_records = nvme.corrupt_records;
+      out.nvme_segment_files = nvme.segment_files;
+    }
+    out.draining = draining_;
+    out.ready = serving_ && !draining_;
+    out.version = kVersion;
+    return out;
+  }
+
+  mutable absl::Mutex mu_;
+  DaemonConfig config_ ABSL_GUARDED_BY(mu_);
+  const absl::Time started_;
+  absl::Duration recovery_;
+  std::atomic<bool> serving_{false};
+  std::atomic<bool> draining_{false};
+
+  // Each uses those before it; destruction goes backwards.
+  std::unique_ptr<TenantDirectory> tenants_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Executor> background_;
+  std::unique_ptr<FileIo> file_io_;
+  std::unique_ptr<Index> index_;
+  std::unique_ptr<DramTier> dram_;
+  std::unique_ptr<NvmeTier> nvme_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ControlPlane> control_;
+  std::unique_ptr<LocalServer> local_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const DaemonConfig& config) {
+  auto daemon = std::make_unique<WiredDaemon>(config);
+  LARDER_RETURN_IF_ERROR(daemon->Build());
+  return std::unique_ptr<Daemon>(std::move(daemon));
+}
+
+}  // namespace larder
