@@ -16,7 +16,13 @@ if(LARDER_WITH_LLAMA)
     SRCS ${CMAKE_CURRENT_LIST_DIR}/llama_cpp_memory_test.cc
     DEPS larder::llama_cpp
     LABELS unit)
-  foreach(test llama_cpp_engine_test llama_cpp_memory_test)
+  larder_test(llama_cpp_prefix_test
+    SRCS ${CMAKE_CURRENT_LIST_DIR}/llama_cpp_prefix_test.cc
+    DEPS larder::llama_cpp larder::transport_local larder::tiers_dram
+      larder::tiers_nvme
+    LABELS unit)
+  foreach(test llama_cpp_engine_test llama_cpp_memory_test
+      llama_cpp_prefix_test)
     target_compile_definitions(${test} PRIVATE
       LARDER_DEPS_DIR="${LARDER_DEPS_DIR}")
   endforeach()
