@@ -107,8 +107,10 @@ class [[nodiscard]] Result {
     assert(ok());
     return *std::get_if<0>(&state_);
   }
-  T& operator*() { return value(); }
-  const T& operator*() const { return value(); }
+  T& operator*() & { return value(); }
+  // By value, so that `for (x : *Call())` is safe.
+  T operator*() && { return std::move(value()); }
+  const T& operator*() const& { return value(); }
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
 
@@ -136,11 +138,9 @@ using Tokens = std::vector<uint32_t>;
 class Deadline {
  public:
   Deadline() = default;
-  Deadline(std::chrono::milliseconds in)  // NOLINT
-      : ms_(in.count() < 1 ? 1
-            : in.count() >= LARDER_NO_DEADLINE
-                ? LARDER_NO_DEADLINE - 1
-                : static_cast<uint32_t>(in.count())) {}
+  template <class Rep, class Period>
+  Deadline(std::chrono::duration<Rep, Period> in)  // NOLINT
+      : Deadline(std::chrono::ceil<std::chrono::milliseconds>(in), 0) {}
   static Deadline Forever() {
     Deadline deadline;
     deadline.ms_ = LARDER_NO_DEADLINE;
@@ -149,6 +149,12 @@ class Deadline {
   uint32_t ms() const { return ms_; }
 
  private:
+  Deadline(std::chrono::milliseconds in, int)
+      : ms_(in.count() < 1 ? 1
+            : in.count() >= LARDER_NO_DEADLINE
+                ? LARDER_NO_DEADLINE - 1
+                : static_cast<uint32_t>(in.count())) {}
+
   uint32_t ms_ = 0;
 };
 

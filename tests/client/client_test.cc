@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <numeric>
 #include <thread>
 
@@ -692,6 +693,13 @@ TEST_F(ClientTest, ListsAndDeletes) {
   EXPECT_EQ(seen.size(), 5u);
   EXPECT_EQ(*space_.Delete({ids[4]}), 1u);
   EXPECT_EQ(space_.Match(ids)->usable, 4u);
+}
+
+TEST_F(ClientTest, TheExampleWorks) {
+  const std::string command =
+      LARDER_BINARY_DIR "/bin/first_steps " + daemon_.socket_path();
+  EXPECT_EQ(std::system(command.c_str()), 0);
+  EXPECT_EQ(std::system(command.c_str()), 0);  // it is there already
 }
 
 class ValuesTest : public ClientTest {

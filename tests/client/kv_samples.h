@@ -98,7 +98,7 @@ inline Outcome SaveChunk(Space& space, const Id& id, uint32_t chunk,
     std::memcpy(segment->data, bytes.data(), bytes.size());
   }
   commit.id = id;
-  commit.token_begin = chunk * kChunk;
+  commit.token_begin = (chunk % 10) * kChunk;  // tens are groups
   commit.want_durable = stage == LARDER_DURABLE;
   if (Outcome committed = saver->Commit(commit); !committed.ok()) {
     return committed;
