@@ -2,6 +2,7 @@
 #define LARDER_TESTS_TESTING_SIM_FILE_IO_H_
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <map>
@@ -153,6 +154,11 @@ class SimFileIo final : public FileIo {
   uint64_t syncs() const {
     absl::MutexLock lock(&mu_);
     return syncs_;
+  }
+
+  uint64_t read_bytes() const {
+    absl::MutexLock lock(&mu_);
+    return read_bytes_;
   }
 
   // FileIo:
@@ -392,6 +398,7 @@ class SimFileIo final : public FileIo {
     }
     if (request.kind == IoRequest::Kind::kRead) {
       if (Chance(faults_.read_error)) return -EIO;
+      read_bytes_ += static_cast<uint64_t>(result);
       uint64_t offset = request.offset;
       if (Chance(faults_.misdirected_read)) offset = Elsewhere(*node, part);
       for (const MutableByteSpan into : {part.first, part.second}) {
@@ -453,6 +460,7 @@ class SimFileIo final : public FileIo {
   std::set<std::shared_ptr<Work>> under_way_ ABSL_GUARDED_BY(mu_);
   IoSink* sink_ ABSL_GUARDED_BY(mu_) = nullptr;
   uint64_t syncs_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t read_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace larder
