@@ -100,6 +100,10 @@ class ChunkTable {
   ChunkTable& operator=(const ChunkTable&) = delete;
 
   ChunkIndex Find(SpaceRef space, const ChunkId& id) const;
+  // Fetches what Find will look at, for callers with many ids to find.
+  void Prefetch(SpaceRef space, const ChunkId& id) const {
+    shards_[ShardOf(id)].prefetch(Key{space, id});
+  }
 
   // A new live chunk without parts. REQUIRES: not there.
   ChunkIndex Insert(SpaceRef space, const ChunkId& id);

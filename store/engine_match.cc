@@ -95,7 +95,9 @@ MatchResult EngineImpl::Match(const MatchRequest& request) {
     query.chunk_tokens = space.descriptor->chunk_tokens;
     uint32_t reach = count;  // nothing is usable beyond a tail
     MissReason first_reason = MissReason::kNone;
+    constexpr uint32_t kAhead = 8;
     for (uint32_t i = 0; i < count; ++i) {
+      if (i + kAhead < count) chunks_.Prefetch(ref, asked[i + kAhead]);
       const Found one = Look(ref, asked[i], request.worst_lineage);
       result.states[i] = one.state;
       if (one.chunk == kNoChunk || i >= reach) continue;
