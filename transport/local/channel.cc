@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -282,10 +283,18 @@ class ChannelImpl final : public LocalChannel,
     }
   }
 
+  // Wakes the thread that polls the bell: what it waits for may have been
+  // drained, and the bell silenced, by another.
+  void Nudge() {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(nudge_.get(), &one, sizeof one);
+  }
+
   // Constant after Open.
   const pid_t process_ = getpid();
   UniqueFd socket_;
   UniqueFd bell_;
+  UniqueFd nudge_;  // an eventfd of this process alone
   Mapping ring_;
   wire::RingHeader* header_ = nullptr;  // read only
   uint32_t ring_entries_ = 0;
@@ -788,6 +797,7 @@ size_t ChannelImpl::DrainCompletions(
   if (count != 0) {
     absl::MutexLock lock(&wait_mu_);
     wait_turn_.SignalAll();
+    if (polling_) Nudge();
   }
   return count;
 }
@@ -816,8 +826,9 @@ Status ChannelImpl::WaitCompletions(uint64_t drained, absl::Time deadline) {
         notices_seen_.load(std::memory_order_relaxed)) {
       TakeNotices();
     }
-    pollfd fds[2] = {{.fd = bell_.get(), .events = POLLIN, .revents = 0},
-                     {.fd = socket_.get(), .events = POLLRDHUP, .revents = 0}};
+    pollfd fds[3] = {{.fd = bell_.get(), .events = POLLIN, .revents = 0},
+                     {.fd = socket_.get(), .events = POLLRDHUP, .revents = 0},
+                     {.fd = nudge_.get(), .events = POLLIN, .revents = 0}};
     const int ready = PollUntil(fds, deadline);
     if (ready > 0 &&
         ((fds[0].revents & (POLLHUP | POLLERR)) != 0 ||
@@ -827,6 +838,11 @@ Status ChannelImpl::WaitCompletions(uint64_t drained, absl::Time deadline) {
     }
     // A bell for what was drained already would ring for ever.
     if (ready > 0 && (fds[0].revents & POLLIN) != 0) SilenceBell();
+    if (ready > 0 && (fds[2].revents & POLLIN) != 0) {
+      uint64_t nudges;
+      [[maybe_unused]] const ssize_t n =
+          read(nudge_.get(), &nudges, sizeof nudges);
+    }
     wait_mu_.Lock();
     polling_ = false;
     wait_turn_.SignalAll();
@@ -853,7 +869,8 @@ Status ChannelImpl::Open(const Options& options) {
               options.socket_path.size());
   socket_.reset(
       socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket_) {
+  nudge_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!socket_ || !nudge_) {
     return ErrnoStatus(absl::StatusCode::kResourceExhausted,
                        "cannot make a socket");
   }
