@@ -1,5 +1,7 @@
 #include "tools/config.h"
 
+#include <fstream>
+#include <iterator>
 #include <set>
 #include <string>
 #include <utility>
@@ -58,6 +60,13 @@ TEST(Config, TableNamesEveryKey) {
   for (const ConfigKey& key : ConfigSchema()) {
     EXPECT_THAT(table, HasSubstr("| `" + std::string(key.name) + "` |"));
   }
+}
+
+TEST(Config, ReadmeHasTheTable) {
+  std::ifstream in(LARDER_SOURCE_DIR "/tools/README.md");
+  const std::string readme((std::istreambuf_iterator<char>(in)), {});
+  EXPECT_THAT(readme, HasSubstr(ConfigTable()))
+      << "paste the output of `larderd --help-config` into tools/README.md";
 }
 
 TEST(Config, ReadsTypes) {

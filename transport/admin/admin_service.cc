@@ -46,6 +46,9 @@ namespace {
 
 constexpr uint32_t kAdminMinor = 1;
 constexpr uint32_t kPageChunks = 1000;
+// A page of what goes over all chunks: the engine looks at every chunk for
+// every page.
+constexpr uint32_t kScanChunks = 65536;
 constexpr size_t kMinPrefixDigits = 8;
 constexpr size_t kMaxPromptTokens = size_t{1} << 22;
 constexpr size_t kMaxMissedShown = 64;
@@ -112,11 +115,11 @@ void AdminService::ForEachChunk(const TenantFilter& tenant,
   std::optional<ChunkId> after;
   for (;;) {
     const std::vector<ChunkSummary> page =
-        context_.engine->List(tenant, space, after, kPageChunks);
+        context_.engine->List(tenant, space, after, kScanChunks);
     for (const ChunkSummary& chunk : page) {
       if (!visit(chunk)) return;
     }
-    if (page.size() < kPageChunks || context_.stopping) return;
+    if (page.size() < kScanChunks || context_.stopping) return;
     after = page.back().id;
   }
 }
@@ -279,8 +282,15 @@ grpc::Status AdminService::ListChunks(grpc::ServerContext* call,
       request->limit() == 0 ? 100 : std::min(request->limit(), kPageChunks);
   std::vector<ChunkSummary> chunks =
       context_.engine->List(*tenant, space, after, size_t{limit} + 1);
-  reply->set_more(chunks.size() > limit);
-  if (chunks.size() > limit) chunks.resize(limit);
+  // Equal ids (of several tenants or spaces) stay on one page: the next one
+  // begins after an id.
+  size_t end = std::min<size_t>(chunks.size(), limit);
+  while (end > 0 && end < chunks.size() &&
+         chunks[end].id == chunks[end - 1].id) {
+    ++end;
+  }
+  reply->set_more(end < chunks.size());
+  chunks.resize(end);
   for (const ChunkSummary& chunk : chunks) {
     *reply->add_chunks() = ToProto(chunk, TenantName(chunk.tenant));
   }
