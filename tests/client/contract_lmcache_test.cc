@@ -38,14 +38,14 @@ class Connector {
     options.socket_path = path;
     options.default_deadline = std::chrono::seconds(20);
     options.worker_threads = 2;
-    client_ = std::move(*Client::Open(options));
+    client_ = *Client::Open(options);
     SpaceOptions space = SmallSpaceOptions();
     space.groups.clear();
     space.block_tokens = space.chunk_tokens = 0;
     space.value_bytes_max = 64 * 1024;
     space.engine_layout = "lmcache KV_2LTD";
-    space_ = std::move(*client_.OpenSpace(space));
-    queue_ = std::move(*client_.OpenQueue());
+    space_ = *client_.OpenSpace(space);
+    queue_ = *client_.OpenQueue();
   }
   ~Connector() { Close(); }
 

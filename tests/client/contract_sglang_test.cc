@@ -56,14 +56,14 @@ class HiCacheBackend {
     ClientOptions options;
     options.socket_path = path;
     options.default_deadline = std::chrono::seconds(20);
-    client_ = std::move(*Client::Open(options));
+    client_ = *Client::Open(options);
     SpaceOptions space = SmallSpaceOptions();
     space.groups.clear();
     space.block_tokens = space.chunk_tokens = 0;
     space.value_bytes_max = 2 * kPageHalf;
     space.engine_layout = "sglang page_first rank 0/1";
     space.hash_scheme = "sglang:sha256:ps=64";
-    space_ = std::move(*client_.OpenSpace(space));
+    space_ = *client_.OpenSpace(space);
   }
   uint32_t BatchExists(const std::vector<std::string>& keys) {
     std::vector<Id> ids;

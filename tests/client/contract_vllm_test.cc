@@ -482,6 +482,7 @@ TEST(VllmHybrid, WindowAndStateNeedOnlyTheEnd) {
     std::memset(segment->data, static_cast<int>(i), 96);
     CommitOptions commit;
     commit.id = prompt->ids[i];
+    commit.token_begin = i * kChunk;
     ASSERT_TRUE(saver->Commit(commit).ok());
     ASSERT_TRUE(saver->Wait(LARDER_VOLATILE).ok());
   }
