@@ -9,8 +9,9 @@
 namespace larder {
 
 // A caller's callback that can be shut: once Close has returned on one thread,
-// it does not run on any other, nor ever again. A callback may close its own
-// gate. Calls are made one at a time, without the engine's lock.
+// it does not run on any other, nor ever again, and what it owned is destroyed
+// (by the last of its calls, if it closes its own gate). Calls are made one at
+// a time; neither they nor Close under the engine's lock.
 template <class Callback>
 class CallbackGate {
  public:
@@ -19,16 +20,22 @@ class CallbackGate {
   template <class... Args>
   void Call(Args... args) {
     std::lock_guard<std::recursive_mutex> lock(mu_);
-    if (!closed_ && callback_) callback_(args...);
+    if (closed_ || !callback_) return;
+    ++depth_;
+    callback_(args...);
+    --depth_;
+    if (closed_ && depth_ == 0) callback_ = nullptr;
   }
   void Close() {
     std::lock_guard<std::recursive_mutex> lock(mu_);
     closed_ = true;
+    if (depth_ == 0) callback_ = nullptr;
   }
 
  private:
   std::recursive_mutex mu_;  // a callback may call back into the engine
   Callback callback_;
+  int depth_ = 0;  // calls under way, one within another
   bool closed_ = false;
 };
 

@@ -56,17 +56,42 @@ struct PartEntry {
 };
 static_assert(sizeof(PartEntry) <= 72);
 
+// A space's epoch as chunks carry it. Compared for equality only; a space whose
+// weights change four billion times is not expected.
+struct ChunkEpoch {
+  uint32_t low = 0;
+  ChunkEpoch() = default;
+  explicit ChunkEpoch(Epoch epoch) : low(static_cast<uint32_t>(Raw(epoch))) {}
+  friend bool operator==(ChunkEpoch chunk, Epoch space) {
+    return chunk.low == static_cast<uint32_t>(Raw(space));
+  }
+};
+
 // A chunk. One that is not `live` any more is found by nobody, and keeps its
-// memory only until its last reader is gone.
-struct ChunkEntry {
+// memory only until its last reader is gone. What a match looks at comes first
+// and fits one cache line.
+struct alignas(64) ChunkEntry {
   ChunkId id;
+  int64_t used_ns = 0;  // when last used, on the engine's clock
+  uint64_t bytes = 0;   // of one copy of all parts
+  SpaceRef space{};
+  ChunkEpoch epoch;
+  GroupMask visible = 0;  // groups that are covered, with their joint ones
+  Lineage lineage = Lineage::kExact;  // the worst of its parts
+  bool live : 1 = false;
+  bool is_tail : 1 = false;
+  bool dram_readable : 1 = false;  // every visible part has a copy there
+  bool durable_readable : 1 = false;
+  bool in_dram : 1 = false;  // known to the policy of the tier
+  bool in_durable : 1 = false;
+  bool pinned : 1 = false;
+  bool incomplete : 1 = false;  // has parts of groups that are not visible
+  bool rooted : 1 = false;      // in RootContents
+  bool checking : 1 = false;    // a reported corruption is being looked into
+  uint8_t priority = 0;
+
   ChunkId parent;  // zero if none is known
   std::unique_ptr<PartEntry[]> parts;
-  Epoch epoch{};
-  int64_t used_ns = 0;              // when last used, on the engine's clock
-  int64_t incomplete_since_ns = 0;  // meaningful if `incomplete`
-  uint64_t bytes = 0;               // of one copy of all parts
-  SpaceRef space{};
   uint32_t token_begin = 0;
   uint32_t token_count = 0;
   uint32_t stop_reason = 0;
@@ -74,23 +99,10 @@ struct ChunkEntry {
   uint16_t busy = 0;   // work that reads or writes its memory
   uint16_t part_count = 0;
   uint16_t part_capacity = 0;
-  GroupMask visible = 0;  // groups that are covered, with their joint ones
-  Lineage lineage = Lineage::kExact;  // the worst of its parts
-  uint8_t priority = 0;
-  bool live : 1 = false;
-  bool is_tail : 1 = false;
-  bool pinned : 1 = false;
-  bool incomplete : 1 = false;  // has parts of groups that are not visible
-  bool rooted : 1 = false;      // in RootContents
-  bool in_dram : 1 = false;     // known to the policy of the tier
-  bool in_durable : 1 = false;
-  bool dram_readable : 1 = false;  // every visible part has a copy there
-  bool durable_readable : 1 = false;
-  bool checking : 1 = false;  // a reported corruption is being looked into
 
   bool Idle() const { return holds == 0 && busy == 0; }
 };
-static_assert(sizeof(ChunkEntry) <= 152);
+static_assert(sizeof(ChunkEntry) == 128);
 
 // The index: chunks by (space, id), in dense slots. Not thread-safe.
 class ChunkTable {

@@ -268,7 +268,7 @@ EngineStats EngineImpl::Stats() const {
     absl::MutexLock lock(&mu_);
     stats = counters_;
     stats.chunks = chunks_.live();
-    stats.incomplete_chunks = incomplete_chunks_;
+    stats.incomplete_chunks = incomplete_since_.size();
     stats.holds = holds_.size();
     stats.held_bytes = held_bytes_;
     stats.reservations = reservations_.size();

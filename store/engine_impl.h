@@ -488,6 +488,8 @@ class EngineImpl final : public Engine {
   ExpiryQueue expiries_ ABSL_GUARDED_BY(mu_);
   absl::Time armed_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
 
+  absl::flat_hash_map<ChunkIndex, absl::Time> incomplete_since_
+      ABSL_GUARDED_BY(mu_);
   // Saves of known ids that are under way: kPending.
   absl::flat_hash_map<SaveKey, uint32_t> pending_saves_ ABSL_GUARDED_BY(mu_);
   // What is not the chunk's any more, but may still be looked at: memory by its
@@ -520,7 +522,6 @@ class EngineImpl final : public Engine {
   uint64_t last_client_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t last_generation_ ABSL_GUARDED_BY(mu_) = 0;
   uint32_t last_version_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t incomplete_chunks_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t held_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   double dram_speed_ ABSL_GUARDED_BY(mu_);
   double durable_speed_ ABSL_GUARDED_BY(mu_);

