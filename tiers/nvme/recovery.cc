@@ -201,6 +201,11 @@ Status Recovery::ReadFileRows() {
         file.header.file_bytes >= 4 * kPageBytes) {
       file.header.file_number = it->first;
       file.header.nonce = row->second.nonce;
+      // Write it again, for the day when the index is gone.
+      const PageMemory header(kPageBytes);
+      EncodeFileHeader(file.header, header.span().first<kPageBytes>());
+      const Status written = WriteAll(io_, file.id, 0, header.span());
+      if (!written.ok()) Note(std::string(written.message()));
     }
     if (file.header.file_number == 0) {
       io_.Close(file.id);

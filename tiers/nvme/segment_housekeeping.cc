@@ -177,6 +177,11 @@ void SegmentLog::CreateHead(Head head) {
         waiting.pop_front();
         FailAppendLocked(append, file.status(), out);
       }
+      // Writes that wait for what cannot be collected must not wait for ever.
+      if (heads_[static_cast<size_t>(Head::kUser)] == nullptr &&
+          !MayCreateLocked(Head::kUser)) {
+        RefuseLocked(file.status(), out);
+      }
     }
   }
   out.Run();

@@ -9,7 +9,6 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <deque>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -31,6 +30,32 @@ constexpr uint64_t kWakeIdentity = UINT64_MAX;
 constexpr uint64_t kMaxBufferBytes = 1_GiB;
 constexpr unsigned kBufferTableEntries = 4096;
 constexpr unsigned kMaxFileTableEntries = 16384;
+
+// A queue in one piece of memory, which it keeps: no allocation per request.
+class RequestFifo {
+ public:
+  bool empty() const { return next_ == requests_.size(); }
+  const IoRequest& front() const { return requests_[next_]; }
+  void pop_front() {
+    if (++next_ == requests_.size()) clear();
+  }
+  void clear() {
+    requests_.clear();
+    next_ = 0;
+  }
+  void Add(std::span<const IoRequest> more) {
+    if (next_ > requests_.size() / 2) {
+      requests_.erase(requests_.begin(),
+                      requests_.begin() + static_cast<ptrdiff_t>(next_));
+      next_ = 0;
+    }
+    requests_.insert(requests_.end(), more.begin(), more.end());
+  }
+
+ private:
+  std::vector<IoRequest> requests_;
+  size_t next_ = 0;
+};
 
 // The ring belongs to one thread, which makes it, submits to it and reaps it;
 // others hand it requests and commands.
@@ -123,7 +148,7 @@ class UringFileIo final : public FileIo {
 
   void Submit(std::span<const IoRequest> requests) override {
     if (OnRingThread()) {  // from a completion: the loop submits it
-      pending_.insert(pending_.end(), requests.begin(), requests.end());
+      pending_.Add(requests);
       return;
     }
     bool wake = false;
@@ -421,7 +446,7 @@ class UringFileIo final : public FileIo {
       {
         absl::MutexLock lock(&mu_);
         sleeping_ = false;
-        pending_.insert(pending_.end(), inbound_.begin(), inbound_.end());
+        pending_.Add(inbound_);
         inbound_.clear();
         commands.swap(commands_);
         if (stopping_ && commands.empty() && in_flight_ == 0) return;
@@ -464,7 +489,7 @@ class UringFileIo final : public FileIo {
   io_uring ring_{};
   uint64_t wake_count_ = 0;
   bool rearm_ = false;
-  std::deque<IoRequest> pending_;
+  RequestFifo pending_;
   uint32_t in_flight_ = 0;
   IoSink* sink_ = nullptr;
   std::vector<iovec> vectors_;

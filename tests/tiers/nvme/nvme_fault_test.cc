@@ -218,9 +218,43 @@ TEST(NvmeFault, LostHeaderOfAFileIsRestoredFromTheIndex) {
   ASSERT_TRUE(world.Store(PagesRecord(1, 4)).ok());
   world.CleanStop();
   world.io.ZeroPage(kFirst, 0);
-  const StatusOr<SimWorld::Found> found = world.Start();
-  ASSERT_TRUE(found.ok()) << found.status();
-  EXPECT_EQ(Chunks(*found), (std::set<ChunkId>{OracleChunkId(1)}));
+  for (const bool index_lost : {false, true}) {  // and then it is back in place
+    if (index_lost) world.index.Lose();
+    const StatusOr<SimWorld::Found> found = world.Start();
+    ASSERT_TRUE(found.ok()) << found.status();
+    EXPECT_EQ(Chunks(*found), (std::set<ChunkId>{OracleChunkId(1)}));
+    world.CleanStop();
+  }
+}
+
+TEST(NvmeFault, FullTierOnAFullFileSystemRefusesInsteadOfWaiting) {
+  SimWorld world(21);
+  ASSERT_TRUE(world.Start().ok());
+  std::vector<Extent> live;
+  uint64_t n = 0;
+  for (;;) {
+    const StatusOr<Extent> extent = world.Store(PagesRecord(++n, 16));
+    if (!extent.ok()) break;
+    live.push_back(*extent);
+  }
+  world.RunFor(absl::Seconds(2));
+  world.io.SetSpace(0);  // no file can be made any more, not even to collect
+  Status status;
+  for (int i = 0; i < 400 && !absl::IsResourceExhausted(status); ++i) {
+    world.tier->Free(live.back());
+    live.pop_back();
+    world.tier->Free(live[live.size() / 2]);
+    live.erase(live.begin() + static_cast<ptrdiff_t>(live.size() / 2));
+    const StatusOr<Extent> extent = world.Store(PagesRecord(++n, 16));
+    status = extent.status();
+    if (extent.ok()) live.push_back(*extent);
+    if (live.size() < 20) break;
+  }
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_TRUE(absl::IsResourceExhausted(world.tier->Health()));
+  world.io.SetSpace(~uint64_t{0});
+  world.RunFor(absl::Seconds(5));
+  EXPECT_TRUE(world.Store(PagesRecord(++n, 16)).ok());
 }
 
 TEST(NvmeFault, DamagedFooterIsNoticedAndTheFileScanned) {
