@@ -623,8 +623,8 @@ typedef struct larder_load_result {
 /* Copies chunks into the views, verifying every byte where it lands. A miss is
  * no error: LARDER_OK with a shorter usable prefix; destinations behind it may
  * have been written to, but never after the return. `reasons` (may be NULL)
- * receives `count` bytes. LARDER_E_DEADLINE (result set) if the deadline cut
- * it; what is usable then is. */
+ * receives `count` bytes. LARDER_E_DEADLINE or LARDER_E_UNAVAILABLE say what
+ * cut it short; reasons and result are set, and what is usable then is. */
 LARDER_API larder_status larder_load_now(
     larder_space* space, const larder_id* ids, size_t count,
     const larder_view* views, size_t view_count, const larder_load_opts* opts,
@@ -766,7 +766,8 @@ typedef struct larder_value_opts {
 #define LARDER_GET_PREFIX 1u
 
 /* pieces[key * pieces_per_key + i]. `reasons` (may be NULL): `count` bytes, 0 =
- * stored (or there already). LARDER_OK whatever single keys did. */
+ * stored (or there already). LARDER_OK whatever single keys did; UNAVAILABLE,
+ * DEADLINE and CANCELLED say what cut the batch short, with reasons set. */
 LARDER_API larder_status larder_put(
     larder_space* space, const larder_keys* keys, const larder_piece* pieces,
     uint32_t pieces_per_key, const larder_value_opts* opts, uint8_t* reasons);

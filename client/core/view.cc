@@ -54,6 +54,20 @@ void Append(std::vector<Run>& runs, size_t first, uint64_t offset,
   runs.push_back({offset, place, bytes});
 }
 
+// `rows` rows of `dim` bytes, at fixed distances on both sides.
+void AppendRows(std::vector<Run>& runs, size_t first, uint64_t offset,
+                uint64_t offset_stride, std::byte* place, uint64_t place_stride,
+                uint64_t dim, uint32_t rows) {
+  if (offset_stride == dim && place_stride == dim) {
+    Append(runs, first, offset, place, dim * rows);
+    return;
+  }
+  for (uint32_t row = 0; row < rows; ++row) {
+    Append(runs, first, offset + row * offset_stride,
+           place + row * place_stride, dim);
+  }
+}
+
 }  // namespace
 
 StatusOr<PartShape> ResolveBox(const GroupDescriptor& group, PartShape box) {
@@ -167,6 +181,15 @@ StatusOr<View> View::Make(const SpaceDescriptor& space, ViewSpec spec) {
                                              " lies outside a plane"));
     }
   }
+  if (slots) {
+    view.spots_.reserve(spec.places.size());
+    for (const int64_t slot : spec.places) {
+      const auto positive = static_cast<uint64_t>(std::max<int64_t>(slot, 0));
+      view.spots_.push_back(
+          {slot < 0 ? -1 : static_cast<int64_t>(positive / view.block_tokens_),
+           positive % view.block_tokens_});
+    }
+  }
   view.spec_ = std::move(spec);
   return view;
 }
@@ -237,20 +260,16 @@ bool View::Overlaps(const PartShape& part) const {
 
 // The address of the view's `token`th token; null = skip.
 std::byte* View::Locate(const Plane& plane, uint64_t token) const {
-  uint64_t block;
-  uint64_t within = token % block_tokens_;
+  Spot spot;
   if (spec_.form == ViewSpec::Form::kSlots) {
-    const int64_t slot = spec_.places[token];
-    if (slot < 0) return nullptr;
-    block = static_cast<uint64_t>(slot) / block_tokens_;
-    within = static_cast<uint64_t>(slot) % block_tokens_;
+    spot = spots_[token];
   } else {
-    const int64_t id = spec_.places[token / block_tokens_];
-    if (id < 0) return nullptr;
-    block = static_cast<uint64_t>(id);
+    spot = {spec_.places[token / block_tokens_], token % block_tokens_};
   }
-  if (IsState(group_)) within = 0;
-  return plane.base + block * plane.block_stride + within * plane.token_stride;
+  if (spot.block < 0) return nullptr;
+  if (IsState(group_)) spot.within = 0;
+  return plane.base + static_cast<uint64_t>(spot.block) * plane.block_stride +
+         spot.within * plane.token_stride;
 }
 
 void View::RunsOf(const PartShape& part, uint32_t tokens, size_t index,
@@ -301,6 +320,31 @@ void View::RunsOf(const PartShape& part, uint32_t tokens, size_t index,
     first_token = index * uint64_t{chunk_tokens_} / bc;
     // A state belongs to the block that its boundary ends.
     if (IsState(group_)) first_token += tokens - 1;
+  }
+
+  // By far the usual case, without a division per token: blocks of tokens of
+  // which the part and the box have all.
+  if (plane != nullptr && pc == bc && !IsState(group_) &&
+      spec_.form == ViewSpec::Form::kBlocks) {
+    for (uint32_t row = 0; row < part_rows;) {
+      const uint64_t token = first_token + row;
+      const auto rows = static_cast<uint32_t>(std::min<uint64_t>(
+          block_tokens_ - token % block_tokens_, part_rows - row));
+      std::byte* const block = Locate(*plane, token);
+      if (block != nullptr) {
+        // Heads that follow each other on both sides are one.
+        const uint32_t together =
+            plane->head_stride == dim ? head_to - head_from : 1;
+        for (uint32_t head = head_from; head < head_to; head += together) {
+          AppendRows(runs, first, row * row_bytes + (head - row_head) * dim,
+                     row_bytes,
+                     block + (head - box.head_begin) * plane->head_stride,
+                     plane->token_stride, together * dim, rows);
+        }
+      }
+      row += rows;
+    }
+    return;
   }
 
   for (uint32_t row = 0; row < part_rows; ++row) {

@@ -78,9 +78,8 @@ class View {
   // Does a part of this shape hold anything of the box?
   bool Overlaps(const PartShape& part) const;
 
-  // The runs of one stripe of a part, in the order of the stripe, neighbours
-  // merged. Empty if the view wants nothing of it. Appends to `runs`.
-  // REQUIRES: Fits(index, tokens).
+  // The runs of one stripe of a part, neighbours merged. Empty if the view
+  // wants nothing of it. Appends to `runs`. REQUIRES: Fits(index, tokens).
   void RunsOf(const PartShape& part, uint32_t tokens, size_t index,
               const StripeName& stripe, std::vector<Run>& runs) const;
 
@@ -89,7 +88,14 @@ class View {
   uint32_t BoxTokens(uint32_t tokens) const;
   std::byte* Locate(const Plane& plane, uint64_t token) const;
 
+  // A slot, taken apart once.
+  struct Spot {
+    int64_t block = -1;
+    uint64_t within = 0;
+  };
+
   ViewSpec spec_;
+  std::vector<Spot> spots_;  // kSlots
   GroupDescriptor group_;
   uint32_t chunk_tokens_ = 0;
   uint32_t block_tokens_ = 0;
