@@ -51,8 +51,9 @@ uint64_t SeedOf(uint64_t n, uint32_t layer) {
 
 class Torture {
  public:
-  Torture(std::string parent, uint64_t seed) : random_(seed) {
-    auto daemon = BenchDaemon::Start(parent, Flags(parent));
+  Torture(const std::string& parent, uint64_t seed)
+      : random_(seed), segment_mib_(16 << 2 * (random_() % 3)) {
+    auto daemon = BenchDaemon::Start(parent, Flags());
     if (!daemon.ok()) Fail(std::string(daemon.status().message()));
     daemon_ = *std::move(daemon);
   }
@@ -65,7 +66,7 @@ class Torture {
         std::error_code error;
         std::filesystem::remove_all(Data() + "/index", error);
       }
-      const Status status = daemon_->Restart(Flags(Data()));
+      const Status status = daemon_->Restart(Flags());
       if (!status.ok()) Fail(std::string(status.message()));
       larder_client* client = OpenClient(daemon_->socket());
       larder_space* space = OpenSpace(client, kShape);
@@ -84,13 +85,14 @@ class Torture {
  private:
   std::string Data() const { return daemon_->directory() + "/nvme"; }
 
-  std::vector<std::string> Flags(const std::string& where) {
-    const std::string path = daemon_ == nullptr ? where : Data();
-    static constexpr const char* kSegments[] = {"16MiB", "64MiB", "256MiB"};
-    std::vector<std::string> flags = {
-        "--dram.capacity=256MiB", "--dram.slab=32MiB", "--nvme.capacity=4GiB",
-        std::string("--nvme.segment_file=") + kSegments[random_() % 3]};
-    if (daemon_ != nullptr) flags.push_back("--nvme.path=" + path);
+  std::vector<std::string> Flags() const {
+    std::vector<std::string> flags = {"--dram.capacity=256MiB",
+                                      "--dram.slab=32MiB"};
+    if (daemon_ == nullptr) return flags;
+    flags.insert(
+        flags.end(),
+        {"--nvme.path=" + Data(), "--nvme.capacity=4GiB",
+         "--nvme.segment_file=" + std::to_string(segment_mib_) + "MiB"});
     return flags;
   }
 
@@ -185,6 +187,7 @@ class Torture {
   static constexpr size_t kChunksMax = 20'000;  // 2.6 GB of 4: none evicted
 
   std::mt19937_64 random_;
+  const int segment_mib_;  // 16, 64 or 256; a log keeps the size it has
   std::unique_ptr<BenchDaemon> daemon_;
   std::map<uint64_t, bool> acknowledged_;  // n -> in the last cycle
   uint64_t next_ = 0;

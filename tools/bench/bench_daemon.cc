@@ -28,7 +28,8 @@ std::string BesideThisProgram(const char* name) {
 StatusOr<std::unique_ptr<BenchDaemon>> BenchDaemon::Start(
     const std::string& parent, std::vector<std::string> flags) {
   auto daemon = std::unique_ptr<BenchDaemon>(new BenchDaemon);
-  std::string pattern = parent + "/larder-bench.XXXXXX";
+  std::string pattern =
+      std::filesystem::absolute(parent).string() + "/larder-bench.XXXXXX";
   if (mkdtemp(pattern.data()) == nullptr) {
     return absl::UnavailableError(
         absl::StrCat("cannot make a directory in ", parent, ": ",
@@ -36,6 +37,7 @@ StatusOr<std::unique_ptr<BenchDaemon>> BenchDaemon::Start(
   }
   daemon->directory_ = pattern;
   daemon->socket_ = pattern + "/larderd.sock";
+  std::filesystem::create_directory(pattern + "/nvme");
   daemon->flags_ = std::move(flags);
   LARDER_RETURN_IF_ERROR(daemon->Spawn());
   return daemon;

@@ -21,7 +21,7 @@ std::vector<std::string> Flags(const std::string& directory,
                                const std::string& dram,
                                const std::string& capacity) {
   return {"--dram.capacity=" + dram, "--nvme.path=" + directory + "/nvme",
-          "--nvme.capacity=" + capacity};
+          "--nvme.capacity=" + capacity, "--nvme.segment_file=256MiB"};
 }
 
 // Chunks whose layers are `segment_bytes` each.
