@@ -262,6 +262,7 @@ void AddConfigFlags(CLI::App& app, CommandLine& command) {
            },
            std::string(key.description))
         ->default_str(FormatConfigKey(DaemonConfig(), key))
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
         ->group("Configuration (also keys of the file)");
   }
 }

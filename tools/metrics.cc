@@ -1,6 +1,5 @@
 #include "tools/metrics.h"
 
-#include <CivetServer.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
@@ -10,6 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+
+#include "tools/http_responder.h"
 
 namespace larder {
 namespace {
@@ -168,36 +169,7 @@ std::vector<prometheus::ClientMetric::Label> Labels(std::string_view text) {
   return labels;
 }
 
-// CivetWeb speaks HTTP; a page is a function.
-class Page final : public CivetHandler {
- public:
-  struct Reply {
-    int code = 200;
-    const char* type = "text/plain; charset=utf-8";
-    std::string body;
-  };
-  using Render = std::function<Reply(bool verbose)>;
-  explicit Page(Render render) : render_(std::move(render)) {}
-
-  bool handleGet(CivetServer* server, mg_connection* connection) override {
-    const mg_request_info* const info = mg_get_request_info(connection);
-    const std::string query =
-        info->query_string == nullptr ? "" : info->query_string;
-    const Reply reply = render_(query.rfind("verbose", 0) == 0);
-    mg_printf(connection,
-              "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n"
-              "Cache-Control: no-store\r\nConnection: close\r\n\r\n",
-              reply.code, mg_get_response_code_text(connection, reply.code),
-              reply.type, reply.body.size());
-    mg_write(connection, reply.body.data(), reply.body.size());
-    return true;
-  }
-
- private:
-  const Render render_;
-};
-
-Page::Reply Readiness(const std::vector<ReadyCheck>& checks, bool verbose) {
+HttpReply Readiness(const std::vector<ReadyCheck>& checks, bool verbose) {
   bool ready = true;
   std::string lines;
   for (const ReadyCheck& check : checks) {
@@ -209,54 +181,38 @@ Page::Reply Readiness(const std::vector<ReadyCheck>& checks, bool verbose) {
                     check.name, check.ok ? " ok" : " failed",
                     check.detail.empty() ? "" : ": ", check.detail, "\n");
   }
-  Page::Reply reply;
+  HttpReply reply;
   reply.code = ready ? 200 : 503;
   reply.body = absl::StrCat(verbose || !ready ? lines : "",
                             ready ? "ready\n" : "not ready\n");
   return reply;
 }
 
-class CivetMetricsServer final : public MetricsServer {
- public:
-  explicit CivetMetricsServer(MetricsHooks hooks)
-      : hooks_(std::move(hooks)),
-        metrics_([this](bool) {
-          return Page::Reply{200, "text/plain; version=0.0.4; charset=utf-8",
-                             MetricsText(hooks_.input())};
-        }),
-        // Answering at all is the proof: no lock, disk or peer is asked.
-        live_([](bool) {
-          Page::Reply reply;
-          reply.body = "alive\n";
-          return reply;
-        }),
-        ready_([this](bool verbose) {
-          return Readiness(hooks_.ready(), verbose);
-        }) {}
-
-  // CivetServer reports failure by exception; nothing of it leaves this file.
-  Status Open(const std::string& listen) {
-    try {
-      server_ = std::make_unique<CivetServer>(std::vector<std::string>{
-          "listening_ports", listen, "num_threads", "2", "request_timeout_ms",
-          "5000", "enable_keep_alive", "no"});
-    } catch (const std::exception&) {
-      return absl::UnavailableError(absl::StrCat(
-          "cannot listen on metrics.listen = ", listen,
-          ": the port is taken or the address is not this host's"));
-    }
-    server_->addHandler("/metrics$", metrics_);
-    server_->addHandler("/livez$", live_);
-    server_->addHandler("/readyz$", ready_);
-    return absl::OkStatus();
+HttpReply MakePage(const MetricsHooks& hooks, const std::string& path,
+                   const std::string& query) {
+  if (path == "/metrics") {
+    return {200, "text/plain; version=0.0.4; charset=utf-8",
+            MetricsText(hooks.input())};
   }
+  HttpReply reply;
+  if (path == "/readyz") {
+    reply = Readiness(hooks.ready(), query.rfind("verbose", 0) == 0);
+  } else if (path == "/livez") {
+    // Answering at all is the proof: no lock, disk or peer is asked.
+    reply.body = "alive\n";
+  } else {
+    reply.code = 404;
+  }
+  return reply;
+}
+
+class HttpMetricsServer final : public MetricsServer {
+ public:
+  explicit HttpMetricsServer(std::unique_ptr<HttpResponder> responder)
+      : responder_(std::move(responder)) {}
 
  private:
-  const MetricsHooks hooks_;
-  Page metrics_;
-  Page live_;
-  Page ready_;
-  std::unique_ptr<CivetServer> server_;  // stops before the pages go
+  const std::unique_ptr<HttpResponder> responder_;
 };
 
 }  // namespace
@@ -311,9 +267,16 @@ std::string MetricsTable() {
 
 StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
     const std::string& listen, MetricsHooks hooks) {
-  auto server = std::make_unique<CivetMetricsServer>(std::move(hooks));
-  LARDER_RETURN_IF_ERROR(server->Open(listen));
-  return std::unique_ptr<MetricsServer>(std::move(server));
+  HttpResponder::Options options;
+  options.listen = listen;
+  StatusOr<std::unique_ptr<HttpResponder>> responder = HttpResponder::Start(
+      std::move(options), [hooks = std::move(hooks)](const std::string& path,
+                                                     const std::string& query) {
+        return MakePage(hooks, path, query);
+      });
+  if (!responder.ok()) return Annotate(responder.status(), "metrics.listen");
+  return std::unique_ptr<MetricsServer>(
+      std::make_unique<HttpMetricsServer>(*std::move(responder)));
 }
 
 }  // namespace larder

@@ -414,13 +414,38 @@ TEST_F(CliTest, FirstScrapeIsComplete) {
   EXPECT_THAT(ready, HasSubstr("200 OK"));
   EXPECT_THAT(ready, HasSubstr("[+]listener ok"));
   EXPECT_THAT(ready, HasSubstr("[+]nvme-writable ok"));
-  EXPECT_THAT(Get(port, "/no-such-page"), HasSubstr("404"));
+  EXPECT_THAT(Get(port, "/no-such-page"), HasSubstr("404 Not Found"));
+  EXPECT_THAT(Get(port, "no slash"), HasSubstr("400 Bad Request"));
+  EXPECT_THAT(Get(port, "/" + std::string(20000, 'x')),
+              HasSubstr("431 Request"));
+  EXPECT_TRUE(daemon_.process().Running());
   SaveChain();
   EXPECT_THAT(Get(port, "/metrics"),
               HasSubstr("larder_chunks{state=\"complete\"} 3"));
   // The same through the admin socket.
   EXPECT_THAT(Larder({"metrics"}).out,
               HasSubstr("larder_chunks{state=\"complete\"} 3"));
+}
+
+TEST_F(CliTest, NobodyWhoIsSlowKeepsProbesWaiting) {
+  const int port = FreePort();
+  daemon_.extra.push_back(absl::StrCat("--metrics.listen=127.0.0.1:", port));
+  StartDaemon();
+  std::vector<int> slow;
+  for (int i = 0; i < 20; ++i) {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(
+        connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    ASSERT_EQ(write(fd, "GET /me", 7), 7);
+    slow.push_back(fd);
+  }
+  EXPECT_THAT(Get(port, "/livez"), HasSubstr("alive"));
+  for (const int fd : slow) close(fd);
+  EXPECT_THAT(Get(port, "/livez"), HasSubstr("alive"));
 }
 
 TEST_F(CliTest, TakenMetricsPortSaysSo) {
