@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -445,6 +446,8 @@ TEST_F(ServerTest, SlabRetirement) {
     retired = false;
   };
   Start();
+  // The daemon's threads use what lies on this stack.
+  const absl::Cleanup stop = [&] { server_.reset(); };
   const auto channel = *Connect();
   const auto other = *Connect();
   OpenSpace(*channel);
