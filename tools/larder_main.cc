@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 
 #include "tools/bench/bench.h"
 #include "tools/cli.h"
@@ -66,6 +67,10 @@ int LarderMain(int argc, char** argv) {
 }  // namespace larder
 
 int main(int argc, char** argv) {
+#ifdef NDEBUG
+  // As in larderd.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   std::signal(SIGPIPE, SIG_IGN);
   return larder::LarderMain(argc, argv);
 }

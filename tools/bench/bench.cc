@@ -17,6 +17,11 @@ int RunBench(GlobalOptions& options, const BenchOptions& bench_options,
   Report report(options.json);
   const Status status = run(bench_options, report);
   if (!status.ok()) return Fail(options, status);
+  if (report.rows().empty()) {
+    return Fail(options, absl::InvalidArgumentError(
+                             "no row begins with what --only names; "
+                             "tools/bench/README.md lists them"));
+  }
   report.Finish();
   return kExitOk;
 }
@@ -41,10 +46,13 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
         ->add_option("--dir", chosen->directory,
                      "where the daemon and its data live meanwhile")
         ->capture_default_str();
+    command->add_option("--only", chosen->only,
+                        "only rows whose names begin so, e.g. local.load");
     return command;
   };
   add("local", "memory and messages on one host (some minutes, 10 GiB of RAM)",
-      "larder bench local\nlarder bench local --json > local.json",
+      "larder bench local\nlarder bench local --json > local.json\n"
+      "larder bench local --only local.hold",
       bench::RunLocal);
   add("nvme", "the durable tier against fio (some minutes, 16 GiB of disk)",
       "larder bench nvme --dir /var/lib/larder", bench::RunNvme);

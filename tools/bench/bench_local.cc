@@ -357,42 +357,59 @@ void IndexBench(larder_client* client, const BenchDaemon& daemon,
 }  // namespace
 
 Status RunLocal(const BenchOptions& options, Report& report) {
-  {
+  const bool clients = options.Wants({"local.clients8"});
+  const bool hold = options.Wants({"local.hold"});
+  const bool match = options.Wants(
+      {"local.match512", "local.match512.daemon", "local.match512.cached"});
+  const bool load = options.Wants(
+      {"local.load", "local.load.mt", "local.inplace.verified"});
+  const bool busy = options.Wants({"local.match.busy"});
+  if (clients || hold || match || load || busy) {
     LARDER_ASSIGN_OR_RETURN(
         auto daemon,
         BenchDaemon::Start(options.directory, {"--dram.capacity=8GiB"}));
     // Forked before this process has threads or connections.
-    report.Progress("eight clients");
-    ClientsBench(daemon->socket(), report);
-    LARDER_RETURN_IF_ERROR(daemon->Restart({"--dram.capacity=8GiB"}));
+    if (clients) {
+      report.Progress("eight clients");
+      ClientsBench(daemon->socket(), report);
+      LARDER_RETURN_IF_ERROR(daemon->Restart({"--dram.capacity=8GiB"}));
+    }
     larder_client* client = OpenClient(daemon->socket());
     report.Progress("messages");
-    HoldBench(client, report);
-    MatchBench(client, report);
-    {
-      LoadBench load(client, report);
-      load.Load("local.load", 1);
-      load.Load("local.load.mt", 2);
-      load.InPlace();
+    if (hold) HoldBench(client, report);
+    if (match) MatchBench(client, report);
+    if (load) {
+      LoadBench bench(client, report);
+      bench.Load("local.load", 1);
+      bench.Load("local.load.mt", 2);
+      bench.InPlace();
     }
     larder_client_close(client);
-    report.Progress("match under load");
-    client = OpenClient(daemon->socket());
-    BusyMatchBench(daemon->socket(), client, report);
+    if (busy) {
+      report.Progress("match under load");
+      client = OpenClient(daemon->socket());
+      BusyMatchBench(daemon->socket(), client, report);
+      larder_client_close(client);
+    }
+  }
+  if (options.Wants({"local.save_stream"})) {
+    LARDER_ASSIGN_OR_RETURN(
+        auto daemon,
+        BenchDaemon::Start(options.directory, {"--dram.capacity=8GiB"}));
+    larder_client* client = OpenClient(daemon->socket());
+    report.Progress("a producer at 2 GB/s");
+    SaveStreamBench(client, report);
     larder_client_close(client);
   }
-  LARDER_ASSIGN_OR_RETURN(
-      auto daemon,
-      BenchDaemon::Start(options.directory, {"--dram.capacity=8GiB"}));
-  larder_client* client = OpenClient(daemon->socket());
-  report.Progress("a producer at 2 GB/s");
-  SaveStreamBench(client, report);
-  larder_client_close(client);
-  LARDER_RETURN_IF_ERROR(daemon->Restart({"--dram.capacity=4GiB"}));
-  client = OpenClient(daemon->socket());
-  report.Progress("memory of the index");
-  IndexBench(client, *daemon, report);
-  larder_client_close(client);
+  if (options.Wants({"index.bytes_per_chunk"})) {
+    LARDER_ASSIGN_OR_RETURN(
+        auto daemon,
+        BenchDaemon::Start(options.directory, {"--dram.capacity=4GiB"}));
+    larder_client* client = OpenClient(daemon->socket());
+    report.Progress("memory of the index");
+    IndexBench(client, *daemon, report);
+    larder_client_close(client);
+  }
   return absl::OkStatus();
 }
 

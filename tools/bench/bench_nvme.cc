@@ -87,11 +87,14 @@ Status LoadBench(const std::string& parent, const char* name,
   return absl::OkStatus();
 }
 
-Status SaveBench(const std::string& parent, Report& report) {
+Status SaveBench(const BenchOptions& options, Report& report) {
   const SpaceShape shape = ShapeOf("bench-saves", 128_KiB);  // 4 MiB chunks
   const size_t chunks = kDataBytes / shape.chunk_bytes();
   for (const bool full : {false, true}) {
-    LARDER_ASSIGN_OR_RETURN(auto daemon, BenchDaemon::Start(parent, {}));
+    const char* name = full ? "nvme.save.full" : "nvme.save.durable";
+    if (!options.Wants({name})) continue;
+    LARDER_ASSIGN_OR_RETURN(auto daemon,
+                            BenchDaemon::Start(options.directory, {}));
     const std::string directory = daemon->directory();
     LARDER_RETURN_IF_ERROR(
         daemon->Restart(Flags(directory, "4GiB", full ? "4GiB" : "16GiB")));
@@ -122,8 +125,7 @@ Status SaveBench(const std::string& parent, Report& report) {
         },
         [&] { return static_cast<double>(kDataBytes) / 1e9 / Seconds(save); });
     LARDER_RETURN_IF_ERROR(failed);
-    report.Add({full ? "nvme.save.full" : "nvme.save.durable", "GB/s", p.limit,
-                p.ours, p.ratio,
+    report.Add({name, "GB/s", p.limit, p.ours, p.ratio,
                 full ? "on a full, evicting tier" : "saved and synced"});
     larder_space_close(space);
     larder_client_close(client);
@@ -134,12 +136,21 @@ Status SaveBench(const std::string& parent, Report& report) {
 }  // namespace
 
 Status RunNvme(const BenchOptions& options, Report& report) {
-  LARDER_RETURN_IF_ERROR(SaveBench(options.directory, report));
-  LARDER_RETURN_IF_ERROR(
-      LoadBench(options.directory, "nvme.load.1m", 1_MiB, report));
-  LARDER_RETURN_IF_ERROR(
-      LoadBench(options.directory, "nvme.load.128k", 128_KiB, report));
-  return LoadBench(options.directory, "nvme.load.16k", 16_KiB, report);
+  LARDER_RETURN_IF_ERROR(SaveBench(options, report));
+  struct Load {
+    const char* name;
+    uint64_t segment_bytes;
+  };
+  for (const Load& load : {Load{"nvme.load.1m", 1_MiB},
+                           Load{"nvme.load.128k", 128_KiB},
+                           Load{"nvme.load.16k", 16_KiB}}) {
+    if (!options.Wants({load.name, absl::StrCat(load.name, ".random")})) {
+      continue;
+    }
+    LARDER_RETURN_IF_ERROR(
+        LoadBench(options.directory, load.name, load.segment_bytes, report));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace larder::bench

@@ -1,7 +1,11 @@
 #ifndef LARDER_TOOLS_BENCH_BENCHES_H_
 #define LARDER_TOOLS_BENCH_BENCHES_H_
 
+#include <algorithm>
+#include <initializer_list>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "store/status.h"
 #include "tools/bench/report.h"
@@ -11,10 +15,22 @@ namespace larder::bench {
 struct BenchOptions {
   // Where daemons, their NVMe tiers and fio's file live for the run.
   std::string directory = ".";
+  // Only what gives a row whose name begins with one of these; empty = all.
+  std::vector<std::string> only;
   // ttft: empty = those of the source tree that this program was built in.
   std::string model;
   std::string text;
   int rounds = 5;
+
+  // Is one of these rows to be measured?
+  bool Wants(std::initializer_list<std::string_view> rows) const {
+    return only.empty() ||
+           std::any_of(rows.begin(), rows.end(), [&](std::string_view row) {
+             return std::any_of(
+                 only.begin(), only.end(),
+                 [&](const std::string& name) { return row.starts_with(name); });
+           });
+  }
 };
 
 // Each runs a larderd of its own and adds its rows. tools/bench/README.md says
