@@ -39,13 +39,9 @@ class LruPolicy final : public EvictionPolicy {
 
   void Remove(ChunkIndex chunk) override {
     if (!Present(Raw(chunk))) return;
-    Node& node = nodes_[Raw(chunk)];
-    node.present = false;
-    if (node.parent == kNone) return;
-    Node& parent = nodes_[node.parent];
-    // A parent that was dropped before its children knows them no more.
-    if (!parent.present || parent.life != node.parent_life) return;
-    if (--parent.children == 0) Enqueue(node.parent);
+    nodes_[Raw(chunk)].present = false;
+    const uint32_t parent = ParentOf(Raw(chunk));
+    if (parent != kNone && --nodes_[parent].children == 0) Enqueue(parent);
   }
 
   std::optional<ChunkIndex> Victim(const Evictable& evictable) override {
@@ -66,6 +62,7 @@ class LruPolicy final : public EvictionPolicy {
       if (evictable(ChunkIndex{entry.chunk})) victim = ChunkIndex{entry.chunk};
     }
     for (const Entry& entry : passed) Push(entry);
+    if (!victim.has_value()) victim = AboveHeldLeaves(evictable);
     return victim;
   }
 
@@ -83,6 +80,7 @@ class LruPolicy final : public EvictionPolicy {
     uint32_t children = 0;  // in this tier
     bool present = false;
     bool queued = false;  // in the heap
+    uint32_t looked_at = 0;  // by the last walk that came by
   };
   struct Entry {
     uint64_t used;
@@ -92,6 +90,31 @@ class LruPolicy final : public EvictionPolicy {
 
   bool Present(uint32_t chunk) const {
     return chunk < nodes_.size() && nodes_[chunk].present;
+  }
+
+  // No leaf may go, since whoever reads the ends of chains holds them: the
+  // deepest chunk that may, on the chain whose end was used longest ago. So a
+  // reader of a chain larger than the tier keeps its beginning there.
+  // REQUIRES: passed_over_ has the leaves, in the order of use.
+  std::optional<ChunkIndex> AboveHeldLeaves(const Evictable& evictable) {
+    ++walks_;
+    for (const Entry& leaf : passed_over_) {
+      for (uint32_t at = ParentOf(leaf.chunk);
+           at != kNone && nodes_[at].looked_at != walks_; at = ParentOf(at)) {
+        nodes_[at].looked_at = walks_;
+        if (evictable(ChunkIndex{at})) return ChunkIndex{at};
+      }
+    }
+    return std::nullopt;
+  }
+
+  uint32_t ParentOf(uint32_t chunk) const {
+    const Node& node = nodes_[chunk];
+    if (node.parent == kNone) return kNone;
+    const Node& parent = nodes_[node.parent];
+    // A parent that was dropped before its children knows them no more.
+    return parent.present && parent.life == node.parent_life ? node.parent
+                                                             : kNone;
   }
 
   void Enqueue(uint32_t chunk) {
@@ -115,6 +138,7 @@ class LruPolicy final : public EvictionPolicy {
   std::vector<Entry> heap_;
   std::vector<Entry> passed_over_;
   uint64_t uses_ = 0;
+  uint32_t walks_ = 0;
 };
 
 }  // namespace

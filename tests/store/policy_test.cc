@@ -65,11 +65,22 @@ TEST(LruPolicy, PassesOverWhatMayNotGoAndKeepsItsPlace) {
   EXPECT_EQ(policy->Victim(AllBut()), ChunkIndex{0});
 }
 
-TEST(LruPolicy, AHeldLeafKeepsItsAncestors) {
+TEST(LruPolicy, AHeldLeafKeepsItsAncestorsWhileAnotherLeafMayGo) {
   const auto policy = NewLruPolicy();
   policy->Insert(ChunkIndex{0}, Under());
   policy->Insert(ChunkIndex{1}, Under(0));
-  EXPECT_EQ(policy->Victim(AllBut({1})), std::nullopt);
+  policy->Insert(ChunkIndex{2}, Under());
+  EXPECT_EQ(Drain(*policy, AllBut({1})), (Order{2, 0}));
+}
+
+// A reader that holds the end of a chain larger than the tier: what it has read
+// last goes, and the beginning is still there for the next reader.
+TEST(LruPolicy, AboveAHeldLeafTheDeepestGoes) {
+  const auto policy = NewLruPolicy();
+  for (uint32_t i = 0; i < 5; ++i) {
+    policy->Insert(ChunkIndex{i}, i == 0 ? Under() : Under(i - 1));
+  }
+  EXPECT_EQ(Drain(*policy, AllBut({3, 4})), (Order{2, 1, 0}));
 }
 
 TEST(LruPolicy, AParentDroppedOutOfTurnLeavesItsChildrenEvictable) {
@@ -83,7 +94,8 @@ TEST(LruPolicy, AParentDroppedOutOfTurnLeavesItsChildrenEvictable) {
 }
 
 // Against the definition: among the evictable chunks without children, the one
-// whose last use is furthest back.
+// whose last use is furthest back; if there is none, the first evictable one
+// above the leaves, which are gone through in the order of use.
 TEST(LruPolicy, AgreesWithTheDefinitionOnRandomUse) {
   struct Node {
     uint64_t used;
@@ -123,15 +135,24 @@ TEST(LruPolicy, AgreesWithTheDefinitionOnRandomUse) {
           break;
         case 4: {
           std::set<uint32_t> kept;
-          for (int i = 0; i < 10; ++i) kept.insert(random() % 40);
-          std::optional<uint32_t> expected;
+          const int keep = random() % 2 == 0 ? 10 : 120;
+          for (int i = 0; i < keep; ++i) kept.insert(random() % 40);
+          std::map<uint64_t, uint32_t> leaves;  // by their last use
           for (const auto& [candidate, node] : model) {
-            bool leaf = !kept.contains(candidate);
+            bool leaf = true;
             for (const auto& [other, child] : model) {
               leaf = leaf && child.parent != candidate;
             }
-            if (leaf && (!expected || node.used < model[*expected].used)) {
-              expected = candidate;
+            if (leaf) leaves[node.used] = candidate;
+          }
+          std::optional<uint32_t> expected;
+          for (const auto& [used, leaf] : leaves) {
+            if (!expected && !kept.contains(leaf)) expected = leaf;
+          }
+          for (const auto& [used, leaf] : leaves) {
+            for (auto above = model[leaf].parent; above && !expected;
+                 above = model[*above].parent) {
+              if (!kept.contains(*above)) expected = above;
             }
           }
           const auto victim = policy->Victim(AllBut(kept));

@@ -46,8 +46,10 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
         ->add_option("--dir", chosen->directory,
                      "where the daemon and its data live meanwhile")
         ->capture_default_str();
-    command->add_option("--only", chosen->only,
-                        "only rows whose names begin so, e.g. local.load");
+    command
+        ->add_option("--only", chosen->only,
+                     "only rows whose names begin so, e.g. local.load,local.hold")
+        ->delimiter(',');
     return command;
   };
   add("local", "memory and messages on one host (some minutes, 10 GiB of RAM)",

@@ -50,10 +50,6 @@ Status LoadBench(const std::string& parent, const char* name,
     larder_space_close(space);
     larder_client_close(client);
   }
-  // A small memory tier, empty after the restart: every load is from NVMe.
-  LARDER_RETURN_IF_ERROR(daemon->Restart(Flags(directory, "512MiB", "8GiB")));
-  larder_client* client = OpenClient(daemon->socket());
-  larder_space* space = OpenSpace(client, shape);
   Buffer destination(kDataBytes);
   std::vector<larder_id> shuffled = ids;
   std::shuffle(shuffled.begin(), shuffled.end(), std::mt19937_64(5));
@@ -71,10 +67,18 @@ Status LoadBench(const std::string& parent, const char* name,
           return limit.value_or(1);
         },
         [&] {
-          return static_cast<double>(kDataBytes) / 1e9 / Seconds([&] {
-                   LoadChunks(space, shape, random ? shuffled : ids,
-                              destination.data(), 1, random);
-                 });
+          // Memory is empty after a restart: every byte is from NVMe.
+          failed.Update(daemon->Restart(Flags(directory, "512MiB", "8GiB")));
+          if (!failed.ok()) return 1.0;
+          larder_client* client = OpenClient(daemon->socket());
+          larder_space* space = OpenSpace(client, shape);
+          const double seconds = Seconds([&] {
+            LoadChunks(space, shape, random ? shuffled : ids,
+                       destination.data(), 1, random);
+          });
+          larder_space_close(space);
+          larder_client_close(client);
+          return static_cast<double>(kDataBytes) / 1e9 / seconds;
         });
     LARDER_RETURN_IF_ERROR(failed);
     report.Add({random ? absl::StrCat(name, ".random") : name, "GB/s", p.limit,
@@ -82,8 +86,6 @@ Status LoadBench(const std::string& parent, const char* name,
                 random ? "random, into caller memory, verified"
                        : "sequential, into caller memory, verified"});
   }
-  larder_space_close(space);
-  larder_client_close(client);
   return absl::OkStatus();
 }
 
