@@ -1,16 +1,21 @@
 #include "tools/bench/workload.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 
+#include "store/units.h"
 #include "tools/bench/bench_daemon.h"
 
 namespace larder::bench {
 namespace {
 
 constexpr size_t kSavesInFlight = 4;
+// As much as fio may have written between two syncs, twice: one half is synced
+// while the other is written.
+constexpr uint64_t kDurableBytesInFlight = 128_MiB;
 
 uint64_t NextWord(uint64_t word) {
   return word * 6364136223846793005u + 1442695040888963407u;
@@ -83,6 +88,10 @@ void SaveChunks(larder_client* client, larder_space* space,
                 const SpaceShape& shape, const std::vector<larder_id>& ids,
                 size_t begin, size_t end, const SaveOptions& options) {
   std::deque<larder_save*> in_flight;
+  const size_t most =
+      options.durable ? std::max<size_t>(kSavesInFlight, kDurableBytesInFlight /
+                                                             shape.chunk_bytes())
+                      : kSavesInFlight;
   const larder_stage last = options.durable ? LARDER_DURABLE : LARDER_VOLATILE;
   auto finish_one = [&] {
     Check(larder_save_wait(in_flight.front(), last, 60'000), "save");
@@ -90,7 +99,7 @@ void SaveChunks(larder_client* client, larder_space* space,
     in_flight.pop_front();
   };
   for (size_t i = begin; i < end; ++i) {
-    if (in_flight.size() == kSavesInFlight) finish_one();
+    if (in_flight.size() == most) finish_one();
     larder_save_opts opts{};
     opts.struct_size = sizeof opts;
     opts.flags = LARDER_SAVE_WAIT;
