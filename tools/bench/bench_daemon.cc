@@ -60,7 +60,7 @@ Status BenchDaemon::Spawn() {
   const std::string log = directory_ + "/larderd.log";
   std::vector<std::string> arguments = {
       program, "--server.socket=" + socket_,
-      "--admin.socket=" + directory_ + "/admin.sock"};
+      "--admin.socket=" + admin_socket()};
   arguments.insert(arguments.end(), flags_.begin(), flags_.end());
   pid_ = fork();
   if (pid_ == 0) {

@@ -30,6 +30,7 @@ class BenchDaemon {
 
   const std::string& directory() const { return directory_; }
   const std::string& socket() const { return socket_; }
+  std::string admin_socket() const { return directory_ + "/admin.sock"; }
   int pid() const { return pid_; }
 
   // Bytes of the daemon's own (anonymous, resident) memory.

@@ -9,6 +9,7 @@
 #include "tools/bench/benches.h"
 #include "tools/bench/limits.h"
 #include "tools/bench/workload.h"
+#include "transport/admin/admin_client.h"
 
 namespace larder::bench {
 namespace {
@@ -89,6 +90,18 @@ Status LoadBench(const std::string& parent, const char* name,
   return absl::OkStatus();
 }
 
+// How many bytes were written so far for how many that were to be stored.
+StatusOr<std::pair<double, double>> DeviceAndUserBytes(
+    const BenchDaemon& daemon) {
+  LARDER_ASSIGN_OR_RETURN(
+      const auto admin,
+      AdminClient::Connect(daemon.admin_socket(), absl::Seconds(10)));
+  LARDER_ASSIGN_OR_RETURN(const admin::v1::DaemonStatus status,
+                          admin->GetStatus({}));
+  return std::pair(static_cast<double>(status.device_bytes()),
+                   static_cast<double>(status.user_bytes()));
+}
+
 Status SaveBench(const BenchOptions& options, Report& report) {
   const SpaceShape shape = ShapeOf("bench-saves", 128_KiB);  // 4 MiB chunks
   const size_t chunks = kDataBytes / shape.chunk_bytes();
@@ -112,6 +125,7 @@ Status SaveBench(const BenchOptions& options, Report& report) {
       report.Progress("filling the tier");
       for (int i = 0; i < 3; ++i) save();
     }
+    LARDER_ASSIGN_OR_RETURN(const auto before, DeviceAndUserBytes(*daemon));
     Status failed;
     const Paired p = MeasurePaired(
         kRounds,
@@ -129,6 +143,11 @@ Status SaveBench(const BenchOptions& options, Report& report) {
     LARDER_RETURN_IF_ERROR(failed);
     report.Add({name, "GB/s", p.limit, p.ours, p.ratio,
                 full ? "on a full, evicting tier" : "saved and synced"});
+    LARDER_ASSIGN_OR_RETURN(const auto after, DeviceAndUserBytes(*daemon));
+    const double amplification =
+        (after.first - before.first) / (after.second - before.second);
+    report.Add({absl::StrCat(name, ".amplification"), "ratio", 1, amplification,
+                amplification, "bytes written per byte stored"});
     larder_space_close(space);
     larder_client_close(client);
   }
