@@ -1,5 +1,6 @@
 #include "store/chunk_cover.h"
 
+#include <algorithm>
 #include <array>
 
 namespace larder {
@@ -57,7 +58,23 @@ Status CheckSegments(const RecordLayout& layout, const RecordView& view) {
   return absl::OkStatus();
 }
 
+// A client whose parts are tiny must not make every chunk's table huge.
+constexpr size_t kMostExpectedParts = 32;
+
 }  // namespace
+
+size_t ExpectedParts(const SpaceDescriptor& space, GroupIndex group,
+                     const PartShape& shape) {
+  const GroupDescriptor& of = space.groups[Raw(group)];
+  const auto split = [](size_t whole, size_t part) {
+    return (whole + part - 1) / std::max<size_t>(part, 1);
+  };
+  const size_t parts = split(of.layer_count, shape.layer_count) *
+                       split(of.kv_head_count, shape.head_count) *
+                       std::max<size_t>(of.interleave_count, 1) *
+                       space.groups.size();
+  return std::clamp<size_t>(parts, 1, kMostExpectedParts);
+}
 
 bool Overlap(const PartShape& a, const PartShape& b) {
   return a.interleave_index == b.interleave_index &&

@@ -14,6 +14,11 @@ namespace larder {
 // At most so many parts make a chunk; more is a confused client.
 inline constexpr size_t kMaxParts = 4096;
 
+// How many parts a chunk will have if all are like this one: a guess, to make
+// room by, never large.
+size_t ExpectedParts(const SpaceDescriptor& space, GroupIndex group,
+                     const PartShape& shape);
+
 bool Overlap(const PartShape& a, const PartShape& b);
 
 // The groups that `parts`, disjoint boxes, tile completely, with the groups

@@ -91,18 +91,22 @@ PartEntry* ChunkTable::FindPart(ChunkIndex index, GroupIndex group,
   return nullptr;
 }
 
+void ChunkTable::ReserveParts(ChunkIndex index, size_t count) {
+  ChunkEntry& chunk = slots_[Raw(index)];
+  if (count <= chunk.part_capacity) return;
+  auto parts = std::make_unique<PartEntry[]>(count);
+  std::move(chunk.parts.get(), chunk.parts.get() + chunk.part_count,
+            parts.get());
+  if (chunk.parts == nullptr) part_bytes_ += kAllocationBytes;
+  part_bytes_ += (count - chunk.part_capacity) * sizeof(PartEntry);
+  chunk.parts = std::move(parts);
+  chunk.part_capacity = static_cast<uint16_t>(count);
+}
+
 PartEntry& ChunkTable::AddPart(ChunkIndex index) {
   ChunkEntry& chunk = slots_[Raw(index)];
   if (chunk.part_count == chunk.part_capacity) {
-    const auto capacity =
-        static_cast<uint16_t>(std::max(1, 2 * chunk.part_capacity));
-    auto parts = std::make_unique<PartEntry[]>(capacity);
-    std::move(chunk.parts.get(), chunk.parts.get() + chunk.part_count,
-              parts.get());
-    if (chunk.parts == nullptr) part_bytes_ += kAllocationBytes;
-    part_bytes_ += (capacity - chunk.part_capacity) * sizeof(PartEntry);
-    chunk.parts = std::move(parts);
-    chunk.part_capacity = capacity;
+    ReserveParts(index, std::max<size_t>(1, 2 * size_t{chunk.part_capacity}));
   }
   PartEntry& part = chunk.parts[chunk.part_count++];
   part = PartEntry{};

@@ -145,6 +145,9 @@ class ChunkTable {
   PartEntry* FindPart(ChunkIndex index, uint32_t version);
   PartEntry* FindPart(ChunkIndex index, GroupIndex group,
                       const PartShape& shape);
+  // Room for `count` parts in all, so that adding them one by one moves nothing
+  // and leaves no holes in the heap.
+  void ReserveParts(ChunkIndex index, size_t count);
   PartEntry& AddPart(ChunkIndex index);
   void RemovePart(ChunkIndex index, PartEntry* part);
 

@@ -60,7 +60,28 @@ Tier::Done EngineImpl::Guard(Tier::Done done) {
 void EngineImpl::Expire(absl::Time when, ExpiryQueue::What what, uint64_t id,
                         AfterUnlock& after) {
   expiries_.Add(when, what, id);
+  if (expiries_.WantsPruning()) {
+    expiries_.Prune([this](const ExpiryQueue::Entry& entry)
+                        ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                          return StillMeans(entry);
+                        });
+  }
   ArmTimer(after);
+}
+
+bool EngineImpl::StillMeans(const ExpiryQueue::Entry& entry) {
+  const ChunkIndex index{static_cast<uint32_t>(entry.id)};
+  switch (entry.what) {
+    case ExpiryQueue::What::kHold:
+      return holds_.Find(HoldId{entry.id}) != nullptr;
+    case ExpiryQueue::What::kReservation:
+      return reservations_.Find(ReservationId{entry.id}) != nullptr;
+    case ExpiryQueue::What::kIncomplete:
+      return incomplete_since_.contains(index);
+    case ExpiryQueue::What::kWaiters:
+      return promotions_.contains(index);
+  }
+  return false;
 }
 
 void EngineImpl::ArmTimer(AfterUnlock& after) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/time/time.h"
 
@@ -114,7 +115,7 @@ struct HeldPart {
 struct HeldChunk {
   ChunkState state = ChunkState::kMiss;  // kReady, kPending (promoting), kMiss
   MissReason reason = MissReason::kNone;
-  std::vector<HeldPart> parts;  // for kReady and kPending
+  absl::InlinedVector<HeldPart, 1> parts;  // for kReady and kPending
 };
 
 struct HoldRequest {

@@ -194,6 +194,7 @@ StatusOr<HoldReply> EngineImpl::FinishHold(
     client->holds.insert(hold->id);
   }
   const size_t from = hold->slots.size();
+  hold->slots.reserve(from + plan.slots.size());
   uint64_t bytes = 0;
   for (const PlannedSlot& planned : plan.slots) {
     hold->slots.push_back(planned.slot);
@@ -210,6 +211,7 @@ StatusOr<HoldReply> EngineImpl::FinishHold(
   WaitFor(*hold, from, request.client, request.deadline, std::move(progress),
           after);
   std::vector<ChunkIndex> used;
+  used.reserve(plan.slots.size());
   for (size_t i = from; i < hold->slots.size(); ++i) {
     used.push_back(hold->slots[i].chunk);
   }
@@ -254,7 +256,8 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
   if (slot.chunk == kNoChunk) return;
   held.state = slot.pending ? ChunkState::kPending : ChunkState::kReady;
   const ChunkEntry& chunk = chunks_[slot.chunk];
-  const auto promotion = promotions_.find(slot.chunk);
+  const auto promotion =
+      slot.pending ? promotions_.find(slot.chunk) : promotions_.end();
   for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
     Extent extent = part.dram();
     if (!extent && promotion != promotions_.end()) {
@@ -275,6 +278,7 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
 void EngineImpl::Draw(const HoldRecord& hold, size_t from, HoldReply& reply) {
   reply.hold = hold.id;
   reply.expires = hold.expires;
+  reply.chunks.reserve(hold.slots.size() - from);
   for (size_t i = from; i < hold.slots.size(); ++i) {
     DrawChunk(hold.slots[i], reply);
   }

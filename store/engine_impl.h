@@ -238,6 +238,8 @@ class EngineImpl final : public Engine {
   absl::Time Now() const { return clock_.Now(); }
   void Expire(absl::Time when, ExpiryQueue::What what, uint64_t id,
               AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool StillMeans(const ExpiryQueue::Entry& entry)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ArmTimer(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnTimer() ABSL_LOCKS_EXCLUDED(mu_);
   void OnDue(const ExpiryQueue::Entry& entry, AfterUnlock& after)

@@ -369,6 +369,8 @@ void EngineImpl::Acknowledge(ChunkIndex index, PartEntry& part,
 ChunkIndex EngineImpl::NewChunk(SpaceRef space, const RecordMeta& meta,
                                 const SaveHints& hints) {
   const ChunkIndex index = chunks_.Insert(space, meta.chunk);
+  chunks_.ReserveParts(index, ExpectedParts(*spaces_[space].descriptor,
+                                            meta.group, meta.shape));
   ChunkEntry& chunk = chunks_[index];
   chunk.parent = meta.parent;
   chunk.epoch = ChunkEpoch(spaces_[space].epoch);

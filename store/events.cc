@@ -26,11 +26,7 @@ void EventLog::Publish(Event event) {
   event.sequence = ++last_;
   if (capacity_ == 0) return;
   // Event n stands at place (n - 1) % capacity.
-  if (ring_.size() < capacity_) {
-    ring_.push_back(std::move(event));
-  } else {
-    ring_[(last_ - 1) % capacity_] = std::move(event);
-  }
+  ring_[(last_ - 1) % capacity_] = std::move(event);
 }
 
 std::vector<Event> EventLog::Read(uint64_t after, size_t limit,
@@ -48,7 +44,7 @@ std::vector<Event> EventLog::Read(uint64_t after, size_t limit,
         absl::Condition(&newer, &Newer::operator()), timeout);
   }
   std::vector<Event> events;
-  const uint64_t oldest = last_ - ring_.size();
+  const uint64_t oldest = last_ - std::min<uint64_t>(last_, capacity_);
   for (uint64_t n = std::max(after, oldest); n < last_ && events.size() < limit;
        ++n) {
     events.push_back(ring_[n % capacity_]);

@@ -47,7 +47,8 @@ struct Event {
 // falls behind sees a gap in the sequence. Thread-safe.
 class EventLog {
  public:
-  explicit EventLog(size_t capacity) : capacity_(capacity) {}
+  // Takes its memory at once.
+  explicit EventLog(size_t capacity) : capacity_(capacity), ring_(capacity) {}
 
   void Publish(Event event);  // sets the sequence
 

@@ -1,9 +1,10 @@
 #ifndef LARDER_STORE_EXPIRY_QUEUE_H_
 #define LARDER_STORE_EXPIRY_QUEUE_H_
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <queue>
 #include <tuple>
 #include <vector>
 
@@ -11,8 +12,9 @@
 
 namespace larder {
 
-// What falls due when. Entries are not taken back: whoever handles one looks
-// whether it still means anything. Not thread-safe.
+// What falls due when. Entries are not taken back one by one: whoever handles
+// one looks whether it still means anything, and Prune drops those that do not
+// once they are many. Not thread-safe.
 class ExpiryQueue {
  public:
   enum class What : uint8_t {
@@ -28,19 +30,32 @@ class ExpiryQueue {
   };
 
   void Add(absl::Time when, What what, uint64_t id) {
-    if (when < absl::InfiniteFuture()) queue_.push({when, what, id});
+    if (when == absl::InfiniteFuture()) return;
+    heap_.push_back({when, what, id});
+    std::push_heap(heap_.begin(), heap_.end(), Later());
+  }
+
+  // Whether the queue has doubled since it was last pruned.
+  bool WantsPruning() const { return heap_.size() >= prune_at_; }
+  // Keeps the entries for which `means(entry)`. O(entries).
+  template <class Means>
+  void Prune(Means means) {
+    std::erase_if(heap_, [&](const Entry& entry) { return !means(entry); });
+    std::make_heap(heap_.begin(), heap_.end(), Later());
+    prune_at_ = std::max(kPruneFrom, 2 * heap_.size());
   }
 
   std::optional<Entry> PopDue(absl::Time now) {
-    if (queue_.empty() || queue_.top().when > now) return std::nullopt;
-    const Entry entry = queue_.top();
-    queue_.pop();
+    if (Next() > now || heap_.empty()) return std::nullopt;
+    std::pop_heap(heap_.begin(), heap_.end(), Later());
+    const Entry entry = heap_.back();
+    heap_.pop_back();
     return entry;
   }
 
   // InfiniteFuture if nothing waits.
   absl::Time Next() const {
-    return queue_.empty() ? absl::InfiniteFuture() : queue_.top().when;
+    return heap_.empty() ? absl::InfiniteFuture() : heap_.front().when;
   }
 
  private:
@@ -49,7 +64,10 @@ class ExpiryQueue {
       return std::tie(a.when, a.what, a.id) > std::tie(b.when, b.what, b.id);
     }
   };
-  std::priority_queue<Entry, std::vector<Entry>, Later> queue_;
+  static constexpr size_t kPruneFrom = 1024;
+
+  std::vector<Entry> heap_;
+  size_t prune_at_ = kPruneFrom;
 };
 
 }  // namespace larder

@@ -160,7 +160,8 @@ void EngineImpl::RetireDurable(ChunkIndex index, Extent extent,
 void EngineImpl::ReleaseIfIdle(ChunkIndex index, AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
   if (chunk.busy > 0) return;
-  if (const auto it = retired_.find(index); it != retired_.end()) {
+  if (const auto it = retired_.empty() ? retired_.end() : retired_.find(index);
+      it != retired_.end()) {
     for (const Extent extent : std::exchange(it->second.durable, {})) {
       after.Free(durable_, extent);
     }
