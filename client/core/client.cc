@@ -4,11 +4,18 @@
 #include <utility>
 
 namespace larder::client {
+namespace {
 
-bool Background::Post(absl::AnyInvocable<void() &&> task) {
+// How long a release waits for a message that it can go out with.
+constexpr absl::Duration kFlushAfter = absl::Milliseconds(2);
+
+}  // namespace
+
+bool Background::PostAt(absl::Time when,
+                        absl::AnyInvocable<void() &&> task) {
   absl::MutexLock lock(&mu_);
   if (stopping_ || waiting_.size() >= kWaitingMax) return false;
-  waiting_.push_back(std::move(task));
+  waiting_.emplace(when, std::move(task));
   if (!thread_.joinable()) {
     thread_ = StartThread("larder-refresh", [this] { Run(); });
   }
@@ -35,8 +42,13 @@ void Background::Run() {
       posted_.Wait(&mu_);
       continue;
     }
-    absl::AnyInvocable<void()&&> task = std::move(waiting_.front());
-    waiting_.pop_front();
+    const absl::Time when = waiting_.begin()->first;
+    if (when > Clock::Real().Now()) {
+      posted_.WaitWithTimeout(&mu_, when - Clock::Real().Now());
+      continue;
+    }
+    absl::AnyInvocable<void()&&> task = std::move(waiting_.begin()->second);
+    waiting_.erase(waiting_.begin());
     mu_.Unlock();
     std::move(task)();
     task = nullptr;
@@ -124,6 +136,18 @@ StatusOr<std::shared_ptr<Link>> Client::GetLink(absl::Time deadline) {
   not_before_ = absl::InfinitePast();
   link_ = *fresh;
   return link_;
+}
+
+void Client::FlushSoon() {
+  if (flush_posted_.exchange(true)) return;
+  const bool posted =
+      background_.PostAt(clock().Now() + kFlushAfter, [this] {
+        flush_posted_ = false;  // first: what comes from here on is flushed again
+        if (const auto link = PeekLink()) link->channel().Flush();
+      });
+  if (posted) return;
+  flush_posted_ = false;
+  if (const auto link = PeekLink()) link->channel().Flush();
 }
 
 Status Client::Ping(absl::Time deadline) {

@@ -3,7 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -57,7 +57,12 @@ class Background {
   Background& operator=(const Background&) = delete;
 
   // False if too much waits already (or after Stop): ask again later.
-  bool Post(absl::AnyInvocable<void() &&> task) ABSL_LOCKS_EXCLUDED(mu_);
+  bool Post(absl::AnyInvocable<void() &&> task) ABSL_LOCKS_EXCLUDED(mu_) {
+    return PostAt(absl::InfinitePast(), std::move(task));
+  }
+  // Not before `when`.
+  bool PostAt(absl::Time when, absl::AnyInvocable<void() &&> task)
+      ABSL_LOCKS_EXCLUDED(mu_);
   // Drops what waits, waits for what runs.
   void Stop() ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -68,7 +73,8 @@ class Background {
   absl::Mutex mu_;
   absl::CondVar posted_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::deque<absl::AnyInvocable<void() &&>> waiting_ ABSL_GUARDED_BY(mu_);
+  std::multimap<absl::Time, absl::AnyInvocable<void() &&>> waiting_
+      ABSL_GUARDED_BY(mu_);  // by when it may run
   std::thread thread_ ABSL_GUARDED_BY(mu_);
 };
 
@@ -96,6 +102,10 @@ class Client {
   // The link if it works, else null; never connects.
   std::shared_ptr<Link> PeekLink() const ABSL_LOCKS_EXCLUDED(mu_);
 
+  // What was left for the next message (Link::ReleaseHold) goes out by itself
+  // if none comes within some milliseconds. Cheap when called often.
+  void FlushSoon();
+
   Status Ping(absl::Time deadline);
   StatusOr<wire::StatsReply> Stats(absl::Time deadline);
 
@@ -114,6 +124,7 @@ class Client {
   absl::Duration pause_ ABSL_GUARDED_BY(mu_);
   Status last_failure_ ABSL_GUARDED_BY(mu_);
 
+  std::atomic<bool> flush_posted_{false};
   Background background_;
   Jobs jobs_;
 };

@@ -28,7 +28,9 @@ Hold::Hold(Space& space, std::shared_ptr<Link> link, uint32_t handle,
 
 Hold::~Hold() {
   kept_.clear();
-  if (Raw(id_) != 0) link_->ReleaseHold(id_);
+  if (Raw(id_) == 0) return;
+  link_->ReleaseHold(id_);
+  space_->client().FlushSoon();
 }
 
 Status Hold::Add(const Packet& reply, uint32_t first_index, bool& more) {
@@ -41,6 +43,7 @@ Status Hold::Add(const Packet& reply, uint32_t first_index, bool& more) {
   if (head.first_index != first_index || chunks.size() > ids_.size()) {
     return absl::InternalError("a hold's answer is out of order");
   }
+  std::vector<wire::HeldPart> kept(parts.begin(), parts.end());
   std::vector<HeldChunks::Chunk> added;
   added.reserve(chunks.size());
   for (const wire::HeldChunk& chunk : chunks) {
@@ -55,11 +58,10 @@ Status Hold::Add(const Packet& reply, uint32_t first_index, bool& more) {
       out.state = ChunkState::kMiss;
       if (out.reason == MissReason::kNone) out.reason = MissReason::kNeverSeen;
     }
-    const auto own = parts.subspan(chunk.part_begin, chunk.part_count);
-    out.parts.assign(own.begin(), own.end());
-    added.push_back(std::move(out));
+    out.parts = std::span(kept).subspan(chunk.part_begin, chunk.part_count);
+    added.push_back(out);
   }
-  chunks_->Append(std::move(added));
+  chunks_->Append(added, std::move(kept));
   const uint32_t next = first_index + static_cast<uint32_t>(chunks.size());
   more = next < head.end_index && !chunks.empty();
   return absl::OkStatus();
@@ -161,12 +163,7 @@ StatusOr<std::shared_ptr<Hold>> Hold::Attach(Space& space, HoldId id,
 }
 
 uint32_t Hold::usable() const {
-  uint32_t count = 0;
-  while (count < ids_.size() &&
-         chunks_->Get(count).state != ChunkState::kMiss) {
-    ++count;
-  }
-  return count;
+  return std::min(chunks_->CountUsable(), static_cast<uint32_t>(ids_.size()));
 }
 
 Status Hold::Check() const {

@@ -10,7 +10,6 @@ namespace {
 
 // How soon somebody who waits notices a cancel.
 constexpr absl::Duration kCancelGrain = absl::Milliseconds(10);
-constexpr absl::Duration kReleasePatience = absl::Seconds(1);
 constexpr absl::Duration kPumpGrain = absl::Seconds(1);
 // More strangers than this are dropped; their holds then time out as misses.
 constexpr size_t kEarlyMax = 4 * wire::kRingEntries;
@@ -19,10 +18,15 @@ constexpr size_t kEarlyMax = 4 * wire::kRingEntries;
 
 // ---- HeldChunks
 
-void HeldChunks::Append(std::vector<Chunk> chunks) {
+void HeldChunks::Append(std::span<const Chunk> chunks,
+                        std::vector<wire::HeldPart> parts) {
   absl::MutexLock lock(&mu_);
-  for (Chunk& chunk : chunks) {
-    const auto early = early_.find(static_cast<uint32_t>(chunks_.size()));
+  parts_.push_back(std::move(parts));
+  chunks_.reserve(chunks_.size() + chunks.size());
+  for (Chunk chunk : chunks) {
+    const auto early =
+        early_.empty() ? early_.end()
+                       : early_.find(static_cast<uint32_t>(chunks_.size()));
     if (early != early_.end()) {
       if (chunk.state == ChunkState::kPending) {
         chunk.reason = early->second;
@@ -31,7 +35,7 @@ void HeldChunks::Append(std::vector<Chunk> chunks) {
       }
       early_.erase(early);
     }
-    chunks_.push_back(std::move(chunk));
+    chunks_.push_back(chunk);
   }
 }
 
@@ -60,6 +64,14 @@ size_t HeldChunks::size() const {
 HeldChunks::Chunk HeldChunks::Get(size_t index) const {
   absl::MutexLock lock(&mu_);
   return index < chunks_.size() ? chunks_[index] : Chunk{};
+}
+
+uint32_t HeldChunks::CountUsable() const {
+  absl::MutexLock lock(&mu_);
+  const auto end = std::find_if(
+      chunks_.begin(), chunks_.end(),
+      [](const Chunk& chunk) { return chunk.state == ChunkState::kMiss; });
+  return static_cast<uint32_t>(end - chunks_.begin());
 }
 
 bool HeldChunks::Pending(size_t index) const {
@@ -100,8 +112,10 @@ void Link::Close() {
 }
 
 void Link::Drain() {
-  channel_->DrainCompletions(
-      [this](const wire::RingEntry& entry) { Dispatch(entry); });
+  if (channel_->HasCompletions()) {
+    channel_->DrainCompletions(
+        [this](const wire::RingEntry& entry) { Dispatch(entry); });
+  }
   if (channel_->broken()) FailSaves();
 }
 
@@ -211,12 +225,7 @@ void Link::ReleaseHold(HoldId hold) {
   }
   wire::HoldRef body;
   body.hold = Raw(hold);
-  // A daemon that does not read within that time drops us, and with us the
-  // hold.
-  channel_
-      ->Send(wire::Type::kReleaseHold, body, {},
-             Clock::Real().Now() + kReleasePatience)
-      .IgnoreError();
+  channel_->SendLater(wire::Type::kReleaseHold, body);
 }
 
 void Link::WatchSave(uint64_t request, std::shared_ptr<SaveWatcher> watcher) {

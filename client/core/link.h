@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -32,18 +33,21 @@ class HeldChunks {
   struct Chunk {
     ChunkState state = ChunkState::kMiss;
     MissReason reason = MissReason::kNone;
-    std::vector<wire::HeldPart> parts;
+    std::span<const wire::HeldPart> parts;  // as long as the HeldChunks live
   };
 
-  // The chunks of a reply, in order.
-  void Append(std::vector<Chunk> chunks) ABSL_LOCKS_EXCLUDED(mu_);
+  // The chunks of a reply, in order, and the parts that they point into.
+  void Append(std::span<const Chunk> chunks, std::vector<wire::HeldPart> parts)
+      ABSL_LOCKS_EXCLUDED(mu_);
   // A completion: chunk `index` is ready (kNone) or will not come.
   void Settle(uint32_t index, MissReason reason) ABSL_LOCKS_EXCLUDED(mu_);
   void Revoke(MissReason reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   size_t size() const ABSL_LOCKS_EXCLUDED(mu_);
-  // A copy; kMiss beyond the end.
+  // kMiss beyond the end.
   Chunk Get(size_t index) const ABSL_LOCKS_EXCLUDED(mu_);
+  // How many there are before the first that is a miss.
+  uint32_t CountUsable() const ABSL_LOCKS_EXCLUDED(mu_);
   bool Pending(size_t index) const ABSL_LOCKS_EXCLUDED(mu_);
   // kNone while it is in force.
   MissReason revoked() const { return revoked_.load(); }
@@ -51,6 +55,7 @@ class HeldChunks {
  private:
   mutable absl::Mutex mu_;
   std::vector<Chunk> chunks_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::vector<wire::HeldPart>> parts_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<uint32_t, MissReason> early_ ABSL_GUARDED_BY(mu_);
   std::atomic<MissReason> revoked_{MissReason::kNone};
 };
@@ -74,9 +79,9 @@ class SpaceWatcher {
 // Staging memory of one connection.
 struct Staging {
   explicit Staging(std::shared_ptr<StagingRegion> shared)
-      : region(std::move(shared)), ring(region->bytes().size()) {}
+      : region(std::move(shared)), pool(region->bytes().size()) {}
   const std::shared_ptr<StagingRegion> region;
-  StagingRing ring;
+  StagingPool pool;
 };
 
 // One connection to one life of the daemon and all that is true only as long
@@ -102,7 +107,7 @@ class Link {
   // Breaks it and fails what is under way.
   void Close();
 
-  // Takes what the ring has; one atomic load if that is nothing.
+  // Takes what the ring has; a few atomic loads if that is nothing.
   void Drain();
   // Waits until `done()`, draining. Cancelled when `cancelled` is set,
   // DeadlineExceeded, or Unavailable when the link breaks.
@@ -121,7 +126,8 @@ class Link {
                              absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A hold of this connection, which several handles may share: completions go
-  // to its chunks until the last Release, which tells the daemon.
+  // to its chunks until the last Release, which tells the daemon with the next
+  // message or flush.
   void WatchHold(HoldId hold, std::shared_ptr<HeldChunks> chunks)
       ABSL_LOCKS_EXCLUDED(mu_);
   // Null if this connection does not have it.

@@ -98,7 +98,7 @@ class Saver::Progress : public SaveWatcher {
       staging = std::move(staging_);
       staging_ = nullptr;
     }
-    if (staging != nullptr) staging->ring.Free(offset_);
+    if (staging != nullptr) staging->pool.Free(offset_);
   }
 
   mutable absl::Mutex mu_;
@@ -129,7 +129,7 @@ Saver::~Saver() {
 }
 
 void Saver::Abort() {
-  if (staging_ != nullptr) staging_->ring.Free(offset_);
+  if (staging_ != nullptr) staging_->pool.Free(offset_);
   staging_ = nullptr;
   if (Raw(reservation_) != 0 && !link_->broken()) {
     wire::Abort body;
@@ -195,14 +195,14 @@ StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
       at.link->GetStaging(space.client().options().staging_bytes,
                           request.deadline));
   const uint64_t bytes = saver->layout_.record_bytes;
-  if (bytes > staging->ring.capacity()) {
+  if (bytes > staging->pool.capacity()) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "save: ", bytes, " bytes, but staging has ", staging->ring.capacity()));
+        "save: ", bytes, " bytes, but staging has ", staging->pool.capacity()));
   }
   for (;;) {
     at.link->Drain();
-    const uint64_t frees = staging->ring.frees();
-    if (const std::optional<uint64_t> offset = staging->ring.Allocate(bytes)) {
+    const uint64_t frees = staging->pool.frees();
+    if (const std::optional<uint64_t> offset = staging->pool.Allocate(bytes)) {
       saver->offset_ = *offset;
       saver->staging_ = staging;
       return saver;
@@ -215,7 +215,7 @@ StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
       return absl::DeadlineExceededError("save: staging stayed full");
     }
     // Freed by a completion that we or others drain, or by an abort.
-    staging->ring.WaitForFree(frees, kRoomGrain);
+    staging->pool.WaitForFree(frees, kRoomGrain);
   }
 }
 

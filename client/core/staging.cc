@@ -1,50 +1,53 @@
 #include "client/core/staging.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace larder::client {
 
-std::optional<uint64_t> StagingRing::Allocate(uint64_t bytes) {
+StagingPool::StagingPool(uint64_t bytes)
+    : capacity_(bytes & ~(kPageBytes - 1)) {
+  if (capacity_ != 0) gaps_.emplace(0, capacity_);
+}
+
+std::optional<uint64_t> StagingPool::Allocate(uint64_t bytes) {
   bytes = RoundUp(bytes == 0 ? 1 : bytes, kPageBytes);
   absl::MutexLock lock(&mu_);
-  if (bytes > capacity_) return std::nullopt;
-  uint64_t offset;
-  if (pieces_.empty()) {
-    offset = 0;
-  } else {
-    const uint64_t oldest = pieces_.front().offset;
-    if (next_ > oldest) {  // used: [oldest, next_)
-      if (capacity_ - next_ >= bytes) {
-        offset = next_;
-      } else if (oldest >= bytes) {
-        offset = 0;
-      } else {
-        return std::nullopt;
-      }
-    } else if (oldest - next_ >= bytes) {  // used: [oldest, end), [0, next_)
-      offset = next_;
-    } else {
-      return std::nullopt;
-    }
-  }
-  pieces_.push_back({offset, bytes, false});
-  next_ = offset + bytes;
+  const auto gap =
+      std::find_if(gaps_.begin(), gaps_.end(),
+                   [bytes](const auto& one) { return one.second >= bytes; });
+  if (gap == gaps_.end()) return std::nullopt;
+  const auto [offset, size] = *gap;
+  gaps_.erase(gap);
+  if (size > bytes) gaps_.emplace(offset + bytes, size - bytes);
+  live_.emplace(offset, bytes);
   return offset;
 }
 
-void StagingRing::Free(uint64_t offset) {
+void StagingPool::Free(uint64_t offset) {
   absl::MutexLock lock(&mu_);
-  for (Piece& piece : pieces_) {
-    if (piece.offset == offset && !piece.is_free) {
-      piece.is_free = true;
-      break;
+  const auto live = live_.find(offset);
+  if (live == live_.end()) return;
+  uint64_t end = offset + live->second;
+  live_.erase(live);
+  auto after = gaps_.lower_bound(offset);
+  if (after != gaps_.end() && after->first == end) {
+    end += after->second;
+    after = gaps_.erase(after);
+  }
+  if (after != gaps_.begin()) {
+    const auto before = std::prev(after);
+    if (before->first + before->second == offset) {
+      offset = before->first;
+      gaps_.erase(before);
     }
   }
-  while (!pieces_.empty() && pieces_.front().is_free) pieces_.pop_front();
-  if (pieces_.empty()) next_ = 0;
+  gaps_.emplace(offset, end - offset);
   ++frees_;
   freed_.SignalAll();
 }
 
-void StagingRing::WaitForFree(uint64_t frees, absl::Duration longest) {
+void StagingPool::WaitForFree(uint64_t frees, absl::Duration longest) {
   const absl::Time until = absl::Now() + longest;
   absl::MutexLock lock(&mu_);
   while (frees_ == frees) {
@@ -52,7 +55,7 @@ void StagingRing::WaitForFree(uint64_t frees, absl::Duration longest) {
   }
 }
 
-uint64_t StagingRing::frees() const {
+uint64_t StagingPool::frees() const {
   absl::MutexLock lock(&mu_);
   return frees_;
 }

@@ -2,28 +2,29 @@
 #define LARDER_CLIENT_CORE_STAGING_H_
 
 #include <cstdint>
-#include <deque>
+#include <map>
 #include <optional>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-#include "store/clock.h"
 #include "store/units.h"
 
 namespace larder::client {
 
-// Gives out pieces of a staging region in ring order: pieces are about as old
-// as each other, so freeing the oldest is what makes room. Bounded by the
+// Gives out pieces of a staging region, the lowest that fits: what was used
+// last is used again, so that a saver stays in memory that is there already
+// (and in the cache), however large the region may become. Bounded by the
 // region; who finds no room backs off, or waits until his deadline.
 //
 // Thread-safe. Offsets are multiples of kPageBytes.
-class StagingRing {
+class StagingPool {
  public:
-  explicit StagingRing(uint64_t bytes) : capacity_(bytes & ~(kPageBytes - 1)) {}
-  StagingRing(const StagingRing&) = delete;
-  StagingRing& operator=(const StagingRing&) = delete;
+  explicit StagingPool(uint64_t bytes);
+  StagingPool(const StagingPool&) = delete;
+  StagingPool& operator=(const StagingPool&) = delete;
 
   uint64_t capacity() const { return capacity_; }
 
@@ -37,18 +38,12 @@ class StagingRing {
   uint64_t frees() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  struct Piece {
-    uint64_t offset = 0;
-    uint64_t bytes = 0;
-    bool is_free = false;
-  };
-
   const uint64_t capacity_;
   mutable absl::Mutex mu_;
   absl::CondVar freed_;
-  // Oldest first; offsets go up, and round once.
-  std::deque<Piece> pieces_ ABSL_GUARDED_BY(mu_);
-  uint64_t next_ ABSL_GUARDED_BY(mu_) = 0;
+  // Bytes by offset. Neighbours are joined.
+  std::map<uint64_t, uint64_t> gaps_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<uint64_t, uint64_t> live_ ABSL_GUARDED_BY(mu_);
   uint64_t frees_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

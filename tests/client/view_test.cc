@@ -1,6 +1,10 @@
 #include "client/core/view.h"
 
+#include <algorithm>
 #include <cstring>
+#include <map>
+#include <random>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -70,25 +74,54 @@ TEST(ViewRuns, TokensOfARankInTurn) {
   EXPECT_EQ(runs[1].place, buffers.data() + (2 * 4 + 3) * 8);
 }
 
-TEST(StagingRing, IsARing) {
-  StagingRing ring(4 * kPageBytes);
-  const auto a = ring.Allocate(1);
-  const auto b = ring.Allocate(2 * kPageBytes);
-  const auto c = ring.Allocate(kPageBytes);
-  ASSERT_TRUE(a && b && c);
-  EXPECT_EQ(*b, kPageBytes);
-  EXPECT_FALSE(ring.Allocate(1));
-  ring.Free(*b);  // not the oldest: no room yet
-  EXPECT_FALSE(ring.Allocate(1));
-  ring.Free(*a);
-  const auto d = ring.Allocate(3 * kPageBytes);
-  ASSERT_TRUE(d);
-  EXPECT_EQ(*d, 0u);
-  EXPECT_FALSE(ring.Allocate(1));
-  ring.Free(*c);
-  ring.Free(*d);
-  EXPECT_TRUE(ring.Allocate(4 * kPageBytes));
-  EXPECT_FALSE(ring.Allocate(5 * kPageBytes));
+TEST(StagingPool, GivesTheLowestThatFits) {
+  StagingPool pool(4 * kPageBytes + 100);
+  EXPECT_EQ(pool.capacity(), 4 * kPageBytes);
+  const auto a = pool.Allocate(1);
+  const auto b = pool.Allocate(2 * kPageBytes);
+  const auto c = pool.Allocate(kPageBytes);
+  EXPECT_EQ(a, 0u);
+  EXPECT_EQ(b, kPageBytes);
+  EXPECT_EQ(c, 3 * kPageBytes);
+  EXPECT_FALSE(pool.Allocate(1));
+  pool.Free(*b);
+  EXPECT_FALSE(pool.Allocate(3 * kPageBytes));
+  EXPECT_EQ(pool.Allocate(1), kPageBytes);
+  pool.Free(kPageBytes);
+  pool.Free(*c);
+  pool.Free(*c);  // given back already
+  EXPECT_EQ(pool.frees(), 3u);
+  pool.Free(*a);
+  EXPECT_EQ(pool.Allocate(4 * kPageBytes), 0u);
+  EXPECT_FALSE(pool.Allocate(5 * kPageBytes));
+}
+
+// Against a map of every page: no page has two owners, and Allocate fails only
+// where no gap is large enough.
+TEST(StagingPool, AgreesWithAMapOfItsPages) {
+  constexpr size_t kPages = 64;
+  std::mt19937 random(3);
+  StagingPool pool(kPages * kPageBytes);
+  std::vector<uint8_t> taken(kPages, 0);
+  std::map<uint64_t, size_t> live;  // pages by offset
+  for (int step = 0; step < 20'000; ++step) {
+    if (random() % 2 == 0 && !live.empty()) {
+      const auto victim = std::next(live.begin(), random() % live.size());
+      std::fill_n(taken.begin() + victim->first / kPageBytes, victim->second,
+                  0);
+      pool.Free(victim->first);
+      live.erase(victim);
+      continue;
+    }
+    const size_t pages = 1 + random() % 12;
+    const auto gap = std::search_n(taken.begin(), taken.end(), pages, 0);
+    const auto offset = pool.Allocate(pages * kPageBytes - random() % 9);
+    ASSERT_EQ(offset.has_value(), gap != taken.end());
+    if (!offset) continue;
+    ASSERT_EQ(*offset, (gap - taken.begin()) * kPageBytes);
+    std::fill_n(gap, pages, 1);
+    live[*offset] = pages;
+  }
 }
 
 TEST(MatchCache, AgesAndForgets) {

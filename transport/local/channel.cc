@@ -128,16 +128,19 @@ bool Passed(absl::Time deadline) {
 // A short one-way message that must be sent sooner or later.
 struct Owed {
   wire::Type type{};
-  std::array<std::byte, sizeof(wire::HoldRef)> body{};
+  std::array<std::byte, LocalChannel::kMaxLaterBytes> body{};
   size_t body_bytes = 0;
 };
 
+Owed OweBytes(wire::Type type, ByteSpan body) {
+  Owed owed{.type = type, .body_bytes = body.size()};
+  std::memcpy(owed.body.data(), body.data(), body.size());
+  return owed;
+}
 template <class Body>
 Owed Owe(wire::Type type, const Body& body) {
-  static_assert(sizeof(Body) <= sizeof(Owed::body));
-  Owed owed{.type = type, .body_bytes = sizeof(Body)};
-  std::memcpy(owed.body.data(), &body, sizeof(Body));
-  return owed;
+  static_assert(sizeof(Body) <= LocalChannel::kMaxLaterBytes);
+  return OweBytes(type, BytesOf(body));
 }
 
 class ChannelImpl;
@@ -196,6 +199,9 @@ class ChannelImpl final : public LocalChannel,
                    std::span<const ByteSpan> arrays, absl::Time deadline,
                    uint64_t request) override;
   int event_fd() const override { return bell_.get(); }
+  bool HasCompletions() const override {
+    return getpid() == process_ && (Produced() != drained() || HasNotices());
+  }
   size_t DrainCompletions(
       absl::FunctionRef<void(const wire::RingEntry&)> sink) override;
   uint64_t drained() const override {
@@ -214,15 +220,17 @@ class ChannelImpl final : public LocalChannel,
   }
   void Close() override { Break(Gone("it was closed")); }
 
+  void SendLaterBytes(wire::Type type, ByteSpan body) override {
+    Keep(OweBytes(type, body));
+  }
+  void Flush() override {
+    if (getpid() != process_ || broken()) return;
+    if (owes_.load(std::memory_order_acquire)) SendOwed();
+  }
   // Sends it soon: at once if the socket takes it, else with the next message.
   void SendSoon(const Owed& owed) {
-    if (getpid() != process_ || broken()) return;
-    {
-      absl::MutexLock lock(&mu_);
-      owed_.push_back(owed);
-      owes_.store(true, std::memory_order_release);
-    }
-    SendOwed();
+    Keep(owed);
+    Flush();
   }
 
  private:
@@ -247,6 +255,12 @@ class ChannelImpl final : public LocalChannel,
   Status SendPacket(wire::Type type, uint64_t request, ByteSpan body,
                     std::span<const ByteSpan> arrays, int fd,
                     absl::Time deadline);
+  void Keep(const Owed& owed) ABSL_LOCKS_EXCLUDED(mu_) {
+    if (getpid() != process_ || broken()) return;
+    absl::MutexLock lock(&mu_);
+    owed_.push_back(owed);
+    owes_.store(true, std::memory_order_release);
+  }
   void SendOwed();
 
   // -- Receiving. One thread at a time has the reader's role (reading_).
@@ -275,6 +289,10 @@ class ChannelImpl final : public LocalChannel,
   // -- The ring.
   uint64_t Produced() const {
     return std::atomic_ref(header_->produced).load(std::memory_order_acquire);
+  }
+  bool HasNotices() const {
+    return std::atomic_ref(header_->notices).load(std::memory_order_acquire) !=
+           notices_seen_.load(std::memory_order_relaxed);
   }
   void SilenceBell() {
     char bytes[256];
@@ -765,10 +783,7 @@ void ChannelImpl::Break(const Status& reason) {
 size_t ChannelImpl::DrainCompletions(
     absl::FunctionRef<void(const wire::RingEntry&)> sink) {
   if (getpid() != process_) return 0;
-  if (std::atomic_ref(header_->notices).load(std::memory_order_acquire) !=
-      notices_seen_.load(std::memory_order_relaxed)) {
-    TakeNotices();
-  }
+  if (HasNotices()) TakeNotices();
   size_t count = 0;
   {
     absl::MutexLock lock(&drain_mu_);
@@ -822,10 +837,7 @@ Status ChannelImpl::WaitCompletions(uint64_t drained, absl::Time deadline) {
     }
     polling_ = true;
     wait_mu_.Unlock();
-    if (std::atomic_ref(header_->notices).load(std::memory_order_acquire) !=
-        notices_seen_.load(std::memory_order_relaxed)) {
-      TakeNotices();
-    }
+    if (HasNotices()) TakeNotices();
     pollfd fds[3] = {{.fd = bell_.get(), .events = POLLIN, .revents = 0},
                      {.fd = socket_.get(), .events = POLLRDHUP, .revents = 0},
                      {.fd = nudge_.get(), .events = POLLIN, .revents = 0}};

@@ -188,6 +188,19 @@ class LocalChannel {
                      deadline, request);
   }
 
+  // Leaves a one-way message for the next call, send or flush, which it goes out
+  // in front of: one wake-up of the daemon for both. Dropped when the channel
+  // breaks. The caller sees to it that one of them comes.
+  template <class Body>
+  void SendLater(wire::Type type, const Body& body) {
+    static_assert(sizeof(Body) <= kMaxLaterBytes);
+    SendLaterBytes(type, BytesOf(body));
+  }
+  // Sends what was left, as far as the socket takes it now.
+  virtual void Flush() = 0;
+
+  static constexpr size_t kMaxLaterBytes = sizeof(wire::HoldRef);
+  virtual void SendLaterBytes(wire::Type type, ByteSpan body) = 0;
   virtual StatusOr<Packet> CallBytes(wire::Type type, ByteSpan body,
                                      std::span<const ByteSpan> arrays,
                                      absl::Time deadline, int fd) = 0;
@@ -202,6 +215,9 @@ class LocalChannel {
   // Readable (poll, epoll, level-triggered) when there is something to drain.
   // Owned by the channel; only DrainCompletions may read from it.
   virtual int event_fd() const = 0;
+
+  // Whether DrainCompletions has anything to do but to silence event_fd.
+  virtual bool HasCompletions() const = 0;
 
   // Gives what is in the ring to `sink` and returns how many there were. One
   // thread drains at a time, others wait for it. `sink` may call the channel,
