@@ -1,6 +1,7 @@
 #include "tools/bench/limits.h"
 
 #include <nlohmann/json.hpp>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -13,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <thread>
 #include <vector>
 
@@ -150,6 +152,32 @@ StatusOr<double> RunFio(const std::string& directory, const FioJob& job) {
   const double milliseconds = result["runtime"].get<double>();
   if (milliseconds <= 0) return absl::InternalError("fio moved nothing");
   return result["io_bytes"].get<double>() / milliseconds / 1e6;
+}
+
+namespace {
+
+void SetAffinity(int pid, const cpu_set_t& cores) {
+  const std::string tasks = absl::StrCat("/proc/", pid, "/task");
+  std::error_code error;
+  for (const auto& task : std::filesystem::directory_iterator(tasks, error)) {
+    sched_setaffinity(std::atoi(task.path().filename().c_str()), sizeof cores,
+                      &cores);
+  }
+}
+
+}  // namespace
+
+void Pin(int pid, int core) {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  CPU_SET(core % std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)), &cores);
+  SetAffinity(pid, cores);
+}
+
+void Unpin(int pid) {
+  cpu_set_t cores;
+  std::memset(&cores, 0xff, sizeof cores);
+  SetAffinity(pid, cores);
 }
 
 }  // namespace larder::bench

@@ -48,6 +48,7 @@ class EchoProcess {
 
   // Seconds for one round trip with a request of `request_bytes`.
   double RoundTrip(size_t request_bytes);
+  int pid() const { return pid_; }
 
  private:
   int fd_ = -1;
@@ -65,6 +66,11 @@ struct FioJob {
   uint64_t sync_bytes = 0;  // fdatasync after so many; 0 = never
 };
 StatusOr<double> RunFio(const std::string& directory, const FioJob& job);
+
+// All threads of a process run on this core (modulo the cores there are), or
+// on any again. What cannot be pinned stays where it is.
+void Pin(int pid, int core);
+void Unpin(int pid);
 
 }  // namespace larder::bench
 
