@@ -66,6 +66,13 @@ HeldChunks::Chunk HeldChunks::Get(size_t index) const {
   return index < chunks_.size() ? chunks_[index] : Chunk{};
 }
 
+bool HeldChunks::AnyMissed(MissReason reason) const {
+  absl::MutexLock lock(&mu_);
+  return std::any_of(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
+    return chunk.state == ChunkState::kMiss && chunk.reason == reason;
+  });
+}
+
 uint32_t HeldChunks::CountUsable() const {
   absl::MutexLock lock(&mu_);
   const auto end = std::find_if(

@@ -46,6 +46,7 @@ class HeldChunks {
   size_t size() const ABSL_LOCKS_EXCLUDED(mu_);
   // kMiss beyond the end.
   Chunk Get(size_t index) const ABSL_LOCKS_EXCLUDED(mu_);
+  bool AnyMissed(MissReason reason) const ABSL_LOCKS_EXCLUDED(mu_);
   // How many there are before the first that is a miss.
   uint32_t CountUsable() const ABSL_LOCKS_EXCLUDED(mu_);
   bool Pending(size_t index) const ABSL_LOCKS_EXCLUDED(mu_);

@@ -9,6 +9,9 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
 #include "client/core/reader.h"
 
 namespace larder::client {
@@ -96,34 +99,94 @@ class LoadRun {
                       options);
   }
 
+  // Window after window of chunks is held, the next one from the moment that
+  // the first chunk of this one is taken: it is on its way up while this one is
+  // copied.
   void InWindows() {
     const uint64_t half = request_.space->client().options().ahead_bytes / 2;
-    const size_t window = static_cast<size_t>(
+    window_ = static_cast<size_t>(
         std::clamp<uint64_t>(half / ChunkBytes(request_.space->descriptor()), 1,
                              wire::kMaxIdsPerMessage));
-    std::shared_ptr<Hold> next;
-    size_t begin = 0;
-    while (begin < count_ && begin < stop_at_) {
-      std::shared_ptr<Hold> hold = std::move(next);
-      const size_t end = std::min(begin + window, count_);
-      if (hold == nullptr) {
-        StatusOr<std::shared_ptr<Hold>> opened = OpenHold(begin, end);
-        if (!opened.ok()) {
-          Fail(begin, opened.status());
-          return;
+    OnThreads(std::min<size_t>(threads_, count_), [&](size_t) {
+      Scratch scratch;
+      OpenedChunk chunk;
+      uint64_t bytes = 0;
+      std::shared_ptr<Hold> hold;
+      size_t i = 0;
+      while (Take(hold, i)) {
+        const size_t held = i % window_;
+        if (held == 0) HoldAhead(*hold, i + window_);
+        MissReason why = Prepare(*hold, held, i, chunk);
+        if (why == MissReason::kNone) {
+          why = CopyLayers(*hold, held, i, chunk, 0, UINT32_MAX, scratch, bytes);
         }
-        hold = *std::move(opened);
+        Settle(i, why, chunk.tokens());
       }
-      // The next window is on its way up while this one is copied. If it
-      // cannot be had now, it is asked for again when its turn comes.
-      if (end < count_ && (request_.each || hold->usable() == end - begin)) {
-        StatusOr<std::shared_ptr<Hold>> opened =
-            OpenHold(end, std::min(end + window, count_));
-        if (opened.ok()) next = *std::move(opened);
-      }
-      ChunkByChunk(*hold, 0, begin, end);
-      begin = end;
+      bytes_ += bytes;
+    });
+  }
+
+  // Gives the thread its next chunk and the hold it is in; lets go of the one
+  // that it had. False: there is no more to do. Who gets the first chunk of a
+  // window calls HoldAhead.
+  bool Take(std::shared_ptr<Hold>& hold, size_t& i) ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    if (hold != nullptr) {
+      hold = nullptr;
+      --taken_;
+      changed_.SignalAll();
     }
+    while (changing_window_) changed_.Wait(&mu_);
+    if (next_ >= count_ || next_ >= stop_at_) return false;
+    if (next_ % window_ == 0) {
+      changing_window_ = true;
+      const bool changed = NextWindow();
+      changing_window_ = false;
+      changed_.SignalAll();
+      if (!changed) return false;
+      opening_ahead_ = true;
+    }
+    hold = current_;
+    i = next_++;
+    ++taken_;
+    return true;
+  }
+
+  bool NextWindow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    while (opening_ahead_) changed_.Wait(&mu_);
+    current_ = std::exchange(ahead_, nullptr);
+    if (current_ != nullptr) return true;
+    // It could not be had, or not all of it, while the last one was held.
+    while (taken_ > 0) changed_.Wait(&mu_);
+    if (next_ >= stop_at_) return false;
+    StatusOr<std::shared_ptr<Hold>> opened = OpenWindow(next_);
+    if (!opened.ok()) {
+      Fail(next_, opened.status());
+      next_ = count_;
+      return false;
+    }
+    current_ = *std::move(opened);
+    return true;
+  }
+
+  // `held` is of the window before the one that begins at `begin`.
+  void HoldAhead(const Hold& held, size_t begin) ABSL_LOCKS_EXCLUDED(mu_) {
+    std::shared_ptr<Hold> ahead;
+    if (begin < count_ && begin < stop_at_ &&
+        (request_.each || held.usable() == window_)) {
+      StatusOr<std::shared_ptr<Hold>> opened = OpenWindow(begin);
+      if (opened.ok() && !(*opened)->chunks().AnyMissed(MissReason::kBusy)) {
+        ahead = *std::move(opened);
+      }
+    }
+    absl::MutexLock lock(&mu_);
+    ahead_ = std::move(ahead);
+    opening_ahead_ = false;
+    changed_.SignalAll();
+  }
+
+  StatusOr<std::shared_ptr<Hold>> OpenWindow(size_t begin) {
+    return OpenHold(begin, std::min(begin + window_, count_));
   }
 
   // Copies chunks [begin, end) of the request, which are those from
@@ -306,6 +369,17 @@ class LoadRun {
     body(0);
     for (std::thread& other : others) other.join();
   }
+
+  // Windows.
+  size_t window_ = 1;  // chunks
+  absl::Mutex mu_;
+  absl::CondVar changed_;
+  size_t next_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t taken_ ABSL_GUARDED_BY(mu_) = 0;  // chunks that threads are at
+  bool changing_window_ ABSL_GUARDED_BY(mu_) = false;
+  bool opening_ahead_ ABSL_GUARDED_BY(mu_) = false;
+  std::shared_ptr<Hold> current_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<Hold> ahead_ ABSL_GUARDED_BY(mu_);
 
   const LoadRequest& request_;
   const Cancelled* const cancelled_;

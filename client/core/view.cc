@@ -322,8 +322,17 @@ void View::RunsOf(const PartShape& part, uint32_t tokens, size_t index,
     if (IsState(group_)) first_token += tokens - 1;
   }
 
-  // By far the usual case, without a division per token: blocks of tokens of
-  // which the part and the box have all.
+  // By far the usual cases, without work per token: the part and the box have
+  // all tokens. Into a buffer of the record's own order,
+  if (buffer != nullptr && pc == bc) {
+    const uint64_t bytes = (head_to - head_from) * dim;
+    const uint64_t in_box = head_from - box.head_begin;
+    AppendRows(runs, first, (head_from - row_head) * dim, row_bytes,
+               buffer + in_box * dim * (head_major ? box_rows : 1),
+               head_major ? dim : box.head_count * dim, bytes, part_rows);
+    return;
+  }
+  // or into blocks of tokens.
   if (plane != nullptr && pc == bc && !IsState(group_) &&
       spec_.form == ViewSpec::Form::kBlocks) {
     for (uint32_t row = 0; row < part_rows;) {
