@@ -1,5 +1,8 @@
 #include "store/checksum.h"
 
+#include <cstddef>
+#include <cstring>
+
 #include "store/checksum_internal.h"
 
 namespace larder {
@@ -47,6 +50,52 @@ Checksum ComputeChecksum(ByteSpan bytes) {
   const internal::ChecksumBits bits =
       internal::BestChecksumKernel().hash(bytes.data(), bytes.size());
   return {bits.low, bits.high};
+}
+
+namespace {
+
+static_assert(sizeof(CopyPiece) == sizeof(internal::ChecksumPiece) &&
+              offsetof(CopyPiece, bytes) ==
+                  offsetof(internal::ChecksumPiece, bytes));
+
+// As the kernels take them; null if they do not.
+const internal::ChecksumPiece* KernelPieces(std::span<const CopyPiece> pieces,
+                                            size_t size) {
+  if (size < internal::kChecksumPiecesMin) return nullptr;
+  for (const CopyPiece& piece : pieces.first(pieces.size() - 1)) {
+    if (piece.bytes % internal::kChecksumPieceUnit != 0) return nullptr;
+  }
+  return reinterpret_cast<const internal::ChecksumPiece*>(pieces.data());
+}
+
+Checksum FromBits(const internal::ChecksumBits& bits) {
+  return {bits.low, bits.high};
+}
+
+}  // namespace
+
+std::optional<Checksum> ScatterAndChecksum(std::span<const CopyPiece> pieces,
+                                           ByteSpan source) {
+  const auto* kernel_pieces = KernelPieces(pieces, source.size());
+  if (kernel_pieces == nullptr) return std::nullopt;
+  return FromBits(internal::BestChecksumKernel().scatter(
+      kernel_pieces, source.data(), source.size(),
+      source.size() >= internal::kChecksumStreamBytes));
+}
+
+Checksum GatherAndChecksum(MutableByteSpan destination,
+                           std::span<const CopyPiece> pieces) {
+  if (const auto* kernel_pieces = KernelPieces(pieces, destination.size())) {
+    return FromBits(internal::BestChecksumKernel().gather(
+        kernel_pieces, destination.data(), destination.size(),
+        destination.size() >= internal::kChecksumStreamBytes));
+  }
+  size_t at = 0;
+  for (const CopyPiece& piece : pieces) {
+    std::memcpy(destination.data() + at, piece.place, piece.bytes);
+    at += piece.bytes;
+  }
+  return ComputeChecksum(destination);
 }
 
 Checksum CopyAndChecksum(std::byte* destination, ByteSpan source) {

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
+#include <span>
 
 #include "store/types.h"
 #include "store/units.h"
@@ -19,6 +21,24 @@ Checksum ComputeChecksum(ByteSpan bytes);
 // Destinations larger than the caches are written with non-temporal stores; all
 // stores are ordered before the return.
 Checksum CopyAndChecksum(std::byte* destination, ByteSpan source);
+
+// A part of something flat, and where it lies apart from the rest.
+struct CopyPiece {
+  std::byte* place = nullptr;
+  size_t bytes = 0;
+};
+
+// CopyAndChecksum of `source` to pieces: the first of it to the first piece, and
+// so on. nullopt, with nothing written, if the sizes are not made for it: all
+// but the last must be multiples of 64 bytes, of 256 in all.
+// REQUIRES: there is a piece, none is empty, and they add up to source.size().
+std::optional<Checksum> ScatterAndChecksum(std::span<const CopyPiece> pieces,
+                                           ByteSpan source);
+
+// The other way, in one pass where the sizes allow: what lies in pieces becomes
+// `destination`. REQUIRES likewise.
+Checksum GatherAndChecksum(MutableByteSpan destination,
+                           std::span<const CopyPiece> pieces);
 
 // SHA-256 of a sequence of pieces. Not thread-safe; reusable by Reset.
 class Sha256 {

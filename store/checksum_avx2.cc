@@ -9,7 +9,7 @@
 
 namespace larder::internal {
 
-const ChecksumKernel kChecksumAvx2 = {Hash, Copy};
+const ChecksumKernel kChecksumAvx2 = {Hash, Copy, Scatter, Gather};
 
 }  // namespace larder::internal
 
@@ -17,7 +17,7 @@ const ChecksumKernel kChecksumAvx2 = {Hash, Copy};
 
 namespace larder::internal {
 
-const ChecksumKernel kChecksumAvx2 = {nullptr, nullptr};
+const ChecksumKernel kChecksumAvx2 = {};
 
 }  // namespace larder::internal
 

@@ -9,7 +9,7 @@
 
 namespace larder::internal {
 
-const ChecksumKernel kChecksumAvx512 = {Hash, Copy};
+const ChecksumKernel kChecksumAvx512 = {Hash, Copy, Scatter, Gather};
 
 }  // namespace larder::internal
 
@@ -17,7 +17,7 @@ const ChecksumKernel kChecksumAvx512 = {Hash, Copy};
 
 namespace larder::internal {
 
-const ChecksumKernel kChecksumAvx512 = {nullptr, nullptr};
+const ChecksumKernel kChecksumAvx512 = {};
 
 }  // namespace larder::internal
 

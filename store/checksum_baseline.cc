@@ -11,6 +11,6 @@
 
 namespace larder::internal {
 
-const ChecksumKernel kChecksumBaseline = {Hash, Copy};
+const ChecksumKernel kChecksumBaseline = {Hash, Copy, Scatter, Gather};
 
 }  // namespace larder::internal

@@ -21,6 +21,12 @@ struct ChecksumBits {
   uint64_t high;
 };
 
+// Bytes that follow each other in something flat, and where they are apart.
+struct ChecksumPiece {
+  void* place;
+  size_t bytes;
+};
+
 struct ChecksumKernel {
   // XXH3-128, seed 0.
   ChecksumBits (*hash)(const void* bytes, size_t size);
@@ -28,6 +34,14 @@ struct ChecksumKernel {
   // destination is aligned to 64 bytes; ordered before the return.
   ChecksumBits (*copy)(void* destination, const void* source, size_t size,
                        bool stream);
+  // The same from `source` to pieces, and from pieces to `destination`. The
+  // pieces' sizes add up to `size`, which is at least kChecksumPiecesMin; all
+  // but the last are multiples of kChecksumPieceUnit. `stream`: if every
+  // destination is aligned.
+  ChecksumBits (*scatter)(const ChecksumPiece* pieces, const void* source,
+                          size_t size, bool stream);
+  ChecksumBits (*gather)(const ChecksumPiece* pieces, void* destination,
+                         size_t size, bool stream);
 };
 
 extern const ChecksumKernel kChecksumBaseline;
@@ -38,6 +52,9 @@ extern const ChecksumKernel kChecksumAvx512;
 const ChecksumKernel* ChecksumKernelAt(ChecksumLevel level);
 // The best there is, chosen once.
 const ChecksumKernel& BestChecksumKernel();
+
+inline constexpr size_t kChecksumPiecesMin = 256;
+inline constexpr size_t kChecksumPieceUnit = 64;
 
 // From this size on, CopyAndChecksum streams. Measured (Ice Lake server, one
 // thread, 32 KiB to 256 KiB): with source and destination cold, as KV is, 1.5

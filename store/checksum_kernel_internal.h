@@ -178,6 +178,54 @@ ChecksumBits HashLong(uint8_t* to, const uint8_t* from, size_t size) {
       XXH3_mergeAccs(acc, XXH3_kSecret + kMergeHigh, ~(size * XXH_PRIME64_2))};
 }
 
+// HashLong with one side in pieces: `flat` is read and the pieces are written,
+// or, to gather, the other way round.
+template <To kTo, bool kGather>
+ChecksumBits HashPieces(const ChecksumPiece* piece, uint8_t* flat,
+                        size_t size) {
+  alignas(64) xxh_u64 acc[XXH_ACC_NB] = XXH3_INIT_ACC;
+  auto* place = static_cast<uint8_t*>(piece->place);
+  const uint8_t* end = place + piece->bytes;
+  const auto next_piece = [&] {
+    if (place != end) return;
+    ++piece;
+    place = static_cast<uint8_t*>(piece->place);
+    end = place + piece->bytes;
+  };
+  const size_t stripes = (size - 1) / kStripe;
+  alignas(64) uint8_t last[2 * kStripe];
+  Stripe previous;
+  for (size_t n = 0; n < stripes; ++n) {
+    next_piece();
+    const uint8_t* const from = kGather ? place : flat;
+    uint8_t* const to = kGather ? flat : place;
+    __builtin_prefetch(from + kPrefetchAhead);
+    previous = LoadStripe(from);
+    if constexpr (kTo == To::kCache) StoreStripe(to, previous);
+    if constexpr (kTo == To::kMemory) StreamStripe(to, previous);
+    const size_t in_block = n % kStripesPerBlock;
+    XXH3_accumulate_512(acc, &previous,
+                        XXH3_kSecret + in_block * XXH_SECRET_CONSUME_RATE);
+    if (in_block == kStripesPerBlock - 1) {
+      XXH3_scrambleAcc(acc, XXH3_kSecret + kSecretBytes - kStripe);
+    }
+    flat += kStripe;
+    place += kStripe;
+  }
+  next_piece();
+  const size_t left = size - stripes * kStripe;
+  StoreStripe(last, previous);
+  memcpy(last + kStripe, kGather ? place : flat, left);
+  // The copy, not the source, is stored and hashed below.
+  asm volatile("" : : : "memory");
+  memcpy(kGather ? flat : place, last + kStripe, left);
+  XXH3_accumulate_512(acc, last + left, XXH3_kSecret + kLastStripeSecret);
+  if constexpr (kTo == To::kMemory) Fence();
+  return {
+      XXH3_mergeAccs(acc, XXH3_kSecret + kMergeLow, size * XXH_PRIME64_1),
+      XXH3_mergeAccs(acc, XXH3_kSecret + kMergeHigh, ~(size * XXH_PRIME64_2))};
+}
+
 ChecksumBits Hash(const void* bytes, size_t size) {
   if (size <= kMidsizeMax) {
     const XXH128_hash_t hash = XXH3_128bits(bytes, size);
@@ -201,6 +249,26 @@ ChecksumBits Copy(void* destination, const void* source, size_t size,
     return HashLong<To::kMemory>(to, from, size);
   }
   return HashLong<To::kCache>(to, from, size);
+}
+
+ChecksumBits Scatter(const ChecksumPiece* pieces, const void* source,
+                     size_t size, bool stream) {
+  auto* flat = static_cast<uint8_t*>(const_cast<void*>(source));
+  size_t covered = 0;
+  for (const ChecksumPiece* p = pieces; stream && covered < size; ++p) {
+    stream = reinterpret_cast<uintptr_t>(p->place) % kStripe == 0;
+    covered += p->bytes;
+  }
+  return stream ? HashPieces<To::kMemory, false>(pieces, flat, size)
+                : HashPieces<To::kCache, false>(pieces, flat, size);
+}
+
+ChecksumBits Gather(const ChecksumPiece* pieces, void* destination, size_t size,
+                    bool stream) {
+  auto* flat = static_cast<uint8_t*>(destination);
+  return stream && reinterpret_cast<uintptr_t>(flat) % kStripe == 0
+             ? HashPieces<To::kMemory, true>(pieces, flat, size)
+             : HashPieces<To::kCache, true>(pieces, flat, size);
 }
 
 }  // namespace

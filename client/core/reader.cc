@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-
-#include "store/checksum.h"
+#include <optional>
 
 namespace larder::client {
 namespace {
@@ -149,25 +148,36 @@ Status OpenedChunk::CopyStripe(const Source& source,
   if (runs.empty()) return absl::OkStatus();
   const ByteSpan from = record.stripe_bytes(segment, stripe);
   const Checksum want = record.stripe_checksum(segment.stripe_begin + stripe);
-  const bool whole = runs.size() == 1 && runs[0].bytes == from.size();
-  std::byte* to = nullptr;
-  if (whole) {
-    to = runs[0].place;
-  } else {
+  std::optional<Checksum> landed;
+  scratch.pieces.clear();
+  uint64_t covered = 0;
+  for (const Run& run : runs) {
+    if (run.offset != covered) break;
+    scratch.pieces.push_back({run.place, run.bytes});
+    covered += run.bytes;
+  }
+  const bool all = covered == from.size();
+  if (all && runs.size() == 1) {
+    landed = CopyAndChecksum(runs[0].place, from);
+  } else if (all) {
+    landed = ScatterAndChecksum(scratch.pieces, from);
+  }
+  if (!landed.has_value()) {
     // One stripe, which stays in the cache: the only way to be sure that what
     // is scattered is what was hashed.
     if (scratch.stripe.size() < from.size()) scratch.stripe.resize(from.size());
-    to = scratch.stripe.data();
+    landed = CopyAndChecksum(scratch.stripe.data(), from);
+    for (const Run& run : runs) {
+      if (*landed != want) break;
+      std::memcpy(run.place, scratch.stripe.data() + run.offset, run.bytes);
+    }
   }
-  if (CopyAndChecksum(to, from) != want) {
+  if (*landed != want) {
     return absl::DataLossError(absl::StrCat("layer ", segment.layer, " stripe ",
                                             stripe,
                                             " does not match its checksum"));
   }
-  for (const Run& run : runs) {
-    if (!whole) std::memcpy(run.place, to + run.offset, run.bytes);
-    bytes += run.bytes;
-  }
+  for (const Run& run : runs) bytes += run.bytes;
   return absl::OkStatus();
 }
 

@@ -8,6 +8,7 @@
 
 #include "client/core/hold.h"
 #include "client/core/view.h"
+#include "store/checksum.h"
 #include "store/record.h"
 #include "store/space.h"
 #include "store/status.h"
@@ -24,6 +25,7 @@ inline constexpr MissReason kMissNotTried{12};
 struct Scratch {
   std::vector<std::byte> stripe;
   std::vector<Run> runs;
+  std::vector<CopyPiece> pieces;
 };
 
 // A part of a held chunk, mapped, whose header and tables are what the hold's

@@ -279,6 +279,7 @@ Status Saver::Gather(const View& view, uint32_t layer_begin,
     return absl::InvalidArgumentError("save: the view has too few places");
   }
   std::vector<Run> runs;
+  std::vector<CopyPiece> pieces;
   for (const SegmentEntry& segment : layout_.segments) {
     if (segment.layer < layer_begin || segment.layer >= layer_end) continue;
     for (uint32_t s = 0; s < segment.k_stripes + segment.v_stripes; ++s) {
@@ -290,8 +291,13 @@ Status Saver::Gather(const View& view, uint32_t layer_begin,
       runs.clear();
       view.RunsOf(shape_, tokens_, 0, name, runs);
       const MutableByteSpan stripe = Stripe(segment, s);
+      pieces.clear();
       uint64_t filled = 0;
-      for (const Run& run : runs) filled += run.bytes;
+      for (const Run& run : runs) {
+        if (run.offset != filled) break;
+        pieces.push_back({run.place, run.bytes});
+        filled += run.bytes;
+      }
       if (filled != stripe.size()) {
         return absl::InvalidArgumentError(absl::StrCat(
             "save: the view does not hold all of layer ", segment.layer));
@@ -302,10 +308,7 @@ Status Saver::Gather(const View& view, uint32_t layer_begin,
             CopyAndChecksum(stripe.data(), {runs[0].place, runs[0].bytes}));
         continue;
       }
-      for (const Run& run : runs) {
-        std::memcpy(stripe.data() + run.offset, run.place, run.bytes);
-      }
-      SetChecksum(segment, s, ComputeChecksum(stripe));  // still in the cache
+      SetChecksum(segment, s, GatherAndChecksum(stripe, pieces));
     }
   }
   return absl::OkStatus();

@@ -101,6 +101,59 @@ TEST_P(ChecksumLevelTest, LargeSizes) {
   }
 }
 
+// Cuts `size` bytes into pieces of a random number of units each.
+std::vector<size_t> CutAtRandom(size_t size, std::mt19937_64& random) {
+  std::vector<size_t> cuts;
+  while (size > 0) {
+    const size_t piece =
+        std::min(size, (1 + random() % 40) * internal::kChecksumPieceUnit);
+    cuts.push_back(piece);
+    size -= piece;
+  }
+  return cuts;
+}
+
+TEST_P(ChecksumLevelTest, PiecesAreWhatTheWholeIs) {
+  std::mt19937_64 random(7);
+  const std::vector<uint8_t> bytes = RandomBytes(300'000, 8);
+  for (int round = 0; round < 2000; ++round) {
+    const size_t size =
+        internal::kChecksumPiecesMin + random() % (round % 10 == 0 ? 250'000 : 4000);
+    const std::vector<size_t> cuts = CutAtRandom(size, random);
+    // The pieces lie backwards, with gaps between them; some are not aligned.
+    std::vector<uint8_t> apart(2 * size + 128 * cuts.size() + 128, 0xee);
+    const size_t shift = round % 4 == 0 ? random() % 64 : 0;
+    std::vector<internal::ChecksumPiece> pieces;
+    size_t at = apart.size() - 128;
+    at -= reinterpret_cast<uintptr_t>(apart.data() + at) % 64;
+    for (const size_t cut : cuts) {
+      at -= RoundUp(cut, 64) + 64;
+      pieces.push_back({apart.data() + at + shift, cut});
+    }
+    const uint8_t* source = bytes.data() + random() % 64;
+    ExpectEqual(kernel_->scatter(pieces.data(), source, size, round % 2 == 0),
+                XXH3_128bits(source, size), size);
+    size_t done = 0;
+    for (const internal::ChecksumPiece& piece : pieces) {
+      ASSERT_EQ(std::memcmp(piece.place, source + done, piece.bytes), 0) << size;
+      done += piece.bytes;
+    }
+    ASSERT_EQ(done, size);
+    // Nothing but the pieces was written.
+    ASSERT_EQ(std::count_if(apart.begin(), apart.end(),
+                            [](uint8_t b) { return b != 0xee; }) <=
+                  static_cast<ptrdiff_t>(size),
+              true);
+    std::vector<uint8_t> gathered(size + 128, 0xee);
+    uint8_t* flat = gathered.data();
+    flat += (64 - reinterpret_cast<uintptr_t>(flat) % 64) % 64 + shift;
+    ExpectEqual(kernel_->gather(pieces.data(), flat, size, round % 2 == 0),
+                XXH3_128bits(source, size), size);
+    ASSERT_EQ(std::memcmp(flat, source, size), 0) << size;
+    ASSERT_EQ(flat[size], 0xee);
+  }
+}
+
 // Neither reads nor writes beyond its ends: both lie against unmapped pages.
 TEST_P(ChecksumLevelTest, StaysInside) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -146,6 +199,15 @@ TEST_P(ChecksumLevelTest, HashesWhatItStores) {
     const ChecksumBits bits =
         kernel_->copy(destination, source.data(), size, stream);
     ExpectEqual(bits, XXH3_128bits(destination, size), size);
+    if (size < internal::kChecksumPiecesMin) return;
+    const internal::ChecksumPiece halves[] = {
+        {destination, 128}, {destination + 128, size - 128}};
+    ExpectEqual(kernel_->scatter(halves, source.data(), size, stream),
+                XXH3_128bits(destination, size), size);
+    const internal::ChecksumPiece sources[] = {
+        {source.data(), 128}, {source.data() + 128, size - 128}};
+    ExpectEqual(kernel_->gather(sources, destination, size, stream),
+                XXH3_128bits(destination, size), size);
   };
   for (int i = 0; i < 60000 && !HasFatalFailure(); ++i) {
     check(random() % 500, i % 2 == 0);
@@ -183,6 +245,34 @@ TEST(ChecksumTest, DoorGivesTheSameBits) {
     std::vector<std::byte> copy(size);
     EXPECT_EQ(CopyAndChecksum(copy.data(), span.first(size)), checksum);
     EXPECT_TRUE(std::equal(copy.begin(), copy.end(), span.begin()));
+  }
+}
+
+TEST(ChecksumTest, PiecesOfAnySize) {
+  const std::vector<uint8_t> bytes = RandomBytes(5000, 9);
+  const ByteSpan span = std::as_bytes(std::span(bytes));
+  for (const size_t unit : {1, 63, 64, 128, 160}) {
+    for (const size_t size : {1, 100, 255, 256, 1000, 5000}) {
+      std::vector<std::byte> apart(size), again(size);
+      std::vector<CopyPiece> pieces;
+      for (size_t at = 0; at < size; at += unit) {
+        pieces.push_back({apart.data() + at, std::min(unit, size - at)});
+      }
+      const auto checksum = ScatterAndChecksum(pieces, span.first(size));
+      const bool fits = size >= 256 && (unit % 64 == 0 || pieces.size() == 1);
+      ASSERT_EQ(checksum.has_value(), fits) << unit << " " << size;
+      if (fits) {
+        EXPECT_EQ(checksum, ComputeChecksum(span.first(size)));
+      } else {
+        EXPECT_TRUE(std::all_of(apart.begin(), apart.end(),
+                                [](std::byte b) { return b == std::byte{}; }));
+        std::copy_n(span.begin(), size, apart.begin());
+      }
+      EXPECT_TRUE(std::equal(apart.begin(), apart.end(), span.begin()));
+      EXPECT_EQ(GatherAndChecksum(again, pieces),
+                ComputeChecksum(span.first(size)));
+      EXPECT_EQ(again, apart);
+    }
   }
 }
 

@@ -24,22 +24,25 @@ namespace {
 constexpr int kRounds = 5;
 
 const SpaceShape kBig = {.name = "bench-32MiB-chunks"};
+// As engines with paged KV load: other bytes of the same sizes.
+const SpaceShape kPaged = {.name = "bench-paged", .token_major = true};
 const SpaceShape kSmall = {
     .name = "bench-small-chunks", .layers = 1, .heads = 1, .head_bytes = 16};
 
 // Chunks of 32 MiB that lie in DRAM, 1 GiB of them.
 class LoadBench {
  public:
-  LoadBench(larder_client* client, Report& report)
+  LoadBench(larder_client* client, const SpaceShape& shape, Report& report)
       : report_(report),
-        space_(OpenSpace(client, kBig)),
+        shape_(shape),
+        space_(OpenSpace(client, shape)),
         source_(1_GiB),
         destination_(1_GiB) {
     source_.Fill(7);
-    const size_t chunks = 1_GiB / kBig.chunk_bytes();
-    ids_ = IdsOf(space_, RandomTokens(1, chunks * kBig.chunk_tokens), chunks);
+    const size_t chunks = 1_GiB / shape_.chunk_bytes();
+    ids_ = IdsOf(space_, RandomTokens(1, chunks * shape_.chunk_tokens), chunks);
     report.Progress("saving 1 GiB");
-    SaveChunks(client, space_, kBig, ids_, 0, ids_.size(), {});
+    SaveChunks(client, space_, shape_, ids_, 0, ids_.size(), {});
   }
   ~LoadBench() { larder_space_close(space_); }
 
@@ -47,17 +50,33 @@ class LoadBench {
     const Paired p = MeasurePaired(
         kRounds,
         [&] {
-          return MemcpyThroughput(destination_, source_, kBig.chunk_bytes(),
+          return MemcpyThroughput(destination_, source_, shape_.chunk_bytes(),
                                   threads);
         },
         [&] {
           return 1.073741824 / Seconds([&] {
-                   LoadChunks(space_, kBig, ids_, destination_.data(),
+                   LoadChunks(space_, shape_, ids_, destination_.data(),
                               static_cast<uint32_t>(threads), false);
                  });
         });
     report_.Add({name, "GB/s", p.limit, p.ours, p.ratio,
                  "against memcpy; every byte verified"});
+  }
+
+  void LoadIntoPages(const char* name) {
+    const Paired p = MeasurePaired(
+        kRounds,
+        [&] {
+          return MemcpyThroughput(destination_, source_, shape_.chunk_bytes(),
+                                  1);
+        },
+        [&] {
+          return 1.073741824 / Seconds([&] {
+                   LoadPaged(space_, shape_, ids_, destination_.data());
+                 });
+        });
+    report_.Add({name, "GB/s", p.limit, p.ours, p.ratio,
+                 "into pages of 16 tokens, against memcpy of the same bytes"});
   }
 
   void InPlace() {
@@ -76,7 +95,7 @@ class LoadBench {
                            &usable, &hold),
           "hold");
     for (uint32_t chunk = 0; chunk < usable; ++chunk) {
-      for (uint32_t layer = 0; layer < kBig.layers; ++layer) {
+      for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
         larder_mapped mapped{};
         mapped.struct_size = sizeof mapped;
         size_t count = 0;
@@ -88,6 +107,7 @@ class LoadBench {
   }
 
   Report& report_;
+  const SpaceShape& shape_;
   larder_space* space_;
   Buffer source_, destination_;
   std::vector<larder_id> ids_;
@@ -380,8 +400,9 @@ Status RunLocal(const BenchOptions& options, Report& report) {
       {"local.match512", "local.match512.daemon", "local.match512.cached"});
   const bool load = options.Wants(
       {"local.load", "local.load.mt", "local.inplace.verified"});
+  const bool paged = options.Wants({"local.load.paged"});
   const bool busy = options.Wants({"local.match.busy"});
-  if (clients || hold || match || load || busy) {
+  if (clients || hold || match || load || paged || busy) {
     LARDER_ASSIGN_OR_RETURN(
         auto daemon,
         BenchDaemon::Start(options.directory, {"--dram.capacity=8GiB"}));
@@ -396,10 +417,14 @@ Status RunLocal(const BenchOptions& options, Report& report) {
     if (hold) HoldBench(*daemon, client, report);
     if (match) MatchBench(client, report);
     if (load) {
-      LoadBench bench(client, report);
+      LoadBench bench(client, kBig, report);
       bench.Load("local.load", 1);
       bench.Load("local.load.mt", 2);
       bench.InPlace();
+    }
+    if (paged) {
+      LoadBench bench(client, kPaged, report);
+      bench.LoadIntoPages("local.load.paged");
     }
     larder_client_close(client);
     if (busy) {

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <numeric>
+#include <random>
 
 #include "store/units.h"
 #include "tools/bench/bench_daemon.h"
@@ -27,7 +29,7 @@ larder_space* OpenSpace(larder_client* client, const SpaceShape& shape) {
   larder_group_desc group{};
   group.struct_size = sizeof group;
   group.kind = LARDER_FULL_ATTENTION;
-  group.layout = LARDER_HEAD_MAJOR;
+  group.layout = shape.token_major ? LARDER_TOKEN_MAJOR : LARDER_HEAD_MAJOR;
   group.layer_count = shape.layers;
   group.kv_head_count = shape.heads;
   group.k_head_bytes = shape.head_bytes;
@@ -126,18 +128,10 @@ void SaveChunks(larder_client* client, larder_space* space,
   while (!in_flight.empty()) finish_one();
 }
 
-void LoadChunks(larder_space* space, const SpaceShape& shape,
-                const std::vector<larder_id>& ids, void* destination,
-                uint32_t threads, bool each) {
-  std::vector<void*> segments(ids.size() * shape.layers);
-  for (size_t i = 0; i < segments.size(); ++i) {
-    segments[i] = static_cast<char*>(destination) + i * shape.segment_bytes();
-  }
-  larder_view view{};
-  view.struct_size = sizeof view;
-  view.form = LARDER_VIEW_SEGMENTS;
-  view.place_count = segments.size();
-  view.segments = segments.data();
+namespace {
+
+void LoadView(larder_space* space, const std::vector<larder_id>& ids,
+              const larder_view& view, uint32_t threads, bool each) {
   larder_load_opts opts{};
   opts.struct_size = sizeof opts;
   opts.deadline_ms = 120'000;
@@ -153,6 +147,53 @@ void LoadChunks(larder_space* space, const SpaceShape& shape,
                  result.usable, ids.size(), larder_reason_name(result.reason));
     std::exit(1);
   }
+}
+
+}  // namespace
+
+void LoadPaged(larder_space* space, const SpaceShape& shape,
+               const std::vector<larder_id>& ids, void* destination) {
+  std::vector<int64_t> blocks(ids.size() * shape.chunk_tokens /
+                              shape.block_tokens);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(1));
+  const uint64_t row = uint64_t{shape.heads} * shape.head_bytes;
+  const uint64_t plane_bytes = blocks.size() * shape.block_tokens * row;
+  std::vector<larder_plane> keys, values;
+  auto* at = static_cast<char*>(destination);
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    for (std::vector<larder_plane>* planes : {&keys, &values}) {
+      planes->push_back({.base = at,
+                         .bytes = plane_bytes,
+                         .block_stride = shape.block_tokens * row,
+                         .token_stride = row,
+                         .head_stride = shape.head_bytes});
+      at += plane_bytes;
+    }
+  }
+  larder_view view{};
+  view.struct_size = sizeof view;
+  view.form = LARDER_VIEW_BLOCKS;
+  view.place_count = blocks.size();
+  view.blocks = blocks.data();
+  view.k_planes = keys.data();
+  view.v_planes = values.data();
+  LoadView(space, ids, view, 1, false);
+}
+
+void LoadChunks(larder_space* space, const SpaceShape& shape,
+                const std::vector<larder_id>& ids, void* destination,
+                uint32_t threads, bool each) {
+  std::vector<void*> segments(ids.size() * shape.layers);
+  for (size_t i = 0; i < segments.size(); ++i) {
+    segments[i] = static_cast<char*>(destination) + i * shape.segment_bytes();
+  }
+  larder_view view{};
+  view.struct_size = sizeof view;
+  view.form = LARDER_VIEW_SEGMENTS;
+  view.place_count = segments.size();
+  view.segments = segments.data();
+  LoadView(space, ids, view, threads, each);
 }
 
 }  // namespace larder::bench

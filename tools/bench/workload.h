@@ -17,6 +17,7 @@ struct SpaceShape {
   uint32_t head_bytes = 256;  // K, and the same again for V
   uint32_t block_tokens = 16;
   uint32_t chunk_tokens = 256;
+  bool token_major = false;  // how records keep it
 
   uint64_t segment_bytes() const {
     return uint64_t{2} * heads * head_bytes * chunk_tokens;
@@ -52,6 +53,12 @@ void SaveChunks(larder_client* client, larder_space* space,
 void LoadChunks(larder_space* space, const SpaceShape& shape,
                 const std::vector<larder_id>& ids, void* destination,
                 uint32_t threads, bool each);
+
+// The same into blocks of [block_tokens, heads, head_bytes] that lie in any
+// order in a plane of keys and one of values per layer, as vLLM has them, on one
+// thread.
+void LoadPaged(larder_space* space, const SpaceShape& shape,
+               const std::vector<larder_id>& ids, void* destination);
 
 }  // namespace larder::bench
 
