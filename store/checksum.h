@@ -28,10 +28,10 @@ struct CopyPiece {
   size_t bytes = 0;
 };
 
-// CopyAndChecksum of `source` to pieces: the first of it to the first piece, and
-// so on. nullopt, with nothing written, if the sizes are not made for it: all
-// but the last must be multiples of 64 bytes, of 256 in all.
-// REQUIRES: there is a piece, none is empty, and they add up to source.size().
+// CopyAndChecksum of `source` to pieces: the first of it to the first piece,
+// and so on. nullopt, with nothing written, if the sizes are not made for it:
+// all but the last must be multiples of 64 bytes, of 256 in all. REQUIRES:
+// there is a piece, none is empty, and they add up to source.size().
 std::optional<Checksum> ScatterAndChecksum(std::span<const CopyPiece> pieces,
                                            ByteSpan source);
 

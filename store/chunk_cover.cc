@@ -16,14 +16,15 @@ Status Refuse(absl::string_view why) {
 }
 
 Status CheckTokens(const SpaceDescriptor& space, const RecordMeta& meta) {
-  const bool good =
-      meta.is_tail ? meta.token_count > 0 &&
-                         meta.token_count < space.chunk_tokens &&
-                         meta.token_count % space.block_tokens == 0
-                   : meta.token_count == space.chunk_tokens;
+  const bool good = meta.is_tail
+                        ? meta.token_count > 0 &&
+                              meta.token_count < space.chunk_tokens &&
+                              meta.token_count % space.block_tokens == 0
+                        : meta.token_count == space.chunk_tokens;
   if (good) return absl::OkStatus();
   return Refuse(absl::StrCat(meta.token_count, " tokens are not a ",
-                             meta.is_tail ? "tail" : "chunk", " of this space"));
+                             meta.is_tail ? "tail" : "chunk",
+                             " of this space"));
 }
 
 Status CheckShape(const GroupDescriptor& group, const PartShape& shape) {

@@ -48,7 +48,8 @@ struct PromptIds {
   std::vector<ChunkId> ids;
   uint32_t tail_tokens = 0;  // of the last id, if it is a tail; else 0
 };
-PromptIds ComputeChunkIds(const SpaceId& space, std::span<const uint32_t> tokens,
+PromptIds ComputeChunkIds(const SpaceId& space,
+                          std::span<const uint32_t> tokens,
                           uint32_t chunk_tokens, uint32_t block_tokens,
                           std::span<const RequestKey> keys);
 

@@ -15,8 +15,9 @@ constexpr uint64_t kAllocationBytes = 16;
 // All 32 bytes: clients choose ids, and could choose them alike.
 size_t HashOf(SpaceRef space, const ChunkId& id) {
   return absl::HashOf(
-      Raw(space), absl::string_view(reinterpret_cast<const char*>(id.bytes.data()),
-                                    id.bytes.size()));
+      Raw(space),
+      absl::string_view(reinterpret_cast<const char*>(id.bytes.data()),
+                        id.bytes.size()));
 }
 
 }  // namespace
@@ -121,7 +122,8 @@ void ChunkTable::RemovePart(ChunkIndex index, PartEntry* part) {
 }
 
 uint64_t ChunkTable::MemoryBytes() const {
-  uint64_t bytes = slots_.MemoryBytes() + free_.capacity() * sizeof(ChunkIndex) +
+  uint64_t bytes = slots_.MemoryBytes() +
+                   free_.capacity() * sizeof(ChunkIndex) +
                    shards_.capacity() * sizeof(Shard) + part_bytes_;
   for (const Shard& shard : shards_) {
     bytes += shard.capacity() * (sizeof(ChunkIndex) + 1);

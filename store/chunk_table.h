@@ -44,7 +44,9 @@ struct PartEntry {
   bool wanted_durable = false;  // a saver waits for it
 
   Extent dram() const { return {dram_handle, dram_pages * kPageBytes}; }
-  Extent durable() const { return {durable_handle, durable_pages * kPageBytes}; }
+  Extent durable() const {
+    return {durable_handle, durable_pages * kPageBytes};
+  }
   void set_dram(Extent extent) {
     dram_handle = extent.handle;
     dram_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);

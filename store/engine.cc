@@ -25,8 +25,7 @@ StatusOr<std::unique_ptr<Engine>> Engine::Open(EngineOptions options,
       options.incomplete_ttl <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("engine: a time to live is absurd");
   }
-  auto engine =
-      std::make_unique<EngineImpl>(options, std::move(dependencies));
+  auto engine = std::make_unique<EngineImpl>(options, std::move(dependencies));
   LARDER_RETURN_IF_ERROR(engine->Recover());
   return engine;
 }
@@ -45,7 +44,9 @@ EngineImpl::EngineImpl(EngineOptions options, Dependencies dependencies)
       dram_speed_(options.dram_bytes_per_second),
       durable_speed_(options.durable_bytes_per_second) {}
 
-EngineImpl::~EngineImpl() { lifeline_->Cut(); }
+EngineImpl::~EngineImpl() {
+  lifeline_->Cut();
+}
 
 // ---- Work outside, and time ----
 
@@ -61,10 +62,9 @@ void EngineImpl::Expire(absl::Time when, ExpiryQueue::What what, uint64_t id,
                         AfterUnlock& after) {
   expiries_.Add(when, what, id);
   if (expiries_.WantsPruning()) {
-    expiries_.Prune([this](const ExpiryQueue::Entry& entry)
-                        ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                          return StillMeans(entry);
-                        });
+    expiries_.Prune(
+        [this](const ExpiryQueue::Entry& entry)
+            ABSL_NO_THREAD_SAFETY_ANALYSIS { return StillMeans(entry); });
   }
   ArmTimer(after);
 }
@@ -270,7 +270,8 @@ void EngineImpl::SweepEpoch(SpaceRef ref, uint32_t from) {
     }
   }
   if (end == chunks_.slots()) return;
-  after.Call([this, ref, end] { Post([this, ref, end] { SweepEpoch(ref, end); }); });
+  after.Call(
+      [this, ref, end] { Post([this, ref, end] { SweepEpoch(ref, end); }); });
 }
 
 // ---- Statistics ----

@@ -78,7 +78,7 @@ struct MatchRequest {
   TenantId tenant{};
   SpaceId space;
   std::span<const ChunkId> ids;  // of the prompt, chunk 0 first
-  uint32_t start = 0;            // chunks before it are the engine's own already
+  uint32_t start = 0;  // chunks before it are the engine's own already
   Lineage worst_lineage = Lineage::kExact;
   // If given and chunk 0 misses: is it in another space? (ComputeRootContent)
   Sha256Digest root_content;
@@ -97,10 +97,10 @@ struct MatchResult {
   // hit rule; `usable` is the largest prefix that all groups can serve.
   std::vector<uint32_t> group_hits;
   uint32_t usable = 0;
-  std::vector<ChunkState> states;  // ids[start..]
+  std::vector<ChunkState> states;         // ids[start..]
   MissReason reason = MissReason::kNone;  // why ids[start+usable] is not served
-  std::string detail;                     // e.g. the field in which spaces differ
-  absl::Duration load_estimate;           // for the usable prefix
+  std::string detail;            // e.g. the field in which spaces differ
+  absl::Duration load_estimate;  // for the usable prefix
   Epoch epoch{};
 };
 
@@ -144,7 +144,8 @@ struct HoldReply {
 // for, misses too, in the order of asking. kNone =
 // the extents of the reply now hold the verified chunk. Never called after
 // ReleaseHold returned for the last owner.
-using HoldProgress = absl::AnyInvocable<void(uint32_t index, MissReason reason)>;
+using HoldProgress =
+    absl::AnyInvocable<void(uint32_t index, MissReason reason)>;
 
 // Called when a hold was revoked (expiry, epoch, operator): the reader must
 // stop and release. Its memory is not reused before.
@@ -262,8 +263,9 @@ class Engine {
                                         const SpaceDescriptor& descriptor) = 0;
   // Weights changed: from the return on nothing older matches, holds on it are
   // revoked, and saves begun before are refused. Durable before `done`.
-  virtual void AdvanceEpoch(TenantId tenant, const SpaceId& space,
-                            absl::AnyInvocable<void(StatusOr<Epoch>) &&> done) = 0;
+  virtual void AdvanceEpoch(
+      TenantId tenant, const SpaceId& space,
+      absl::AnyInvocable<void(StatusOr<Epoch>) &&> done) = 0;
   virtual std::vector<SpaceInfo> Spaces(TenantId tenant) const = 0;
 
   // -- Reading.
@@ -286,7 +288,8 @@ class Engine {
   virtual Status ReleaseHold(ClientId client, HoldId hold) = 0;
   // A consumer found that a held part's bytes do not match their checksums:
   // the copy is checked again and dropped if that is true.
-  virtual void ReportCorrupt(ClientId client, HoldId hold, const ChunkId& id) = 0;
+  virtual void ReportCorrupt(ClientId client, HoldId hold,
+                             const ChunkId& id) = 0;
 
   // -- Saving.
   virtual StatusOr<ReservationId> Reserve(const ReserveRequest& request) = 0;
@@ -329,8 +332,9 @@ class Engine {
     bool finished = false;
     Status status;
   };
-  virtual void Verify(TierKind tier,
-                      absl::AnyInvocable<bool(const VerifyProgress&)> progress) = 0;
+  virtual void Verify(
+      TierKind tier,
+      absl::AnyInvocable<bool(const VerifyProgress&)> progress) = 0;
 
   virtual EngineStats Stats() const = 0;
   virtual EventLog& Events() = 0;

@@ -48,9 +48,10 @@ std::vector<ChunkIndex> EngineImpl::FindEverywhere(
 }
 
 // In the order of ids. The lock is taken for a piece of the table at a time.
-std::vector<ChunkSummary> EngineImpl::List(
-    std::optional<TenantId> tenant, const std::optional<SpaceId>& space,
-    const std::optional<ChunkId>& after, size_t limit) const {
+std::vector<ChunkSummary> EngineImpl::List(std::optional<TenantId> tenant,
+                                           const std::optional<SpaceId>& space,
+                                           const std::optional<ChunkId>& after,
+                                           size_t limit) const {
   constexpr uint32_t kPiece = 4096;
   using Place = std::tuple<ChunkId, SpaceRef>;
   std::set<Place> places;

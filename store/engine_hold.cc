@@ -46,8 +46,8 @@ Status EngineImpl::PlanHold(const HoldRequest& request, HoldPlan& plan) {
       return absl::FailedPreconditionError("the hold was revoked");
     }
   } else if (client->holds.size() >= options_.holds_per_client) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("a client may have ", options_.holds_per_client, " holds"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "a client may have ", options_.holds_per_client, " holds"));
   }
   uint64_t budget =
       options_.held_bytes_per_client -
@@ -155,9 +155,10 @@ void EngineImpl::AbandonPlan(HoldPlan& plan, AfterUnlock& after) {
   }
 }
 
-StatusOr<HoldReply> EngineImpl::FinishHold(
-    const HoldRequest& request, HoldPlan& plan, HoldProgress progress,
-    AfterUnlock& after) {
+StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
+                                           HoldPlan& plan,
+                                           HoldProgress progress,
+                                           AfterUnlock& after) {
   ClientRecord* client = FindClient(request.client);
   HoldRecord* hold = nullptr;
   Status status;
@@ -183,7 +184,8 @@ StatusOr<HoldReply> EngineImpl::FinishHold(
     return absl::ResourceExhaustedError("the client's held bytes are used up");
   }
   if (!any && hold == nullptr) {
-    for (const PlannedSlot& planned : plan.slots) DrawChunk(planned.slot, reply);
+    for (const PlannedSlot& planned : plan.slots)
+      DrawChunk(planned.slot, reply);
     return reply;
   }
   if (hold == nullptr) {
@@ -245,7 +247,8 @@ void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
         }
       }
     }
-    Expire(waiter.deadline, ExpiryQueue::What::kWaiters, Raw(slot.chunk), after);
+    Expire(waiter.deadline, ExpiryQueue::What::kWaiters, Raw(slot.chunk),
+           after);
     waiters.push_back(std::move(waiter));
   }
 }
@@ -314,9 +317,9 @@ StatusOr<HoldReply> EngineImpl::AttachHold(ClientId client, HoldId id,
   if (hold.Owner(client) == nullptr) {
     ClientRecord& record = *FindClient(client);
     if (record.holds.size() >= options_.holds_per_client ||
-        hold.bytes > options_.held_bytes_per_client -
-                         std::min(record.held_bytes,
-                                  options_.held_bytes_per_client)) {
+        hold.bytes >
+            options_.held_bytes_per_client -
+                std::min(record.held_bytes, options_.held_bytes_per_client)) {
       return absl::ResourceExhaustedError("the client's holds are used up");
     }
     record.holds.insert(id);
@@ -367,9 +370,9 @@ void EngineImpl::UnpinSlot(HoldRecord& hold, HoldSlot& slot,
 
 void EngineImpl::ReleaseOwner(HoldRecord& hold, ClientId client,
                               AfterUnlock& after) {
-  const auto owner = std::find_if(
-      hold.owners.begin(), hold.owners.end(),
-      [client](const HoldOwner& o) { return o.client == client; });
+  const auto owner =
+      std::find_if(hold.owners.begin(), hold.owners.end(),
+                   [client](const HoldOwner& o) { return o.client == client; });
   for (std::shared_ptr<ProgressGate>& gate : owner->gates) {
     after.Call([gate = std::move(gate)] { gate->Close(); });
   }
@@ -389,9 +392,8 @@ void EngineImpl::Revoke(HoldRecord& hold, MissReason reason,
   if (hold.revoked != MissReason::kNone) return;
   hold.revoked = reason;
   for (const HoldOwner& owner : hold.owners) {
-    after.Call([gate = FindClient(owner.client)->revoked, id = hold.id, reason] {
-      gate->Call(id, reason);
-    });
+    after.Call([gate = FindClient(owner.client)->revoked, id = hold.id,
+                reason] { gate->Call(id, reason); });
   }
 }
 
@@ -410,8 +412,8 @@ void EngineImpl::ReportCorrupt(ClientId client, HoldId id,
     std::vector<WriteJob> parts;
     for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
       if (part.dram_handle == 0) continue;
-      parts.push_back({slot.chunk, part.version, part.dram(),
-                       Expect(slot.chunk, part)});
+      parts.push_back(
+          {slot.chunk, part.version, part.dram(), Expect(slot.chunk, part)});
     }
     after.Call([this, chunk = slot.chunk, parts = std::move(parts)]() mutable {
       Post([this, chunk, parts = std::move(parts)]() mutable {

@@ -77,9 +77,8 @@ class EngineImpl final : public Engine {
   void RemoveClient(ClientId client) override;
   StatusOr<SpaceInfo> OpenSpace(TenantId tenant,
                                 const SpaceDescriptor& descriptor) override;
-  void AdvanceEpoch(
-      TenantId tenant, const SpaceId& space,
-      absl::AnyInvocable<void(StatusOr<Epoch>) &&> done) override;
+  void AdvanceEpoch(TenantId tenant, const SpaceId& space,
+                    absl::AnyInvocable<void(StatusOr<Epoch>) &&> done) override;
   std::vector<SpaceInfo> Spaces(TenantId tenant) const override;
 
   MatchResult Match(const MatchRequest& request) override;
@@ -114,8 +113,9 @@ class EngineImpl final : public Engine {
                                 const SpaceId& space) override;
   MissAnswer WhyMiss(TenantId tenant, const SpaceId& space, const ChunkId& id,
                      const Sha256Digest& root_content) const override;
-  void Verify(TierKind tier,
-              absl::AnyInvocable<bool(const VerifyProgress&)> progress) override;
+  void Verify(
+      TierKind tier,
+      absl::AnyInvocable<bool(const VerifyProgress&)> progress) override;
 
   EngineStats Stats() const override;
   EventLog& Events() override { return events_; }
@@ -301,7 +301,8 @@ class EngineImpl final : public Engine {
   // -- engine_save.cc
   const PartEntry* PartThere(SpaceRef space, const ChunkId& id,
                              GroupIndex group, const PartShape& shape,
-                             Lineage lineage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                             Lineage lineage)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Status CheckReserve(const ReserveRequest& request, Reservation& reservation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PendingSave(const Reservation& reservation, int by)

@@ -11,8 +11,8 @@ EngineImpl::Found EngineImpl::Look(SpaceRef space, const ChunkId& id,
   const ChunkIndex index = chunks_.Find(space, id);
   if (index == kNoChunk || chunks_[index].visible == 0 ||
       chunks_[index].epoch != spaces_[space].epoch) {
-    const bool old = index != kNoChunk &&
-                     chunks_[index].epoch != spaces_[space].epoch;
+    const bool old =
+        index != kNoChunk && chunks_[index].epoch != spaces_[space].epoch;
     if ((index != kNoChunk && !old) ||
         pending_saves_.contains(SaveKey(space, id))) {
       return {kNoChunk, ChunkState::kPending, MissReason::kIncomplete};
@@ -72,8 +72,8 @@ absl::Duration EngineImpl::LoadEstimate(
 }
 
 MatchResult EngineImpl::Match(const MatchRequest& request) {
-  const auto asked = request.ids.subspan(
-      std::min<size_t>(request.start, request.ids.size()));
+  const auto asked =
+      request.ids.subspan(std::min<size_t>(request.start, request.ids.size()));
   const auto count = static_cast<uint32_t>(asked.size());
   MatchResult result;
   result.states.assign(count, ChunkState::kMiss);
@@ -126,8 +126,7 @@ MatchResult EngineImpl::Match(const MatchRequest& request) {
         mine = space.descriptor;
       }
     }
-    result.reason =
-        other != nullptr ? MissReason::kSpaceDiffers : first_reason;
+    result.reason = other != nullptr ? MissReason::kSpaceDiffers : first_reason;
     const auto prefix = std::span(found).first(result.usable);
     TouchPrefix(prefix, Now());
     result.load_estimate = LoadEstimate(prefix);

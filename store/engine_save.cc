@@ -9,8 +9,7 @@ namespace larder {
 // ---- Reservations ----
 
 const PartEntry* EngineImpl::PartThere(SpaceRef space, const ChunkId& id,
-                                       GroupIndex group,
-                                       const PartShape& shape,
+                                       GroupIndex group, const PartShape& shape,
                                        Lineage lineage) {
   const ChunkIndex index = chunks_.Find(space, id);
   if (index == kNoChunk || chunks_[index].epoch != spaces_[space].epoch) {
@@ -62,10 +61,9 @@ void EngineImpl::PendingSave(const Reservation& reservation, int by) {
 StatusOr<ReservationId> EngineImpl::Reserve(const ReserveRequest& request) {
   if (request.record_bytes == 0 ||
       request.record_bytes > dram_.MaxExtentBytes()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a record of ", request.record_bytes,
-                     " bytes does not fit; the most is ",
-                     dram_.MaxExtentBytes()));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a record of ", request.record_bytes,
+        " bytes does not fit; the most is ", dram_.MaxExtentBytes()));
   }
   // Counted before memory is found, so that calls at once cannot pass the
   // budget together.
@@ -150,9 +148,8 @@ void EngineImpl::Commit(CommitRequest request, SaveProgress progress) {
   const Status status = StartSave(request, ticket, after);
   if (status.ok()) return;
   ++counters_.commits_rejected;
-  after.Call([ticket, status] {
-    ticket->Fail(SaveStage::kSourceReusable, status);
-  });
+  after.Call(
+      [ticket, status] { ticket->Fail(SaveStage::kSourceReusable, status); });
 }
 
 Status EngineImpl::StartSave(CommitRequest& request,
@@ -304,8 +301,7 @@ StatusOr<EngineImpl::SaveStamp> EngineImpl::StampOf(const SaveWork& work) {
   if (index == kNoChunk || chunks_[index].epoch != space.epoch) return stamp;
   LARDER_RETURN_IF_ERROR(
       CheckJoins(chunks_[index], chunks_.Parts(index), meta));
-  if (const PartEntry* part =
-          chunks_.FindPart(index, meta.group, meta.shape)) {
+  if (const PartEntry* part = chunks_.FindPart(index, meta.group, meta.shape)) {
     stamp.part_version = part->version;
   }
   return stamp;
@@ -327,9 +323,8 @@ bool EngineImpl::JoinPresent(SaveWork& work, const SaveStamp& stamp,
   return true;
 }
 
-void EngineImpl::AckPresent(SaveWork& work, const ChunkId& id,
-                            GroupIndex group, const PartShape& shape,
-                            AfterUnlock& after) {
+void EngineImpl::AckPresent(SaveWork& work, const ChunkId& id, GroupIndex group,
+                            const PartShape& shape, AfterUnlock& after) {
   ++counters_.commits_present;
   const ChunkIndex index = chunks_.Find(work.reservation.space, id);
   Acknowledge(index, *chunks_.FindPart(index, group, shape), work.ticket,
@@ -355,8 +350,8 @@ void EngineImpl::Acknowledge(ChunkIndex index, PartEntry& part,
     after.Call([ticket] { ticket->Reach(SaveStage::kDurable); });
   } else if (durable_ == nullptr) {
     after.Call([ticket] {
-      ticket->Fail(SaveStage::kDurable, absl::FailedPreconditionError(
-                                            "there is no durable tier"));
+      ticket->Fail(SaveStage::kDurable,
+                   absl::FailedPreconditionError("there is no durable tier"));
     });
   } else {
     part.wanted_durable = true;
@@ -369,8 +364,8 @@ void EngineImpl::Acknowledge(ChunkIndex index, PartEntry& part,
 ChunkIndex EngineImpl::NewChunk(SpaceRef space, const RecordMeta& meta,
                                 const SaveHints& hints) {
   const ChunkIndex index = chunks_.Insert(space, meta.chunk);
-  chunks_.ReserveParts(index, ExpectedParts(*spaces_[space].descriptor,
-                                            meta.group, meta.shape));
+  chunks_.ReserveParts(
+      index, ExpectedParts(*spaces_[space].descriptor, meta.group, meta.shape));
   ChunkEntry& chunk = chunks_[index];
   chunk.parent = meta.parent;
   chunk.epoch = ChunkEpoch(spaces_[space].epoch);
@@ -453,9 +448,8 @@ void EngineImpl::RejectSave(SaveWork& work, const Status& status,
   Emit(EventType::kSaveRejected, reserved.tenant, work.space_id,
        work.meta.chunk, TierKind::kNone, MissReason::kNone,
        std::string(status.message()));
-  after.Call([ticket = work.ticket, stage, status] {
-    ticket->Fail(stage, status);
-  });
+  after.Call(
+      [ticket = work.ticket, stage, status] { ticket->Fail(stage, status); });
   EndReservation(reserved, after);
   EndCopy(after);
 }

@@ -47,10 +47,9 @@ void EngineImpl::CheckReported(ChunkIndex index, std::vector<WriteJob> parts) {
   chunks_[index].checking = false;
   for (const uint32_t version : bad) {
     const PartEntry* part = chunks_.FindPart(index, version);
-    const auto checked =
-        std::find_if(parts.begin(), parts.end(), [version](const WriteJob& p) {
-          return p.version == version;
-        });
+    const auto checked = std::find_if(
+        parts.begin(), parts.end(),
+        [version](const WriteJob& p) { return p.version == version; });
     if (part != nullptr && part->dram() == checked->dram) {
       DropCorrupt(index, version, dram_.kind(), after);
     }
@@ -127,7 +126,8 @@ bool EngineImpl::PickForScan(Scan& scan) {
     for (const PartEntry& part : chunks_.Parts(index)) {
       const Extent extent = scan.in_memory ? part.dram() : part.durable();
       if (extent) {
-        scan.parts.push_back({index, part.version, extent, Expect(index, part)});
+        scan.parts.push_back(
+            {index, part.version, extent, Expect(index, part)});
       }
     }
     if (scan.parts.empty()) continue;

@@ -7,16 +7,26 @@ namespace larder {
 
 std::string_view ToString(EventType type) {
   switch (type) {
-    case EventType::kChunkStored: return "chunk stored";
-    case EventType::kChunkRemoved: return "chunk removed";
-    case EventType::kChunkCorrupt: return "chunk corrupt";
-    case EventType::kSaveRejected: return "save rejected";
-    case EventType::kHoldExpired: return "hold expired";
-    case EventType::kEpochAdvanced: return "epoch advanced";
-    case EventType::kTierDegraded: return "tier degraded";
-    case EventType::kTierRecovered: return "tier recovered";
-    case EventType::kClientGone: return "client gone";
-    case EventType::kSpaceOpened: return "space opened";
+    case EventType::kChunkStored:
+      return "chunk stored";
+    case EventType::kChunkRemoved:
+      return "chunk removed";
+    case EventType::kChunkCorrupt:
+      return "chunk corrupt";
+    case EventType::kSaveRejected:
+      return "save rejected";
+    case EventType::kHoldExpired:
+      return "hold expired";
+    case EventType::kEpochAdvanced:
+      return "epoch advanced";
+    case EventType::kTierDegraded:
+      return "tier degraded";
+    case EventType::kTierRecovered:
+      return "tier recovered";
+    case EventType::kClientGone:
+      return "client gone";
+    case EventType::kSpaceOpened:
+      return "space opened";
   }
   return "invalid";
 }
@@ -40,8 +50,7 @@ std::vector<Event> EventLog::Read(uint64_t after, size_t limit,
   } newer{this, after};
   absl::MutexLock lock(&mu_);
   if (timeout > absl::ZeroDuration()) {
-    mu_.AwaitWithTimeout(
-        absl::Condition(&newer, &Newer::operator()), timeout);
+    mu_.AwaitWithTimeout(absl::Condition(&newer, &Newer::operator()), timeout);
   }
   std::vector<Event> events;
   const uint64_t oldest = last_ - std::min<uint64_t>(last_, capacity_);

@@ -17,15 +17,15 @@ namespace larder {
 // What operators (and, later, routers that follow the cache) can watch.
 // On wire.
 enum class EventType : uint8_t {
-  kChunkStored = 1,    // became readable in `tier`
-  kChunkRemoved = 2,   // its copy left `tier`
-  kChunkCorrupt = 3,   // a copy in `tier` failed its checksum and was dropped
-  kSaveRejected = 4,   // a commit was refused; `detail` says why
-  kHoldExpired = 5,    // revoked; its memory waits for the reader
+  kChunkStored = 1,   // became readable in `tier`
+  kChunkRemoved = 2,  // its copy left `tier`
+  kChunkCorrupt = 3,  // a copy in `tier` failed its checksum and was dropped
+  kSaveRejected = 4,  // a commit was refused; `detail` says why
+  kHoldExpired = 5,   // revoked; its memory waits for the reader
   kEpochAdvanced = 6,
-  kTierDegraded = 7,   // a tier refuses writes; `detail` says why
+  kTierDegraded = 7,  // a tier refuses writes; `detail` says why
   kTierRecovered = 8,
-  kClientGone = 9,     // a client died or left; what it held was given back
+  kClientGone = 9,  // a client died or left; what it held was given back
   kSpaceOpened = 10,
 };
 

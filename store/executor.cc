@@ -91,8 +91,8 @@ class ThreadPool final : public Executor {
         later_.pop();
       }
       seen_timers_ = timers_changed_;
-      const absl::Duration wait = later_.empty() ? absl::InfiniteDuration()
-                                                 : later_.top().when - now;
+      const absl::Duration wait =
+          later_.empty() ? absl::InfiniteDuration() : later_.top().when - now;
       mu_.AwaitWithTimeout(
           absl::Condition(this, &ThreadPool::TimersChangedOrStops), wait);
     }

@@ -21,7 +21,8 @@ bool Usable(const GroupDescriptor& group, const HitQuery& query, uint32_t end,
             uint32_t run) {
   switch (group.kind) {
     case GroupKind::kSlidingWindow:
-      return run >= std::min(end, WindowChunks(query, end, group.window_tokens));
+      return run >=
+             std::min(end, WindowChunks(query, end, group.window_tokens));
     case GroupKind::kRecurrentState:
       return end == 0 || run > 0;
     case GroupKind::kFullAttention:

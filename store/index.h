@@ -72,8 +72,8 @@ class Index {
   // Calls `visit` for every key that begins with `prefix`, in byte order, with
   // views valid during the call; stops when it returns false. DataLoss if what
   // should be there cannot be read.
-  using Visit = absl::FunctionRef<bool(absl::string_view key,
-                                       absl::string_view value)>;
+  using Visit =
+      absl::FunctionRef<bool(absl::string_view key, absl::string_view value)>;
   virtual Status Scan(absl::string_view prefix, Visit visit) = 0;
 };
 

@@ -98,8 +98,8 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
   }
   Summarize(index);
   SettlePolicies(index);
-  const auto tell = [&](bool had, bool has, TierKind tier)
-                        ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  const auto tell = [&](bool had, bool has,
+                        TierKind tier) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     if (had == has) return;
     EmitChunk(has ? EventType::kChunkStored : EventType::kChunkRemoved, chunk,
               tier, has ? MissReason::kNone : why);
@@ -118,8 +118,7 @@ void EngineImpl::ExpireIncomplete(ChunkIndex index, AfterUnlock& after) {
   if (Raw(index) >= chunks_.slots()) return;
   const ChunkEntry& chunk = chunks_[index];
   if (!chunk.live || !chunk.incomplete) return;
-  const absl::Time due =
-      incomplete_since_.at(index) + options_.incomplete_ttl;
+  const absl::Time due = incomplete_since_.at(index) + options_.incomplete_ttl;
   if (due > Now()) {
     // It was complete in between, or the slot has another chunk by now.
     expiries_.Add(due, ExpiryQueue::What::kIncomplete, Raw(index));
@@ -227,9 +226,10 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
   misses_.Add(chunk.space, chunk.id, why);
   for (PartEntry& part : chunks_.Parts(index)) {
     Unqueue(part);
-    TellWaiters({index, part.version},
-                absl::AbortedError("the chunk was dropped before it was durable"),
-                after);
+    TellWaiters(
+        {index, part.version},
+        absl::AbortedError("the chunk was dropped before it was durable"),
+        after);
     RetireDurable(index, part.durable(), after);
     part.set_durable({});
   }
@@ -284,10 +284,10 @@ bool EngineImpl::Clean(const PartEntry& part) const {
 
 bool EngineImpl::Clean(ChunkIndex index) const {
   const std::span<const PartEntry> parts = chunks_.Parts(index);
-  return std::all_of(parts.begin(), parts.end(),
-                     [this](const PartEntry& part) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                       return Clean(part);
-                     });
+  return std::all_of(
+      parts.begin(), parts.end(),
+      [this](const PartEntry& part)
+          ABSL_NO_THREAD_SAFETY_ANALYSIS { return Clean(part); });
 }
 
 // Which chunks may leave memory now. Called by policies under the engine's
@@ -460,7 +460,8 @@ StatusOr<Extent> EngineImpl::AllocateDurable(TenantId tenant, uint64_t bytes) {
 void EngineImpl::DemoteAhead() {
   constexpr int kAhead = 16;
   const TierUsage usage = dram_.Usage();
-  if (usage.used_bytes < usage.capacity_bytes - usage.capacity_bytes / 8) return;
+  if (usage.used_bytes < usage.capacity_bytes - usage.capacity_bytes / 8)
+    return;
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   if (degraded_) return;

@@ -60,8 +60,8 @@ class EvictionPolicy {
 // them. The engine touches a chain tail first, so that in the order of use
 // parents are younger than their children; chunks without known parents are
 // plain LRU. Where no leaf may go (readers hold the ends of all chains), the
-// deepest chunk above one goes. eviction.md: the baseline that scan-resistant web policies lose
-// to on chains.
+// deepest chunk above one goes. eviction.md: the baseline that scan-resistant
+// web policies lose to on chains.
 std::unique_ptr<EvictionPolicy> NewLruPolicy();
 
 }  // namespace larder

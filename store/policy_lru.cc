@@ -79,7 +79,7 @@ class LruPolicy final : public EvictionPolicy {
     uint32_t life = 0;      // how often this number was given
     uint32_t children = 0;  // in this tier
     bool present = false;
-    bool queued = false;  // in the heap
+    bool queued = false;     // in the heap
     uint32_t looked_at = 0;  // by the last walk that came by
   };
   struct Entry {

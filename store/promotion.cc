@@ -89,8 +89,8 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
     absl::MutexLock lock(&mu_);
     for (Promotion::Part& part : promotion->parts) {
       const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
-      part.reads_left = (bytes + options_.promote_io_bytes - 1) /
-                        options_.promote_io_bytes;
+      part.reads_left =
+          (bytes + options_.promote_io_bytes - 1) / options_.promote_io_bytes;
     }
   }
   for (size_t i = 0; i < promotion->parts.size(); ++i) {
@@ -99,9 +99,9 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
     const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
     const MutableByteSpan memory = dram_.Map(part.dram).first(bytes);
     for (uint64_t at = 0; at < bytes; at += options_.promote_io_bytes) {
-      pieces.push_back(
-          {i, at,
-           memory.subspan(at, std::min(options_.promote_io_bytes, bytes - at))});
+      pieces.push_back({i, at,
+                        memory.subspan(at, std::min(options_.promote_io_bytes,
+                                                    bytes - at))});
     }
   }
   if (pieces.empty()) {
@@ -182,9 +182,9 @@ void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
   Settle(index, MissReason::kCorrupt, after);
   const double seconds = absl::ToDoubleSeconds(Now() - promotion.started);
   if (reason == MissReason::kNone && seconds > 0) {
-    durable_speed_ += kSpeedWeight * (static_cast<double>(promotion.bytes) /
-                                          seconds -
-                                      durable_speed_);
+    durable_speed_ +=
+        kSpeedWeight *
+        (static_cast<double>(promotion.bytes) / seconds - durable_speed_);
   }
   for (const Waiter& waiter : promotion.waiters) {
     Answer(waiter, index, reason, after);
@@ -213,9 +213,9 @@ void EngineImpl::AnswerLateWaiters(ChunkIndex chunk, AfterUnlock& after) {
   if (it == promotions_.end()) return;
   const absl::Time now = Now();
   std::vector<Waiter>& waiters = it->second->waiters;
-  const auto late =
-      std::stable_partition(waiters.begin(), waiters.end(),
-                            [now](const Waiter& w) { return w.deadline > now; });
+  const auto late = std::stable_partition(
+      waiters.begin(), waiters.end(),
+      [now](const Waiter& w) { return w.deadline > now; });
   for (auto waiter = late; waiter != waiters.end(); ++waiter) {
     Answer(*waiter, chunk, MissReason::kDeadline, after);
   }

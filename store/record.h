@@ -30,7 +30,7 @@ namespace larder {
 struct RecordMeta {
   SpaceId space;
   ChunkId chunk;
-  ChunkId parent;  // zero if none was given
+  ChunkId parent;             // zero if none was given
   Sha256Digest root_content;  // of a root chunk, if its client gave it; or zero
   TenantId tenant{};
   Epoch epoch{};
@@ -40,8 +40,8 @@ struct RecordMeta {
   Lineage lineage = Lineage::kExact;  // effective: worst of copy and ancestors
   bool is_tail = false;
   uint32_t token_count = 0;
-  uint32_t token_begin = 0;  // position of the chunk's first token
-  uint64_t generation = 0;   // given by the daemon, grows with every commit
+  uint32_t token_begin = 0;   // position of the chunk's first token
+  uint64_t generation = 0;    // given by the daemon, grows with every commit
   uint64_t record_bytes = 0;  // header to the end of the payload, unpadded
   Checksum checksum;          // the header's own
 
@@ -53,7 +53,7 @@ struct SegmentEntry {
   uint32_t stripe_begin = 0;  // index of its first stripe checksum
   uint32_t k_stripes = 0;
   uint32_t v_stripes = 0;
-  uint64_t offset = 0;  // from the start of the record
+  uint64_t offset = 0;   // from the start of the record
   uint64_t k_bytes = 0;  // all K stripes; k_bytes / k_stripes each
   uint64_t v_bytes = 0;
 };

@@ -50,10 +50,10 @@ Status EngineImpl::Recover() {
     return Annotate(report.status(), "recovering the durable tier");
   }
   std::map<std::string, std::string> controls;
-  durable_->ForEachControl([&](const std::string& key,
-                               const std::string& value) {
-    controls[key] = value;
-  });
+  durable_->ForEachControl(
+      [&](const std::string& key, const std::string& value) {
+        controls[key] = value;
+      });
   std::sort(records.begin(), records.end(),
             [](const RecoveredRecord& a, const RecoveredRecord& b) {
               return std::pair(a.meta.generation, a.extent.handle) <
@@ -159,23 +159,23 @@ void EngineImpl::StoreSpace(SpaceRef ref, AfterUnlock& after) {
   Space& space = spaces_[ref];
   if (durable_ == nullptr || space.stored != Space::Stored::kNo) return;
   space.stored = Space::Stored::kWriting;
-  PutControl(absl::StrCat("space/", TenantKey(space.tenant), "/",
-                          ToHex(space.id)),
-             EncodeSpace(*space.descriptor),
-             [this, ref](Status status) {
-               AfterUnlock then;
-               absl::MutexLock lock(&mu_);
-               spaces_[ref].stored =
-                   status.ok() ? Space::Stored::kYes : Space::Stored::kNo;
-               NoteHealth(status, then);
-               PumpWrites(then);
-             },
-             after);
+  PutControl(
+      absl::StrCat("space/", TenantKey(space.tenant), "/", ToHex(space.id)),
+      EncodeSpace(*space.descriptor),
+      [this, ref](Status status) {
+        AfterUnlock then;
+        absl::MutexLock lock(&mu_);
+        spaces_[ref].stored =
+            status.ok() ? Space::Stored::kYes : Space::Stored::kNo;
+        NoteHealth(status, then);
+        PumpWrites(then);
+      },
+      after);
 }
 
 // One at a time: two values of one key must not overtake each other.
-void EngineImpl::PutControl(std::string key, std::string value,
-                            Tier::Done done, AfterUnlock& after) {
+void EngineImpl::PutControl(std::string key, std::string value, Tier::Done done,
+                            AfterUnlock& after) {
   if (durable_ == nullptr) {
     after.Call([done = std::move(done)]() mutable {
       std::move(done)(absl::OkStatus());

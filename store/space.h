@@ -47,15 +47,15 @@ struct GroupDescriptor {
 // engines. A field left unknown is refused by Validate: guessing here is how
 // caches serve wrong KV.
 struct SpaceDescriptor {
-  std::string model_name;      // for people; enters the id all the same
-  Sha256Digest weights;        // of the weights themselves, never of a name
-  std::string cache_dtype;     // "f16", "bf16", "fp8_e4m3", "q8_0" ...
-  std::string kv_scales;       // digest of KV scales, or "none"
-  std::string rope;            // every RoPE parameter, or "none"
-  std::string engine_layout;   // engine and version whose layout this is
-  std::string hash_scheme;     // "larder", "vllm:sha256_cbor:seed=0" ...
-  uint32_t block_tokens = 0;   // the engine's page
-  uint32_t chunk_tokens = 0;   // a multiple of block_tokens
+  std::string model_name;     // for people; enters the id all the same
+  Sha256Digest weights;       // of the weights themselves, never of a name
+  std::string cache_dtype;    // "f16", "bf16", "fp8_e4m3", "q8_0" ...
+  std::string kv_scales;      // digest of KV scales, or "none"
+  std::string rope;           // every RoPE parameter, or "none"
+  std::string engine_layout;  // engine and version whose layout this is
+  std::string hash_scheme;    // "larder", "vllm:sha256_cbor:seed=0" ...
+  uint32_t block_tokens = 0;  // the engine's page
+  uint32_t chunk_tokens = 0;  // a multiple of block_tokens
   std::vector<GroupDescriptor> groups;
 
   bool operator==(const SpaceDescriptor&) const = default;

@@ -41,10 +41,10 @@ uint64_t SpaceTable::MemoryBytes() const {
   uint64_t bytes = spaces_.capacity() * sizeof(spaces_[0]) +
                    refs_.capacity() * (sizeof(*refs_.begin()) + 1);
   for (const auto& space : spaces_) {
-    bytes += sizeof(Space) + sizeof(SpaceDescriptor) +
-             space->descriptor->groups.capacity() *
-                 (sizeof(GroupDescriptor) + sizeof(uint64_t) +
-                  sizeof(GroupMask));
+    bytes +=
+        sizeof(Space) + sizeof(SpaceDescriptor) +
+        space->descriptor->groups.capacity() *
+            (sizeof(GroupDescriptor) + sizeof(uint64_t) + sizeof(GroupMask));
   }
   return bytes;
 }

@@ -38,17 +38,16 @@ inline Status Annotate(const Status& status, absl::string_view doing) {
 #define LARDER_CONCAT_INNER_(a, b) a##b
 #define LARDER_CONCAT_(a, b) LARDER_CONCAT_INNER_(a, b)
 
-#define LARDER_RETURN_IF_ERROR(expr)                   \
-  do {                                                 \
-    if (::larder::Status larder_status_ = (expr);      \
-        !larder_status_.ok()) {                        \
-      return larder_status_;                           \
-    }                                                  \
+#define LARDER_RETURN_IF_ERROR(expr)                                      \
+  do {                                                                    \
+    if (::larder::Status larder_status_ = (expr); !larder_status_.ok()) { \
+      return larder_status_;                                              \
+    }                                                                     \
   } while (false)
 
-#define LARDER_ASSIGN_OR_RETURN(lhs, expr) \
-  LARDER_ASSIGN_OR_RETURN_IMPL_(           \
-      LARDER_CONCAT_(larder_statusor_, __LINE__), lhs, expr)
+#define LARDER_ASSIGN_OR_RETURN(lhs, expr)                                  \
+  LARDER_ASSIGN_OR_RETURN_IMPL_(LARDER_CONCAT_(larder_statusor_, __LINE__), \
+                                lhs, expr)
 
 #define LARDER_ASSIGN_OR_RETURN_IMPL_(statusor, lhs, expr) \
   auto statusor = (expr);                                  \

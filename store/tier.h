@@ -64,9 +64,9 @@ class Tier {
                      Done done) = 0;
 
   // Reads [offset, offset + into.size()) of the stored record. Offset and size
-  // are multiples of kPageBytes, `into` page-aligned and untouched after `done`.
-  // Bytes are as the medium returned them: the caller verifies the record.
-  // DataLoss / Unavailable on a medium error; never a short success.
+  // are multiples of kPageBytes, `into` page-aligned and untouched after
+  // `done`. Bytes are as the medium returned them: the caller verifies the
+  // record. DataLoss / Unavailable on a medium error; never a short success.
   virtual void Read(Extent extent, uint64_t offset, MutableByteSpan into,
                     Done done) = 0;
 };
@@ -125,8 +125,8 @@ class DurableTier : public Tier {
   // pins): last writer wins per key. `done(OK)` = durable, found also when the
   // index is lost. An empty value deletes. Keys <= 128 bytes, values <= 48 KiB.
   virtual void PutControl(std::string key, std::string value, Done done) = 0;
-  using Control =
-      absl::AnyInvocable<void(const std::string& key, const std::string& value)>;
+  using Control = absl::AnyInvocable<void(const std::string& key,
+                                          const std::string& value)>;
   // After Recover.
   virtual void ForEachControl(Control control) = 0;
 

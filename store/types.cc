@@ -44,40 +44,62 @@ Status FromHex(std::string_view hex, void* out, size_t size) {
 
 std::string_view ToString(MissReason reason) {
   switch (reason) {
-    case MissReason::kNone: return "none";
-    case MissReason::kNeverSeen: return "never seen";
-    case MissReason::kEvicted: return "evicted";
-    case MissReason::kSpaceDiffers: return "space differs";
-    case MissReason::kIncomplete: return "incomplete";
-    case MissReason::kLineage: return "lineage";
-    case MissReason::kDeadline: return "deadline";
-    case MissReason::kCorrupt: return "corrupt";
-    case MissReason::kEpoch: return "epoch";
-    case MissReason::kBusy: return "busy";
-    case MissReason::kUnavailable: return "unavailable";
+    case MissReason::kNone:
+      return "none";
+    case MissReason::kNeverSeen:
+      return "never seen";
+    case MissReason::kEvicted:
+      return "evicted";
+    case MissReason::kSpaceDiffers:
+      return "space differs";
+    case MissReason::kIncomplete:
+      return "incomplete";
+    case MissReason::kLineage:
+      return "lineage";
+    case MissReason::kDeadline:
+      return "deadline";
+    case MissReason::kCorrupt:
+      return "corrupt";
+    case MissReason::kEpoch:
+      return "epoch";
+    case MissReason::kBusy:
+      return "busy";
+    case MissReason::kUnavailable:
+      return "unavailable";
   }
   return "invalid";
 }
 
 std::string_view ToString(TierKind kind) {
   switch (kind) {
-    case TierKind::kNone: return "none";
-    case TierKind::kHbm: return "hbm";
-    case TierKind::kDram: return "dram";
-    case TierKind::kCxl: return "cxl";
-    case TierKind::kNvme: return "nvme";
-    case TierKind::kPeer: return "peer";
+    case TierKind::kNone:
+      return "none";
+    case TierKind::kHbm:
+      return "hbm";
+    case TierKind::kDram:
+      return "dram";
+    case TierKind::kCxl:
+      return "cxl";
+    case TierKind::kNvme:
+      return "nvme";
+    case TierKind::kPeer:
+      return "peer";
   }
   return "invalid";
 }
 
 std::string_view ToString(GroupKind kind) {
   switch (kind) {
-    case GroupKind::kFullAttention: return "full_attention";
-    case GroupKind::kSlidingWindow: return "sliding_window";
-    case GroupKind::kRecurrentState: return "recurrent_state";
-    case GroupKind::kLatent: return "latent";
-    case GroupKind::kIndexer: return "indexer";
+    case GroupKind::kFullAttention:
+      return "full_attention";
+    case GroupKind::kSlidingWindow:
+      return "sliding_window";
+    case GroupKind::kRecurrentState:
+      return "recurrent_state";
+    case GroupKind::kLatent:
+      return "latent";
+    case GroupKind::kIndexer:
+      return "indexer";
   }
   return "invalid";
 }

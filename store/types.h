@@ -69,8 +69,8 @@ constexpr auto Raw(Enum value) {
 // everything beneath it when it was computed. Ordered, smaller is better.
 // On disk and on wire.
 enum class Lineage : uint8_t {
-  kExact = 0,        // bit for bit what the engine computed over exact KV
-  kLossyFinest = 1,  // 1..199: codec quality levels, finest first
+  kExact = 0,          // bit for bit what the engine computed over exact KV
+  kLossyFinest = 1,    // 1..199: codec quality levels, finest first
   kApproximate = 200,  // reuse at another position, token selection and such
   kUnknown = 255,
 };

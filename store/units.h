@@ -11,9 +11,15 @@ using ByteSpan = std::span<const std::byte>;
 using MutableByteSpan = std::span<std::byte>;
 
 // Sizes in bytes: `64_MiB`.
-constexpr uint64_t operator""_KiB(unsigned long long n) { return n << 10; }
-constexpr uint64_t operator""_MiB(unsigned long long n) { return n << 20; }
-constexpr uint64_t operator""_GiB(unsigned long long n) { return n << 30; }
+constexpr uint64_t operator""_KiB(unsigned long long n) {
+  return n << 10;
+}
+constexpr uint64_t operator""_MiB(unsigned long long n) {
+  return n << 20;
+}
+constexpr uint64_t operator""_GiB(unsigned long long n) {
+  return n << 30;
+}
 
 // The grain of every extent, in every tier: offsets and lengths of stored
 // records are multiples of it, so that O_DIRECT can move them unchanged.

@@ -7,8 +7,7 @@ namespace larder {
 
 void EngineImpl::QueueWrite(ChunkIndex index, PartEntry& part) {
   if (durable_ == nullptr || part.dram_handle == 0 ||
-      part.durable_handle != 0 ||
-      part.writing == PartEntry::Writing::kQueued ||
+      part.durable_handle != 0 || part.writing == PartEntry::Writing::kQueued ||
       part.writing == PartEntry::Writing::kRunning) {
     return;
   }
@@ -76,8 +75,8 @@ bool EngineImpl::StartWrite(const PartKey& key, AfterUnlock& after) {
 
 void EngineImpl::RunWrite(const WriteJob& job) {
   RecordMeta meta;
-  const MutableByteSpan memory = dram_.Map(job.dram).first(
-      RoundUp(job.expected.record_bytes, kPageBytes));
+  const MutableByteSpan memory =
+      dram_.Map(job.dram).first(RoundUp(job.expected.record_bytes, kPageBytes));
   Status status = CheckStoredRecord(job.expected, memory, false, &meta);
   if (status.ok()) status = durable_->Health();
   StatusOr<Extent> extent = Extent{};
@@ -207,13 +206,14 @@ void EngineImpl::CheckDrained(AfterUnlock& after) {
     return;
   }
   for (auto& done : std::exchange(drained_, {})) {
-    after.Call([this, done = std::move(done), status = drain_status_]() mutable {
-      if (durable_ == nullptr || !status.ok()) {
-        std::move(done)(status);
-      } else {
-        durable_->Flush(std::move(done));
-      }
-    });
+    after.Call(
+        [this, done = std::move(done), status = drain_status_]() mutable {
+          if (durable_ == nullptr || !status.ok()) {
+            std::move(done)(status);
+          } else {
+            durable_->Flush(std::move(done));
+          }
+        });
   }
 }
 

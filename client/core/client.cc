@@ -11,8 +11,7 @@ constexpr absl::Duration kFlushAfter = absl::Milliseconds(2);
 
 }  // namespace
 
-bool Background::PostAt(absl::Time when,
-                        absl::AnyInvocable<void() &&> task) {
+bool Background::PostAt(absl::Time when, absl::AnyInvocable<void() &&> task) {
   absl::MutexLock lock(&mu_);
   if (stopping_ || waiting_.size() >= kWaitingMax) return false;
   waiting_.emplace(when, std::move(task));
@@ -140,11 +139,10 @@ StatusOr<std::shared_ptr<Link>> Client::GetLink(absl::Time deadline) {
 
 void Client::FlushSoon() {
   if (flush_posted_.exchange(true)) return;
-  const bool posted =
-      background_.PostAt(clock().Now() + kFlushAfter, [this] {
-        flush_posted_ = false;  // first: what comes from here on is flushed again
-        if (const auto link = PeekLink()) link->channel().Flush();
-      });
+  const bool posted = background_.PostAt(clock().Now() + kFlushAfter, [this] {
+    flush_posted_ = false;  // first: what comes from here on is flushed again
+    if (const auto link = PeekLink()) link->channel().Flush();
+  });
   if (posted) return;
   flush_posted_ = false;
   if (const auto link = PeekLink()) link->channel().Flush();

@@ -24,9 +24,9 @@ void HeldChunks::Append(std::span<const Chunk> chunks,
   parts_.push_back(std::move(parts));
   chunks_.reserve(chunks_.size() + chunks.size());
   for (Chunk chunk : chunks) {
-    const auto early =
-        early_.empty() ? early_.end()
-                       : early_.find(static_cast<uint32_t>(chunks_.size()));
+    const auto early = early_.empty()
+                           ? early_.end()
+                           : early_.find(static_cast<uint32_t>(chunks_.size()));
     if (early != early_.end()) {
       if (chunk.state == ChunkState::kPending) {
         chunk.reason = early->second;

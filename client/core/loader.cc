@@ -118,7 +118,8 @@ class LoadRun {
         if (held == 0) HoldAhead(*hold, i + window_);
         MissReason why = Prepare(*hold, held, i, chunk);
         if (why == MissReason::kNone) {
-          why = CopyLayers(*hold, held, i, chunk, 0, UINT32_MAX, scratch, bytes);
+          why =
+              CopyLayers(*hold, held, i, chunk, 0, UINT32_MAX, scratch, bytes);
         }
         Settle(i, why, chunk.tokens());
       }

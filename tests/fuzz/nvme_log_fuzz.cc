@@ -30,8 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::memcpy(page.data(), bytes.data(),
               std::min<size_t>(bytes.size(), page.size()));
   if ((which & 0x80) != 0) {
-    const Checksum sum = ComputeChecksum(
-        ByteSpan(page).first(kPageBytes - sizeof(Checksum)));
+    const Checksum sum =
+        ComputeChecksum(ByteSpan(page).first(kPageBytes - sizeof(Checksum)));
     std::memcpy(page.data() + kPageBytes - sizeof sum, &sum, sizeof sum);
   }
   // The file that the page itself claims to belong to.

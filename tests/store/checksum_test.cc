@@ -117,8 +117,8 @@ TEST_P(ChecksumLevelTest, PiecesAreWhatTheWholeIs) {
   std::mt19937_64 random(7);
   const std::vector<uint8_t> bytes = RandomBytes(300'000, 8);
   for (int round = 0; round < 2000; ++round) {
-    const size_t size =
-        internal::kChecksumPiecesMin + random() % (round % 10 == 0 ? 250'000 : 4000);
+    const size_t size = internal::kChecksumPiecesMin +
+                        random() % (round % 10 == 0 ? 250'000 : 4000);
     const std::vector<size_t> cuts = CutAtRandom(size, random);
     // The pieces lie backwards, with gaps between them; some are not aligned.
     std::vector<uint8_t> apart(2 * size + 128 * cuts.size() + 128, 0xee);
@@ -135,7 +135,8 @@ TEST_P(ChecksumLevelTest, PiecesAreWhatTheWholeIs) {
                 XXH3_128bits(source, size), size);
     size_t done = 0;
     for (const internal::ChecksumPiece& piece : pieces) {
-      ASSERT_EQ(std::memcmp(piece.place, source + done, piece.bytes), 0) << size;
+      ASSERT_EQ(std::memcmp(piece.place, source + done, piece.bytes), 0)
+          << size;
       done += piece.bytes;
     }
     ASSERT_EQ(done, size);
@@ -200,8 +201,8 @@ TEST_P(ChecksumLevelTest, HashesWhatItStores) {
         kernel_->copy(destination, source.data(), size, stream);
     ExpectEqual(bits, XXH3_128bits(destination, size), size);
     if (size < internal::kChecksumPiecesMin) return;
-    const internal::ChecksumPiece halves[] = {
-        {destination, 128}, {destination + 128, size - 128}};
+    const internal::ChecksumPiece halves[] = {{destination, 128},
+                                              {destination + 128, size - 128}};
     ExpectEqual(kernel_->scatter(halves, source.data(), size, stream),
                 XXH3_128bits(destination, size), size);
     const internal::ChecksumPiece sources[] = {

@@ -188,12 +188,13 @@ class Model {
       heads += part.shape.head_count;
       HeldChunk one = chunk;
       one.parts = {part};
-      const size_t half = part.shape.head_count == 2 ? 0 : part.shape.head_begin;
+      const size_t half =
+          part.shape.head_count == 2 ? 0 : part.shape.head_begin;
       bool right = false;
       for (const uint64_t version : known->second.versions[half]) {
-        right = right || rig_.Read(spaces_[space].id, OracleChunkId(n), one,
-                                   version)
-                             .ok();
+        right =
+            right ||
+            rig_.Read(spaces_[space].id, OracleChunkId(n), one, version).ok();
       }
       EXPECT_TRUE(right) << "wrong bytes served";
     }
@@ -215,7 +216,8 @@ class Model {
     HoldRequest request = rig_.Ask(client.id, spaces_[space].id, ids);
     request.prefix_only = Draw(2) == 0;
     if (Draw(2) == 0) request.deadline = rig_.clock.Now() + absl::Seconds(1);
-    auto answers = std::make_shared<std::vector<std::pair<uint32_t, MissReason>>>();
+    auto answers =
+        std::make_shared<std::vector<std::pair<uint32_t, MissReason>>>();
     const auto reply = rig_.engine->Hold(
         request, [answers](uint32_t index, MissReason reason) {
           answers->emplace_back(index, reason);
@@ -268,8 +270,8 @@ class Model {
     auto it = holds_.begin();
     std::advance(it, static_cast<ptrdiff_t>(Draw(holds_.size())));
     const bool mine = spaces_[it->second.space].tenant == client.tenant;
-    const auto reply =
-        rig_.engine->AttachHold(client.id, it->first, [](uint32_t, MissReason) {});
+    const auto reply = rig_.engine->AttachHold(client.id, it->first,
+                                               [](uint32_t, MissReason) {});
     if (!mine) {
       EXPECT_TRUE(absl::IsNotFound(reply.status()));
       return;
@@ -305,8 +307,8 @@ class Model {
     }
     for (uint64_t n = 0; n < Universe(); ++n) {
       const std::vector<ChunkId> ids = {OracleChunkId(n)};
-      EXPECT_EQ(rig_.Match(spaces_[space].id, ids, spaces_[space].tenant).usable,
-                0u)
+      EXPECT_EQ(
+          rig_.Match(spaces_[space].id, ids, spaces_[space].tenant).usable, 0u)
           << "served after the weights changed";
     }
     for (auto it = holds_.begin(); it != holds_.end();) {
@@ -372,7 +374,8 @@ class Model {
     const size_t space = Draw(spaces_.size());
     std::vector<ChunkId> ids;
     const uint64_t first = Draw(Universe());
-    for (uint64_t n = first; n < first + 6; ++n) ids.push_back(OracleChunkId(n));
+    for (uint64_t n = first; n < first + 6; ++n)
+      ids.push_back(OracleChunkId(n));
     const MatchResult match =
         rig_.Match(spaces_[space].id, ids, spaces_[space].tenant);
     for (uint32_t i = 0; i < match.usable; ++i) {
@@ -399,11 +402,28 @@ class Model {
 
   void Step() {
     switch (Draw(20)) {
-      case 0: case 1: case 2: case 3: case 4: Save(); break;
-      case 5: case 6: case 7: Hold(); break;
-      case 8: case 9: Release(); break;
-      case 10: Attach(); break;
-      case 11: if (Draw(4) == 0) Die(); break;
+      case 0:
+      case 1:
+      case 2:
+      case 3:
+      case 4:
+        Save();
+        break;
+      case 5:
+      case 6:
+      case 7:
+        Hold();
+        break;
+      case 8:
+      case 9:
+        Release();
+        break;
+      case 10:
+        Attach();
+        break;
+      case 11:
+        if (Draw(4) == 0) Die();
+        break;
       case 12:
         if (Draw(20) == 0) {
           AdvanceEpoch();
@@ -411,9 +431,16 @@ class Model {
           Crash();
         }
         break;
-      case 13: Administer(); break;
-      case 14: case 15: Ask(); break;
-      case 16: if (Draw(10) == 0) Disturb(); break;
+      case 13:
+        Administer();
+        break;
+      case 14:
+      case 15:
+        Ask();
+        break;
+      case 16:
+        if (Draw(10) == 0) Disturb();
+        break;
       case 17:
         rig_.Pass(absl::Milliseconds(100 * Draw(world_.roomy ? 3 : 12)));
         break;
@@ -434,7 +461,9 @@ class Model {
     if (rig_.disk != nullptr) rig_.disk->SetDelays({}, {});
     rig_.Pass(absl::Minutes(5));
     for (const Saved& saved : saved_) CheckResult(*saved.result);
-    if (world_.roomy) CheckNothingForgotten(world_.crashes ? SaveStage::kDurable : SaveStage::kVolatile);
+    if (world_.roomy)
+      CheckNothingForgotten(world_.crashes ? SaveStage::kDurable
+                                           : SaveStage::kVolatile);
     for (const auto& [id, held] : holds_) CheckHold(id);
     for (const Client& client : clients_) rig_.engine->RemoveClient(client.id);
     for (const Space& space : spaces_) {
@@ -474,8 +503,8 @@ class Model {
           !saved.result->Reached(stage)) {
         continue;
       }
-      const MissReason why = rig_.Why(
-          space.id, OracleChunkId(saved.place.chunk), space.tenant);
+      const MissReason why =
+          rig_.Why(space.id, OracleChunkId(saved.place.chunk), space.tenant);
       EXPECT_EQ(why, MissReason::kNone) << "forgotten: " << ToString(why);
     }
     EXPECT_EQ(rig_.engine->Stats().evicted_dram, 0u);
@@ -525,7 +554,9 @@ void RunWorld(const World& world, uint64_t seeds, int steps) {
   }
 }
 
-TEST(EngineModel, TightMemoryAndDisk) { RunWorld({}, 30, 2000); }
+TEST(EngineModel, TightMemoryAndDisk) {
+  RunWorld({}, 30, 2000);
+}
 
 TEST(EngineModel, TightMemoryOnEvict) {
   World world;

@@ -35,9 +35,8 @@ inline GroupDescriptor SmallGroup(GroupKind kind) {
 }
 
 // Chunks of 8 tokens in blocks of 4; a whole part is a record of two pages.
-inline SpaceDescriptor SmallSpace(
-    std::vector<GroupDescriptor> groups = {
-        SmallGroup(GroupKind::kFullAttention)}) {
+inline SpaceDescriptor SmallSpace(std::vector<GroupDescriptor> groups = {
+                                      SmallGroup(GroupKind::kFullAttention)}) {
   SpaceDescriptor space;
   space.model_name = "small";
   space.weights = OracleDigest<Sha256Digest>(1, 3);
@@ -145,9 +144,9 @@ struct EngineRig {
     const SpaceDescriptor& descriptor = spaces.at(space);
     const GroupDescriptor& group = descriptor.groups[Raw(spec.group)];
     PartShape whole = WholePart(group);
-    RecordMeta meta = OracleMeta(space, spec.id, spec.shape.value_or(whole),
-                                 spec.tail_tokens != 0 ? spec.tail_tokens
-                                                       : descriptor.chunk_tokens);
+    RecordMeta meta = OracleMeta(
+        space, spec.id, spec.shape.value_or(whole),
+        spec.tail_tokens != 0 ? spec.tail_tokens : descriptor.chunk_tokens);
     meta.group = spec.group;
     meta.parent = spec.parent;
     meta.lineage = spec.lineage;
@@ -165,8 +164,8 @@ struct EngineRig {
     request.record_bytes = bytes;
     if (spec.bind_id) request.id = spec.id;
     request.group = spec.group;
-    request.shape =
-        spec.shape.value_or(WholePart(spaces.at(space).groups[Raw(spec.group)]));
+    request.shape = spec.shape.value_or(
+        WholePart(spaces.at(space).groups[Raw(spec.group)]));
     request.lineage = spec.lineage;
     return engine->Reserve(request);
   }
@@ -182,9 +181,10 @@ struct EngineRig {
     request.keep_alive = owned;
     request.want_durable = spec.want_durable;
     request.hints = spec.hints;
-    engine->Commit(std::move(request), [result](SaveStage stage, Status status) {
-      result->calls.emplace_back(stage, status);
-    });
+    engine->Commit(std::move(request),
+                   [result](SaveStage stage, Status status) {
+                     result->calls.emplace_back(stage, status);
+                   });
   }
 
   std::shared_ptr<SaveResult> StartSave(ClientId client, const SpaceId& space,
@@ -273,9 +273,8 @@ struct EngineRig {
         return absl::DataLossError("not the record of the reply");
       }
       expected.token_count = view->meta().token_count;
-      LARDER_RETURN_IF_ERROR(
-          CheckRecord(spaces.at(space).groups[Raw(part.group)], bytes, expected,
-                      version));
+      LARDER_RETURN_IF_ERROR(CheckRecord(
+          spaces.at(space).groups[Raw(part.group)], bytes, expected, version));
     }
     return absl::OkStatus();
   }

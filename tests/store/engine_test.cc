@@ -23,7 +23,9 @@ using testing::SizeIs;
 constexpr TenantId kOther{7};
 constexpr uint64_t kChunkPages = 8_KiB;  // a whole small chunk
 
-ChunkId Id(uint64_t n) { return OracleChunkId(n); }
+ChunkId Id(uint64_t n) {
+  return OracleChunkId(n);
+}
 
 SaveSpec Spec(uint64_t n) {
   SaveSpec spec;
@@ -409,7 +411,8 @@ TEST(Engine, ReservationsAreTheirClientsOwn) {
       absl::IsPermissionDenied(rig.engine->Abort(sibling, *reservation)));
   EXPECT_TRUE(absl::IsNotFound(rig.engine->Abort(stranger, *reservation)));
   auto result = std::make_shared<SaveResult>();
-  rig.Commit(sibling, *reservation, rig.Record(space, Spec(1)), Spec(1), result);
+  rig.Commit(sibling, *reservation, rig.Record(space, Spec(1)), Spec(1),
+             result);
   rig.Run();
   EXPECT_TRUE(absl::IsPermissionDenied(result->error()));
   EXPECT_TRUE(rig.engine->Abort(client, *reservation).ok());
@@ -451,8 +454,7 @@ TEST(Engine, BudgetsOfOneClient) {
   EXPECT_EQ(hold->chunks[fit - 1].state, ChunkState::kReady);
   EXPECT_EQ(hold->chunks[fit].state, ChunkState::kMiss);
   EXPECT_EQ(hold->chunks[fit].reason, MissReason::kBusy);
-  EXPECT_TRUE(
-      absl::IsResourceExhausted(rig.Hold(client, space, ids).status()));
+  EXPECT_TRUE(absl::IsResourceExhausted(rig.Hold(client, space, ids).status()));
   ASSERT_TRUE(rig.engine->ReleaseHold(client, hold->hold).ok());
   ASSERT_TRUE(rig.Hold(client, space, {ids[0]}).ok());
   ASSERT_TRUE(rig.Hold(client, space, {ids[1]}).ok());
@@ -463,8 +465,8 @@ TEST(Engine, BudgetsOfOneClient) {
   more.rope = "theta=2";
   EXPECT_TRUE(rig.engine->OpenSpace({}, more).ok());
   more.rope = "theta=3";
-  EXPECT_TRUE(absl::IsResourceExhausted(
-      rig.engine->OpenSpace({}, more).status()));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(rig.engine->OpenSpace({}, more).status()));
   EXPECT_TRUE(rig.engine->OpenSpace(kOther, more).ok());
 }
 
@@ -490,7 +492,8 @@ TEST(Engine, AnotherTenantsChunkWasNeverSeen) {
             MissReason::kNeverSeen);
   EXPECT_TRUE(absl::IsNotFound(rig.engine->Stat(kOther, Id(1)).status()));
   EXPECT_THAT(rig.engine->List(kOther, {}, {}, 10), IsEmpty());
-  EXPECT_TRUE(absl::IsNotFound(rig.engine->Evict(kOther, Id(1), false).status()));
+  EXPECT_TRUE(
+      absl::IsNotFound(rig.engine->Evict(kOther, Id(1), false).status()));
   EXPECT_TRUE(absl::IsNotFound(rig.engine->Pin(kOther, Id(1), true)));
   const auto hold = rig.Hold(stranger, space, {Id(1)});
   ASSERT_TRUE(hold.ok());
@@ -525,9 +528,9 @@ TEST(Engine, MatchAppliesTheHitRulesOfAllGroups) {
   state.kv_head_count = 1;
   state.layout = SegmentLayout::kOpaque;
   EngineRig rig;
-  const SpaceId space = rig.Open(
-      SmallSpace({SmallGroup(GroupKind::kFullAttention),
-                  SmallGroup(GroupKind::kSlidingWindow), state}));
+  const SpaceId space =
+      rig.Open(SmallSpace({SmallGroup(GroupKind::kFullAttention),
+                           SmallGroup(GroupKind::kSlidingWindow), state}));
   const ClientId client = rig.Client();
   const auto save = [&](uint32_t n, std::vector<uint16_t> groups) {
     for (const uint16_t group : groups) {
@@ -663,7 +666,8 @@ TEST(Engine, ExpiredHoldIsRevokedAndItsMemoryWaitsForTheReader) {
   EXPECT_TRUE(absl::IsFailedPrecondition(
       rig.engine->AttachHold(client, hold->hold, rig.Progress()).status()));
   EXPECT_TRUE(rig.Read(space, Id(0), hold->chunks[0]).ok());
-  EXPECT_TRUE(absl::IsResourceExhausted(rig.Save(client, space, Spec(1)).reserve));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(rig.Save(client, space, Spec(1)).reserve));
   ASSERT_TRUE(rig.engine->ReleaseHold(client, hold->hold).ok());
   EXPECT_TRUE(rig.Save(client, space, Spec(1)).error().ok());
 }
@@ -678,7 +682,8 @@ TEST(Engine, MemoryIsPinnedUntilEveryOwnerIsGone) {
   const auto attached =
       rig.engine->AttachHold(worker, hold->hold, rig.Progress());
   ASSERT_TRUE(attached.ok());
-  EXPECT_EQ(attached->chunks[0].parts[0].address, hold->chunks[0].parts[0].address);
+  EXPECT_EQ(attached->chunks[0].parts[0].address,
+            hold->chunks[0].parts[0].address);
   ASSERT_TRUE(rig.engine->ReleaseHold(scheduler, hold->hold).ok());
   ASSERT_TRUE(rig.engine->Evict({}, Id(0), false).ok());
   EXPECT_EQ(rig.State(space, Id(0)), ChunkState::kMiss);
@@ -704,8 +709,9 @@ TEST(Engine, ExtendedHoldCountsAllItsChunks) {
   ASSERT_TRUE(extended.ok());
   EXPECT_EQ(extended->hold, hold->hold);
   EXPECT_THAT(extended->chunks, SizeIs(2));
-  EXPECT_THAT(rig.engine->AttachHold(client, hold->hold, rig.Progress())->chunks,
-              SizeIs(3));
+  EXPECT_THAT(
+      rig.engine->AttachHold(client, hold->hold, rig.Progress())->chunks,
+      SizeIs(3));
   EXPECT_EQ(rig.engine->Stats().holds, 1u);
   ASSERT_TRUE(rig.engine->ReleaseHold(client, hold->hold).ok());
   EXPECT_EQ(rig.engine->Stats().held_bytes, 0u);
@@ -839,7 +845,8 @@ TEST(Engine, PrefetchBringsUpWithoutHolding) {
 }
 
 TEST(Engine, CorruptDurableCopyIsAMissNeverData) {
-  for (const size_t byte : {size_t{40}, size_t{300}, size_t{4096}, size_t{5000}}) {
+  for (const size_t byte :
+       {size_t{40}, size_t{300}, size_t{4096}, size_t{5000}}) {
     EngineRig rig({}, 2 * kChunkPages);
     const SpaceId space = rig.Open(SmallSpace());
     const ClientId client = rig.Client();
@@ -1043,7 +1050,8 @@ TEST(Engine, AdmissionIsThePolicysAndTheRefusalSaysSo) {
   const ClientId client = rig.Client();
   const SaveResult refused = rig.Save(client, space, Spec(1));
   EXPECT_TRUE(absl::IsResourceExhausted(refused.error()));
-  EXPECT_THAT(Message(refused.error()), HasSubstr("not admitted by policy fussy"));
+  EXPECT_THAT(Message(refused.error()),
+              HasSubstr("not admitted by policy fussy"));
   SaveSpec dear = Spec(2);
   dear.hints.priority = 1;
   EXPECT_TRUE(rig.Save(client, space, dear).error().ok());
@@ -1140,7 +1148,8 @@ TEST(Engine, AdvancingTheEpochStopsMatchesAtOnce) {
   ASSERT_TRUE(rig.Save(client, space, fresh).error().ok());
   const auto again = rig.Hold(client, space, {ids[0]});
   EXPECT_TRUE(rig.Read(space, ids[0], again->chunks[0], 2).ok());
-  rig.engine->AdvanceEpoch({}, SpaceId(), [&](StatusOr<Epoch> e) { advanced = e; });
+  rig.engine->AdvanceEpoch({}, SpaceId(),
+                           [&](StatusOr<Epoch> e) { advanced = e; });
   EXPECT_TRUE(absl::IsNotFound(advanced.status()));
 }
 
@@ -1264,9 +1273,10 @@ TEST(Engine, WhatWasDurableIsThereAfterACrash) {
   SpaceDescriptor other = SmallSpace();
   other.rope = "theta=1";
   const SpaceId second = rig.Open(other);
-  EXPECT_EQ(rig.engine->WhyMiss({}, second, Id(8), OracleDigest<Sha256Digest>(3, 9))
-                .detail,
-            "rope");
+  EXPECT_EQ(
+      rig.engine->WhyMiss({}, second, Id(8), OracleDigest<Sha256Digest>(3, 9))
+          .detail,
+      "rope");
   // The other rank never came back.
   EXPECT_EQ(rig.State(space, Id(2)), ChunkState::kPending);
   rig.Pass(rig.options.incomplete_ttl + absl::Seconds(1));
@@ -1286,7 +1296,8 @@ TEST(Engine, RecordsOfOlderEpochsDoNotComeBack) {
   rig.SaveChain(client, space, 0, 2);
   rig.Run();
   bool done = false;
-  rig.engine->AdvanceEpoch({}, space, [&](StatusOr<Epoch> e) { done = e.ok(); });
+  rig.engine->AdvanceEpoch({}, space,
+                           [&](StatusOr<Epoch> e) { done = e.ok(); });
   // Durable, but the sweep has not given anything back yet.
   while (!done) ASSERT_TRUE(rig.executor->RunOne());
   rig.Crash();
@@ -1370,9 +1381,9 @@ TEST(Engine, ListPagesThroughAllChunksInOrder) {
     after = page.back().id;
   }
   EXPECT_THAT(all, SizeIs(11));
-  EXPECT_TRUE(std::is_sorted(
-      all.begin(), all.end(),
-      [](const auto& a, const auto& b) { return a.id < b.id; }));
+  EXPECT_TRUE(
+      std::is_sorted(all.begin(), all.end(),
+                     [](const auto& a, const auto& b) { return a.id < b.id; }));
   EXPECT_THAT(rig.engine->List(TenantId{}, {}, {}, 100), SizeIs(10));
   EXPECT_TRUE(all[0].complete);
   EXPECT_THAT(all[0].tiers, ElementsAre(TierKind::kDram, TierKind::kNvme));
@@ -1402,7 +1413,8 @@ TEST(Engine, MissesAreRememberedUpToABound) {
   const SpaceId space = rig.Open(SmallSpace());
   const ClientId client = rig.Client();
   const auto ids = rig.SaveChain(client, space, 0, 3);
-  for (const ChunkId& id : ids) ASSERT_TRUE(rig.engine->Evict({}, id, false).ok());
+  for (const ChunkId& id : ids)
+    ASSERT_TRUE(rig.engine->Evict({}, id, false).ok());
   EXPECT_EQ(rig.Why(space, ids[0]), MissReason::kNeverSeen);
   EXPECT_EQ(rig.Why(space, ids[1]), MissReason::kEvicted);
   EXPECT_EQ(rig.Why(space, ids[2]), MissReason::kEvicted);

@@ -49,8 +49,8 @@ class Threads {
     space_ = engine_->OpenSpace({}, descriptor_)->id;
     for (uint64_t n = 0; n < kUniverse; ++n) {
       RecordMeta meta =
-          OracleMeta(space_, OracleChunkId(n),
-                     WholePart(descriptor_.groups[0]), descriptor_.chunk_tokens);
+          OracleMeta(space_, OracleChunkId(n), WholePart(descriptor_.groups[0]),
+                     descriptor_.chunk_tokens);
       meta.token_begin = static_cast<uint32_t>(n % 5) * 8;
       if (n % 5 != 0) meta.parent = OracleChunkId(n - 1);
       records_.push_back(std::make_shared<OracleRecord>(
@@ -95,10 +95,16 @@ class Threads {
     for (int step = 0; step < kSteps; ++step) {
       const uint64_t n = random() % kUniverse;
       switch (random() % 12) {
-        case 0: case 1: case 2: case 3:
+        case 0:
+        case 1:
+        case 2:
+        case 3:
           Save(client, n, random() % 4 == 0, random() % 4 != 0);
           break;
-        case 4: case 5: case 6: case 7:
+        case 4:
+        case 5:
+        case 6:
+        case 7:
           ReadBack(client, n);
           break;
         case 8: {
@@ -200,9 +206,9 @@ class Threads {
     }
     if (ready) {
       const MutableByteSpan bytes = dram_.At(chunk.parts[0].address);
-      if (bytes.empty() || !CheckRecord(descriptor_.groups[0], bytes,
-                                        records_[n]->meta, 1)
-                                .ok()) {
+      if (bytes.empty() ||
+          !CheckRecord(descriptor_.groups[0], bytes, records_[n]->meta, 1)
+               .ok()) {
         ++wrong_;
       }
       ++read_;

@@ -44,7 +44,8 @@ TEST(ExpiryQueue, PruningKeepsWhatStillMeansSomething) {
     queue.Add(due[id], What::kHold, id);
     if (queue.WantsPruning()) {
       ++prunes;
-      queue.Prune([&](const ExpiryQueue::Entry& e) { return live.contains(e.id); });
+      queue.Prune(
+          [&](const ExpiryQueue::Entry& e) { return live.contains(e.id); });
       ASSERT_FALSE(queue.WantsPruning());
     }
     if (live.size() > 100) live.erase(live.begin());

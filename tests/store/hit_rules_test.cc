@@ -34,8 +34,8 @@ TEST(HitRules, NothingAskedIsUsable) {
 }
 
 TEST(HitRules, FullAttentionEndsAtTheFirstGap) {
-  for (GroupKind kind : {GroupKind::kFullAttention, GroupKind::kLatent,
-                         GroupKind::kIndexer}) {
+  for (GroupKind kind :
+       {GroupKind::kFullAttention, GroupKind::kLatent, GroupKind::kIndexer}) {
     EXPECT_EQ(Ask({Group(kind)}, {1, 1, 0, 1}).usable, 2u);
     EXPECT_EQ(Ask({Group(kind)}, {0, 1, 1, 1}).usable, 0u);
     EXPECT_EQ(Ask({Group(kind)}, {1, 1, 1}).usable, 3u);
@@ -45,7 +45,8 @@ TEST(HitRules, FullAttentionEndsAtTheFirstGap) {
 TEST(HitRules, SlidingWindowNeedsTheTrailingChunksOnly) {
   const auto window = [](uint32_t tokens, std::vector<GroupMask> present,
                          uint32_t tail = 0) {
-    return Ask({Group(GroupKind::kSlidingWindow, tokens)}, present, tail).usable;
+    return Ask({Group(GroupKind::kSlidingWindow, tokens)}, present, tail)
+        .usable;
   };
   EXPECT_EQ(window(16, {0, 0, 1, 1}), 4u);
   EXPECT_EQ(window(17, {0, 0, 1, 1}), 0u) << "reaches into a third chunk";

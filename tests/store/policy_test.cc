@@ -170,8 +170,8 @@ TEST(LruPolicy, AgreesWithTheDefinitionOnRandomUse) {
 TEST(LruPolicy, ItsTablesAreSmall) {
   const auto policy = NewLruPolicy();
   for (uint32_t i = 0; i < 100'000; ++i) {
-    policy->Insert(ChunkIndex{i}, Under(i == 0 ? std::nullopt
-                                               : std::optional(i - 1)));
+    policy->Insert(ChunkIndex{i},
+                   Under(i == 0 ? std::nullopt : std::optional(i - 1)));
   }
   EXPECT_LE(policy->MemoryBytes(), 80u * 100'000);
 }

@@ -175,8 +175,8 @@ class FakeDurableTier final : public DurableTier {
     Later(write_delay(), [this, extent, meta, record,
                           done = std::move(done)]() mutable {
       Status status = TakeFault(write_faults_);
-      if (status.ok() && !RecordView::Parse(record.first(meta.record_bytes))
-                              .ok()) {
+      if (status.ok() &&
+          !RecordView::Parse(record.first(meta.record_bytes)).ok()) {
         FakeTierMisused("the memory of a write changed before it was done");
       }
       {
@@ -302,7 +302,9 @@ class FakeDurableTier final : public DurableTier {
     health_ = std::move(health);
   }
   // The next `count` of them fail.
-  void FailWrites(int count, Status status) { Arm(write_faults_, count, status); }
+  void FailWrites(int count, Status status) {
+    Arm(write_faults_, count, status);
+  }
   void FailReads(int count, Status status) { Arm(read_faults_, count, status); }
   void FailControls(int count, Status status) {
     Arm(control_faults_, count, status);
@@ -336,10 +338,10 @@ class FakeDurableTier final : public DurableTier {
     absl::MutexLock lock(&mu_);
     int count = 0;
     for (const auto& [handle, record] : records_) {
-      count += !record.bytes.empty() && !record.freed &&
-                       record.meta.chunk == chunk
-                   ? 1
-                   : 0;
+      count +=
+          !record.bytes.empty() && !record.freed && record.meta.chunk == chunk
+              ? 1
+              : 0;
     }
     return count;
   }

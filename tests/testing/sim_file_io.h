@@ -26,14 +26,14 @@ namespace larder {
 // How often a SimFileIo does wrong; each is a probability per request. Those
 // named "now" of blocking calls follow the same numbers.
 struct SimFaults {
-  double read_error = 0;    // -EIO
-  double write_error = 0;   // -EIO; some of the pages may have been written
-  double sync_error = 0;    // -EIO; some of the pages are lost for good
-  double again = 0;         // -EAGAIN or -EINTR; nothing happened
+  double read_error = 0;      // -EIO
+  double write_error = 0;     // -EIO; some of the pages may have been written
+  double sync_error = 0;      // -EIO; some of the pages are lost for good
+  double again = 0;           // -EAGAIN or -EINTR; nothing happened
   double short_transfer = 0;  // some pages fewer than asked for, maybe uneven
   double zero_transfer = 0;
-  double late = 0;           // completes a second later
-  double twice = 0;          // the completion is delivered again, later
+  double late = 0;               // completes a second later
+  double twice = 0;              // the completion is delivered again, later
   double misdirected_read = 0;   // bytes of another place
   double misdirected_write = 0;  // lands at another place, reported as done
   double rot = 0;                // a write that leaves one bit wrong
@@ -165,7 +165,8 @@ class SimFileIo final : public FileIo {
   StatusOr<std::vector<FileInfo>> List() override {
     absl::MutexLock lock(&mu_);
     std::vector<FileInfo> files;
-    for (const auto& [name, node] : names_) files.push_back({name, node->bytes});
+    for (const auto& [name, node] : names_)
+      files.push_back({name, node->bytes});
     return files;
   }
   StatusOr<FileId> Create(const std::string& name, uint64_t bytes) override {
@@ -173,7 +174,8 @@ class SimFileIo final : public FileIo {
     uint64_t used = bytes;
     for (const auto& [other, node] : names_) used += node->bytes;
     if (used > space_bytes_) {
-      return absl::ResourceExhaustedError("No space left on device (simulated)");
+      return absl::ResourceExhaustedError(
+          "No space left on device (simulated)");
     }
     if (names_.contains(name)) return absl::UnavailableError("file exists");
     auto node = std::make_shared<Node>();
@@ -206,11 +208,14 @@ class SimFileIo final : public FileIo {
   }
 
   int64_t ReadNow(FileId file, uint64_t offset, MutableByteSpan into) override {
-    return Now({.kind = IoRequest::Kind::kRead, .file = file, .offset = offset,
+    return Now({.kind = IoRequest::Kind::kRead,
+                .file = file,
+                .offset = offset,
                 .first = into});
   }
   int64_t WriteNow(FileId file, uint64_t offset, ByteSpan from) override {
-    return Now({.kind = IoRequest::Kind::kWrite, .file = file,
+    return Now({.kind = IoRequest::Kind::kWrite,
+                .file = file,
                 .offset = offset,
                 .first = {const_cast<std::byte*>(from.data()), from.size()}});
   }
@@ -391,8 +396,8 @@ class SimFileIo final : public FileIo {
       result = 1 + static_cast<int64_t>(random_() % request.bytes());
       // Whole pages and something more, as kernels do.
       uint64_t whole = static_cast<uint64_t>(result) & ~(kPageBytes - 1);
-      part.first = request.first.first(std::min<uint64_t>(
-          whole, request.first.size()));
+      part.first =
+          request.first.first(std::min<uint64_t>(whole, request.first.size()));
       whole -= part.first.size();
       part.second = request.second.first(whole);
     }

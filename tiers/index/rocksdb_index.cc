@@ -36,10 +36,11 @@ Status FromOpen(const rocksdb::Status& status, const std::string& directory) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the index ", directory, " is in use by another process: ", text));
   }
-  if (status.IsIOError() && text.find("ermission denied") != std::string::npos) {
-    return absl::PermissionDeniedError(absl::StrCat(
-        "open the index ", directory, ": ", text,
-        " (give the daemon's user write access)"));
+  if (status.IsIOError() &&
+      text.find("ermission denied") != std::string::npos) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("open the index ", directory, ": ", text,
+                     " (give the daemon's user write access)"));
   }
   if (status.IsIOError() && !status.IsNoSpace() &&
       text.find("No such file") != std::string::npos) {
@@ -56,8 +57,7 @@ class RocksdbIndex final : public Index {
     options_.create_if_missing = true;
     options_.paranoid_checks = true;
     options_.track_and_verify_wals_in_manifest = true;
-    options_.wal_recovery_mode =
-        rocksdb::WALRecoveryMode::kPointInTimeRecovery;
+    options_.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
     options_.write_buffer_size = options.write_buffer_bytes;
     options_.max_write_buffer_number = 2;
     options_.max_total_wal_size = 4 * options.write_buffer_bytes;
@@ -79,16 +79,14 @@ class RocksdbIndex final : public Index {
 
   Status Open() override {
     rocksdb::DB* db = nullptr;
-    const rocksdb::Status status =
-        rocksdb::DB::Open(options_, directory_, &db);
+    const rocksdb::Status status = rocksdb::DB::Open(options_, directory_, &db);
     db_.reset(db);
     return FromOpen(status, directory_);
   }
 
   Status Reset() override {
     db_.reset();
-    const rocksdb::Status destroyed =
-        rocksdb::DestroyDB(directory_, options_);
+    const rocksdb::Status destroyed = rocksdb::DestroyDB(directory_, options_);
     if (!destroyed.ok()) return FromOpen(destroyed, directory_);
     return Open();
   }

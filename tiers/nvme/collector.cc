@@ -75,10 +75,9 @@ std::vector<SegmentLog::Candidate> SegmentLog::GatherLocked() {
     }
     ++c.cursor;
   }
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) {
-              return a.page < b.page;
-            });
+  std::sort(
+      candidates.begin(), candidates.end(),
+      [](const Candidate& a, const Candidate& b) { return a.page < b.page; });
   if (c.memory.size() < bytes) c.memory = PageMemory(bytes);
   return candidates;
 }
@@ -95,8 +94,8 @@ void SegmentLog::GatherControlsLocked(Outbox& out) {
           it->second.page != place.page) {
         continue;
       }
-      append = NewDeathsLocked(it->second.deaths, place.deaths,
-                               Head::kCollector);
+      append =
+          NewDeathsLocked(it->second.deaths, place.deaths, Head::kCollector);
     } else {
       const auto it = controls_.find(place.key);
       if (it == controls_.end() || it->second.sequence == 0 ||
@@ -156,8 +155,8 @@ void SegmentLog::CollectStep() {
                  candidates[end - 1].page + 1 + candidates[end - 1].pages);
     const MutableByteSpan run = memory.subspan(at, bytes);
     at += bytes;
-    const Status read =
-        ReadAll(io_, victim->id, uint64_t{candidates[i].page} * kPageBytes, run);
+    const Status read = ReadAll(io_, victim->id,
+                                uint64_t{candidates[i].page} * kPageBytes, run);
     uint64_t offset = 0;
     for (; i < end; ++i) {
       const uint64_t size = (uint64_t{candidates[i].pages} + 1) * kPageBytes;
@@ -165,8 +164,8 @@ void SegmentLog::CollectStep() {
       if (!read.ok()) {
         // One bad place must not cost its neighbours, nor one bad answer.
         status = ReadPatiently(io_, victim->id,
-                         uint64_t{candidates[i].page} * kPageBytes,
-                         run.subspan(offset, size));
+                               uint64_t{candidates[i].page} * kPageBytes,
+                               run.subspan(offset, size));
       }
       MoveRecord(*victim, candidates[i], run.subspan(offset, size), status);
       offset += size;
@@ -192,8 +191,8 @@ void SegmentLog::MoveRecord(SegmentFile& victim, const Candidate& candidate,
                             MutableByteSpan memory, Status status) {
   Frame frame;
   if (status.ok()) {
-    StatusOr<Frame> decoded = DecodeFrame(memory.first(kPageBytes),
-                                          victim.header, candidate.page);
+    StatusOr<Frame> decoded =
+        DecodeFrame(memory.first(kPageBytes), victim.header, candidate.page);
     status = decoded.status();
     if (decoded.ok()) frame = *decoded;
   }

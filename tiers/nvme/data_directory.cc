@@ -62,8 +62,7 @@ StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Take(
   if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
     return FileError(errno, absl::StrCat("make the data directory ", path));
   }
-  const int directory =
-      open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int directory = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (directory < 0) {
     return FileError(errno, absl::StrCat("open the data directory ", path));
   }
@@ -179,9 +178,8 @@ StatusOr<FileId> DataDirectory::Create(const std::string& name,
   if (error != 0) {
     close(fd);
     unlinkat(directory_, name.c_str(), 0);
-    return FileError(error,
-                     absl::StrCat("reserve ", bytes, " bytes for ", path_, "/",
-                                  name));
+    return FileError(error, absl::StrCat("reserve ", bytes, " bytes for ",
+                                         path_, "/", name));
   }
   StatusOr<FileId> file = Remember(fd);
   if (!file.ok()) unlinkat(directory_, name.c_str(), 0);
@@ -225,10 +223,9 @@ int64_t TransferNow(int fd, const IoRequest& request) {
        {request.second.data(), request.second.size()}}};
   const int count = request.second.empty() ? 1 : 2;
   const auto offset = static_cast<off_t>(request.offset);
-  const ssize_t result =
-      request.kind == IoRequest::Kind::kRead
-          ? preadv(fd, parts.data(), count, offset)
-          : pwritev(fd, parts.data(), count, offset);
+  const ssize_t result = request.kind == IoRequest::Kind::kRead
+                             ? preadv(fd, parts.data(), count, offset)
+                             : pwritev(fd, parts.data(), count, offset);
   return result >= 0 ? result : -errno;
 }
 

@@ -39,8 +39,8 @@ Status IoError(IoRequest::Kind kind, int error) {
     return absl::DataLossError(
         absl::StrCat(doing, ": the medium ended the transfer short"));
   }
-  const std::string text = absl::StrCat(
-      doing, ": ", std::generic_category().message(error));
+  const std::string text =
+      absl::StrCat(doing, ": ", std::generic_category().message(error));
   switch (error) {
     case ECANCELED:
       return absl::CancelledError(text);
@@ -64,7 +64,9 @@ IoQueue::IoQueue(FileIo& io, uint32_t depth, uint64_t piece_bytes)
   io_.SetSink(this);
 }
 
-IoQueue::~IoQueue() { Stop(); }
+IoQueue::~IoQueue() {
+  Stop();
+}
 
 void IoQueue::PushLocked(Transfer* transfer) {
   List& list = waiting_[static_cast<size_t>(transfer->turn)];
@@ -114,7 +116,8 @@ void IoQueue::IssueLocked(Batch& batch) {
     ++transfer->outstanding_;
     const uint64_t total = TotalBytes(*transfer);
     if (total > 0) {
-      const bool with_header = transfer->issued_ == 0 && !transfer->header.empty();
+      const bool with_header =
+          transfer->issued_ == 0 && !transfer->header.empty();
       if (with_header) {
         request.first = transfer->header;
         transfer->issued_ = transfer->header.size();
@@ -161,8 +164,7 @@ IoQueue::Verdict IoQueue::JudgeLocked(Slot& slot, int64_t result) {
   } else if (static_cast<uint64_t>(result) < want) {
     ++counters_.short_completions;
     // Continue at a page, so that O_DIRECT stays aligned.
-    const uint64_t moved =
-        static_cast<uint64_t>(result) & ~(kPageBytes - 1);
+    const uint64_t moved = static_cast<uint64_t>(result) & ~(kPageBytes - 1);
     if (moved > 0 || ++slot.attempts <= kMaxAttempts) {
       Advance(slot.request, moved);
       return Verdict::kAgain;
@@ -292,8 +294,8 @@ Status MoveAll(IoRequest::Kind kind, uint64_t bytes, Step step) {
       return IoError(kind, kEndedShort);
     }
     if (pages == 0 && ++attempts > IoQueue::kMaxAttempts) {
-      return IoError(kind, result < 0 ? static_cast<int>(-result)
-                                      : kEndedShort);
+      return IoError(kind,
+                     result < 0 ? static_cast<int>(-result) : kEndedShort);
     }
     moved += pages;
   }

@@ -19,8 +19,8 @@ struct Location {
     kCancelled,  // freed while being written
   };
   uint32_t file = 0;
-  uint32_t page = 0;        // of the frame
-  uint32_t pages = 0;       // of the record, without its frame
+  uint32_t page = 0;   // of the frame
+  uint32_t pages = 0;  // of the record, without its frame
   uint32_t generation : 24 = 0;
   State state : 8 = State::kFree;
 };

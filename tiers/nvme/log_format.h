@@ -34,7 +34,11 @@ struct FileHeader {
   bool operator==(const FileHeader&) const = default;
 };
 
-enum class FrameKind : uint8_t { kPart = 1, kControl = 2, kDeaths = 3 };  // on disk
+enum class FrameKind : uint8_t {
+  kPart = 1,
+  kControl = 2,
+  kDeaths = 3
+};  // on disk
 
 // The page in front of every record; also, shorter, its entry in the footer.
 struct Frame {

@@ -38,8 +38,8 @@ struct FileRow {
   FileNonce nonce{};
   RowDigest rows;
   bool sealed = false;
-  uint32_t next_page = 0;  // all records before it have rows, or are dead
-  uint64_t entry_count = 0;           // of the footer, if sealed
+  uint32_t next_page = 0;    // all records before it have rows, or are dead
+  uint64_t entry_count = 0;  // of the footer, if sealed
   Checksum entries_checksum;
 };
 std::string FileRowKey(uint32_t file_number);

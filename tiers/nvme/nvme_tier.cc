@@ -81,8 +81,7 @@ Status NvmeOptions::Validate() const {
   if (queue_depth < 1 || queue_depth > 4096) {
     return absl::InvalidArgumentError("queue_depth must be 1 to 4096");
   }
-  if (io_bytes < kPageBytes || io_bytes % kPageBytes != 0 ||
-      io_bytes > 1_GiB) {
+  if (io_bytes < kPageBytes || io_bytes % kPageBytes != 0 || io_bytes > 1_GiB) {
     return absl::InvalidArgumentError(
         "io_bytes must be a multiple of 4 KiB up to 1 GiB");
   }

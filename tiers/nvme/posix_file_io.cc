@@ -53,14 +53,17 @@ class PosixFileIo final : public FileIo {
   Status SyncDirectory() override { return directory_->Sync(); }
 
   int64_t ReadNow(FileId file, uint64_t offset, MutableByteSpan into) override {
-    return Transfer({.kind = IoRequest::Kind::kRead, .file = file,
-                     .offset = offset, .first = into});
+    return Transfer({.kind = IoRequest::Kind::kRead,
+                     .file = file,
+                     .offset = offset,
+                     .first = into});
   }
   int64_t WriteNow(FileId file, uint64_t offset, ByteSpan from) override {
-    return Transfer({.kind = IoRequest::Kind::kWrite, .file = file,
-                     .offset = offset,
-                     .first = {const_cast<std::byte*>(from.data()),
-                               from.size()}});
+    return Transfer(
+        {.kind = IoRequest::Kind::kWrite,
+         .file = file,
+         .offset = offset,
+         .first = {const_cast<std::byte*>(from.data()), from.size()}});
   }
   int64_t SyncNow(FileId file) override {
     return Transfer({.kind = IoRequest::Kind::kSync, .file = file});

@@ -58,9 +58,10 @@ StatusOr<DurableTier::RecoveryReport> Recovery::Run(DurableTier::Found& found) {
       if (!file.frames.empty()) report_.rebuilt_from_footers = true;
     } else if (!file.sealed) {
       Scan(file, file.row.next_page);
-      std::erase_if(file.frames, [&ahead = file.rows_ahead](const Frame& frame) {
-        return ahead.contains(frame.page);
-      });
+      std::erase_if(file.frames,
+                    [&ahead = file.rows_ahead](const Frame& frame) {
+                      return ahead.contains(frame.page);
+                    });
     }
     if (!file.sealed) {
       // What is reported as durable must be.
@@ -224,10 +225,10 @@ Status Recovery::ReadFileRows() {
       file.trusted = true;
     }
     const PageMemory page(kPageBytes);
-    if (ReadPatiently(io_, file.id, file.header.file_bytes - kPageBytes, page.span())
+    if (ReadPatiently(io_, file.id, file.header.file_bytes - kPageBytes,
+                      page.span())
             .ok()) {
-      const StatusOr<Trailer> trailer =
-          DecodeTrailer(page.span(), file.header);
+      const StatusOr<Trailer> trailer = DecodeTrailer(page.span(), file.header);
       if (trailer.ok()) {
         file.sealed = true;
         file.trailer = *trailer;
@@ -287,10 +288,10 @@ Status Recovery::CountRows() {
         frame.file_number = place->file_number;
         frame.page = place->page;
         frame.payload_bytes = value.size();
-        CollectSmall(it->second, frame,
-                     {reinterpret_cast<const std::byte*>(value.data()),
-                      value.size()},
-                     /*has_row=*/true);
+        CollectSmall(
+            it->second, frame,
+            {reinterpret_cast<const std::byte*>(value.data()), value.size()},
+            /*has_row=*/true);
       }
       return true;
     };
@@ -335,8 +336,9 @@ void Recovery::LoadSealed(FoundFile& file) {
 bool Recovery::LoadFooter(FoundFile& file) {
   const PageMemory memory(file.trailer.entries_bytes());
   const ByteSpan entries = memory.span().first(file.trailer.entries_bytes());
-  if (!ReadPatiently(io_, file.id, uint64_t{file.trailer.footer_page} * kPageBytes,
-               memory.span())
+  if (!ReadPatiently(io_, file.id,
+                     uint64_t{file.trailer.footer_page} * kPageBytes,
+                     memory.span())
            .ok() ||
       FooterChecksum(entries, file.header.nonce) !=
           file.trailer.entries_checksum) {
@@ -360,12 +362,12 @@ void Recovery::Scan(FoundFile& file, uint32_t from) {
       begin = page;
       end = std::min(pages, page + kScanBytes / kPageBytes);
       if (!ReadPatiently(io_, file.id, begin * kPageBytes,
-                   memory.span().first((end - begin) * kPageBytes))
+                         memory.span().first((end - begin) * kPageBytes))
                .ok()) {
         // Find out which of the pages cannot be read.
         end = begin + 1;
         if (!ReadPatiently(io_, file.id, begin * kPageBytes,
-                     memory.span().first(kPageBytes))
+                           memory.span().first(kPageBytes))
                  .ok()) {
           ++page;
           continue;
@@ -405,8 +407,8 @@ Status Recovery::ReadPayload(const FoundFile& file, const Frame& frame,
   const uint64_t bytes = RoundUp(frame.payload_bytes, kPageBytes);
   if (memory.size() < bytes) memory = PageMemory(bytes);
   LARDER_RETURN_IF_ERROR(ReadPatiently(io_, file.id,
-                                 (uint64_t{frame.page} + 1) * kPageBytes,
-                                 memory.span().first(bytes)));
+                                       (uint64_t{frame.page} + 1) * kPageBytes,
+                                       memory.span().first(bytes)));
   payload = memory.span().first(frame.payload_bytes);
   if (frame.kind != FrameKind::kPart &&
       ComputeChecksum(payload) != frame.payload_checksum) {
@@ -450,8 +452,8 @@ void Recovery::ReadSmallOf(FoundFile& file) {
     if (frame.kind == FrameKind::kPart) continue;
     // A footer entry has no checksum of the payload: the frame has.
     ByteSpan payload;
-    Status status =
-        ReadPatiently(io_, file.id, uint64_t{frame.page} * kPageBytes, page.span());
+    Status status = ReadPatiently(
+        io_, file.id, uint64_t{frame.page} * kPageBytes, page.span());
     if (status.ok()) {
       const StatusOr<Frame> whole =
           DecodeFrame(page.span(), file.header, frame.page);
@@ -620,10 +622,10 @@ void Recovery::FinishFiles() {
               [](const Frame& a, const Frame& b) { return a.page < b.page; });
     std::vector<std::byte> footer(file.footer.size() * kFooterEntryBytes);
     for (size_t i = 0; i < file.footer.size(); ++i) {
-      EncodeFooterEntry(file.footer[i],
-                        std::span<std::byte, kFooterEntryBytes>(
-                            footer.data() + i * kFooterEntryBytes,
-                            kFooterEntryBytes));
+      EncodeFooterEntry(
+          file.footer[i],
+          std::span<std::byte, kFooterEntryBytes>(
+              footer.data() + i * kFooterEntryBytes, kFooterEntryBytes));
     }
     log_.AdoptFooter(number, std::move(footer));
   }

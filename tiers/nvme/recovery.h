@@ -36,11 +36,11 @@ class Recovery {
     FileId id = FileId::kNone;
     FileRow row;
     bool may_delete = false;  // without a header it means nothing
-    bool has_row = false;   // that agrees in number and nonce
-    bool trusted = false;   // its rows are used
-    bool sealed = false;    // it has a trailer (or the index saw one)
+    bool has_row = false;     // that agrees in number and nonce
+    bool trusted = false;     // its rows are used
+    bool sealed = false;      // it has a trailer (or the index saw one)
     Trailer trailer;
-    RowDigest counted;      // what its rows add up to
+    RowDigest counted;  // what its rows add up to
     // Pages that have rows although an earlier record has none yet.
     absl::flat_hash_set<uint32_t> rows_ahead;
     uint32_t next_page = 1;
@@ -102,7 +102,7 @@ class Recovery {
     bool has_row = false;
     std::string payload;  // if it has none
   };
-  std::vector<Small> small_;  // controls and lists of deaths
+  std::vector<Small> small_;            // controls and lists of deaths
   absl::flat_hash_set<uint64_t> dead_;  // file << 32 | page
   std::vector<Candidate> candidates_;
   uint64_t max_sequence_ = 0;

@@ -82,8 +82,8 @@ void SegmentLog::CondemnLocked(SegmentFile& file, const Status& why,
   if (file.state == SegmentFile::State::kCondemned) return;
   file.state = SegmentFile::State::kCondemned;
   last_failure_ = Annotate(
-      why, absl::StrCat("segment file ",
-                        SegmentFileName(file.header.file_number)));
+      why,
+      absl::StrCat("segment file ", SegmentFileName(file.header.file_number)));
   ++counters_.condemned_files;
   for (SegmentFile*& head : heads_) {
     if (head == &file) head = nullptr;
@@ -307,11 +307,10 @@ void SegmentLog::FinishControlLocked(Append* append, Outbox& out) {
   ControlState& state = controls_[append->control.key];
   const uint64_t charge = ChargeOf(append->record_pages);
   const bool newer = append->control.sequence > state.sequence;
-  const bool copy = append->is_move &&
-                    append->control.sequence == state.sequence;
+  const bool copy =
+      append->is_move && append->control.sequence == state.sequence;
   if (newer || copy) {
-    const uint64_t old_charge =
-        state.sequence == 0 ? 0 : ChargeOf(state.pages);
+    const uint64_t old_charge = state.sequence == 0 ? 0 : ChargeOf(state.pages);
     const uint32_t old_file = state.file;
     append->file->live_bytes += charge;
     state.sequence = append->control.sequence;

@@ -48,14 +48,14 @@ struct SegmentFile {
   FileHeader header;
   FileId id = FileId::kNone;
   State state = State::kOpen;
-  uint32_t next_page = 1;    // where the next record goes
-  uint64_t live_bytes = 0;   // charges of what lives here
-  uint32_t reads = 0;        // under way
-  uint32_t moves = 0;        // steps of garbage collection at work on it
-  bool sealing = false;      // taken by the housekeeper
+  uint32_t next_page = 1;   // where the next record goes
+  uint64_t live_bytes = 0;  // charges of what lives here
+  uint32_t reads = 0;       // under way
+  uint32_t moves = 0;       // steps of garbage collection at work on it
+  bool sealing = false;     // taken by the housekeeper
   absl::Time retry_at = absl::InfinitePast();  // of a deletion that failed
-  Status condemned;          // why it is
-  Trailer sealed_trailer;  // once it is sealed
+  Status condemned;                            // why it is
+  Trailer sealed_trailer;                      // once it is sealed
 
   // Records that may live here, by index in the location table, and controls.
   std::vector<uint32_t> locations;
@@ -63,7 +63,7 @@ struct SegmentFile {
     uint32_t page;
     uint32_t pages;
     FrameKind kind;
-    std::string key;    // of a control
+    std::string key;      // of a control
     uint64_t deaths = 0;  // of a list of deaths: its number
   };
   std::vector<ControlPlace> controls;

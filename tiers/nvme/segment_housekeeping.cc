@@ -55,8 +55,14 @@ void SegmentLog::Housekeep() {
 
 // Does the one thing that is most urgent. False if there is nothing to do.
 bool SegmentLog::HousekeepOnce() {
-  enum class Job { kNone, kCreateUser, kCreateCollector, kSeal, kDelete,
-                   kCollect };
+  enum class Job {
+    kNone,
+    kCreateUser,
+    kCreateCollector,
+    kSeal,
+    kDelete,
+    kCollect
+  };
   Job job = Job::kNone;
   SegmentFile* file = nullptr;
   Outbox out(*this);
@@ -77,8 +83,7 @@ bool SegmentLog::HousekeepOnce() {
     if (heads_[kUser] == nullptr && MayCreateLocked(Head::kUser) &&
         (retry || (refusing_.ok() && !waiting_[kUser].empty()))) {
       job = Job::kCreateUser;
-    } else if (heads_[kCollector] == nullptr &&
-               !waiting_[kCollector].empty()) {
+    } else if (heads_[kCollector] == nullptr && !waiting_[kCollector].empty()) {
       job = Job::kCreateCollector;
     } else {
       for (const auto& [number, candidate] : files_) {
@@ -219,12 +224,12 @@ void SegmentLog::Seal(SegmentFile* file) {
       entries.span().first(trailer.entries_bytes()), header.nonce);
   const PageMemory page(kPageBytes);
   EncodeTrailer(trailer, header.nonce, page.span().first<kPageBytes>());
-  Status status = WriteAll(io_, file->id,
-                           uint64_t{trailer.footer_page} * kPageBytes,
-                           entries.span());
+  Status status =
+      WriteAll(io_, file->id, uint64_t{trailer.footer_page} * kPageBytes,
+               entries.span());
   if (status.ok()) {
-    status = WriteAll(io_, file->id, header.file_bytes - kPageBytes,
-                      page.span());
+    status =
+        WriteAll(io_, file->id, header.file_bytes - kPageBytes, page.span());
   }
   if (status.ok()) status = Sync(io_, file->id);
   Outbox out(*this);

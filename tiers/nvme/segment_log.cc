@@ -27,8 +27,12 @@ bool Aligned(const void* data) {
 
 }  // namespace
 
-void Append::Finish(const Status& status) { log.AppendEnded(this, status); }
-void LogRead::Finish(const Status& status) { log.ReadEnded(this, status); }
+void Append::Finish(const Status& status) {
+  log.AppendEnded(this, status);
+}
+void LogRead::Finish(const Status& status) {
+  log.ReadEnded(this, status);
+}
 
 SegmentLog::SegmentLog(const NvmeOptions& options, FileIo& io, Index& index,
                        Executor& executor, Clock& clock)
@@ -41,7 +45,9 @@ SegmentLog::SegmentLog(const NvmeOptions& options, FileIo& io, Index& index,
       queue_(io, options.queue_depth, options.io_bytes),
       sync_(*this) {}
 
-SegmentLog::~SegmentLog() { Stop(); }
+SegmentLog::~SegmentLog() {
+  Stop();
+}
 
 // --- Tasks -----------------------------------------------------------------
 
@@ -101,8 +107,7 @@ void SegmentLog::Stop() {
         +[](uint32_t* running) { return *running == 0; }, &tasks_running_));
   }
   queue_.Stop();  // every transfer ends, with what it came to or Cancelled
-  const Status cancelled =
-      absl::CancelledError("the tier is shutting down");
+  const Status cancelled = absl::CancelledError("the tier is shutting down");
   std::vector<Tier::Done> dones;
   std::vector<FileId> files;
   {
@@ -123,7 +128,8 @@ void SegmentLog::Stop() {
 Status SegmentLog::ReadyLocked() const {
   switch (phase_) {
     case Phase::kNew:
-      return absl::FailedPreconditionError("the NVMe tier is not recovered yet");
+      return absl::FailedPreconditionError(
+          "the NVMe tier is not recovered yet");
     case Phase::kStopped:
       return absl::CancelledError("the tier is shutting down");
     case Phase::kOpen:
@@ -143,16 +149,14 @@ uint64_t SegmentLog::MaxExtentBytes() const {
 // so at least all but the largest charge of every file is full; if all that is
 // charged is less, some file holds something dead (README.md, "Room").
 uint64_t SegmentLog::LimitLocked(uint64_t max_charge) const {
-  const uint64_t usable =
-      SegmentFile::UsableBytes(options_.segment_file_bytes);
+  const uint64_t usable = SegmentFile::UsableBytes(options_.segment_file_bytes);
   const uint64_t files = max_files_ - kCollectorFiles;
-  const uint64_t charge = std::max(
-      max_charge, ChargeOf(PagesOf(ControlPayloadBytes(
-                      kMaxControlKeyBytes, kMaxControlValueBytes))));
-  const double data =
-      static_cast<double>(files * (usable - charge)) *
-          (1.0 - options_.gc_reserve_fraction) -
-      static_cast<double>(usable / 2);  // for controls
+  const uint64_t charge =
+      std::max(max_charge, ChargeOf(PagesOf(ControlPayloadBytes(
+                               kMaxControlKeyBytes, kMaxControlValueBytes))));
+  const double data = static_cast<double>(files * (usable - charge)) *
+                          (1.0 - options_.gc_reserve_fraction) -
+                      static_cast<double>(usable / 2);  // for controls
   return data > 0 ? static_cast<uint64_t>(data) : 0;
 }
 
@@ -175,9 +179,9 @@ TierUsage SegmentLog::Usage() const {
 
 StatusOr<Extent> SegmentLog::Allocate(uint64_t bytes) {
   if (bytes == 0 || bytes > MaxExtentBytes()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "an extent of ", bytes, " bytes: must be 1 to ", MaxExtentBytes(),
-        " (a quarter of a segment file)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("an extent of ", bytes, " bytes: must be 1 to ",
+                     MaxExtentBytes(), " (a quarter of a segment file)"));
   }
   const uint64_t pages = PagesOf(bytes);
   const uint64_t charge = ChargeOf(pages);
@@ -382,7 +386,8 @@ void SegmentLog::Write(Extent extent, const RecordMeta& meta, ByteSpan record,
     Status refused = ReadyLocked();
     Location* location = locations_.Find(extent.handle);
     if (refused.ok() && location == nullptr) {
-      refused = absl::InvalidArgumentError("write to an extent that is no more");
+      refused =
+          absl::InvalidArgumentError("write to an extent that is no more");
     } else if (refused.ok() &&
                (meta.record_bytes == 0 ||
                 record.size() != RoundUp(meta.record_bytes, kPageBytes) ||
@@ -455,19 +460,20 @@ void SegmentLog::PlaceAtLocked(Append* append, SegmentFile& file, Outbox& out) {
   file.unsettled.insert(frame.page);
   if (frame.kind == FrameKind::kControl) {
     // A first writing gets its place in time here, a moved copy keeps it.
-    if (append->control.sequence == 0) append->control.sequence = frame.sequence;
+    if (append->control.sequence == 0)
+      append->control.sequence = frame.sequence;
     EncodeControl(append->control, append->payload.span());
     ++controls_[append->control.key].copies;
   }
   if (frame.kind != FrameKind::kPart) {
     frame.payload_checksum =
         ComputeChecksum(append->payload.span().first(frame.payload_bytes));
-    file.controls.push_back({.page = frame.page,
-                             .pages = static_cast<uint32_t>(
-                                 append->record_pages),
-                             .kind = frame.kind,
-                             .key = append->control.key,
-                             .deaths = append->deaths_number});
+    file.controls.push_back(
+        {.page = frame.page,
+         .pages = static_cast<uint32_t>(append->record_pages),
+         .kind = frame.kind,
+         .key = append->control.key,
+         .deaths = append->deaths_number});
   }
   const size_t at = file.footer.size();
   file.footer.resize(at + kFooterEntryBytes);
@@ -571,10 +577,10 @@ void SegmentLog::PutControl(std::string key, std::string value,
                             Tier::Done done) {
   if (key.empty() || key.size() > kMaxControlKeyBytes ||
       value.size() > kMaxControlValueBytes) {
-    std::move(done)(absl::InvalidArgumentError(absl::StrCat(
-        "a control with a key of ", key.size(), " and a value of ",
-        value.size(), " bytes (at most ", kMaxControlKeyBytes, " and ",
-        kMaxControlValueBytes, ", the key not empty)")));
+    std::move(done)(absl::InvalidArgumentError(
+        absl::StrCat("a control with a key of ", key.size(), " and a value of ",
+                     value.size(), " bytes (at most ", kMaxControlKeyBytes,
+                     " and ", kMaxControlValueBytes, ", the key not empty)")));
     return;
   }
   Outbox out(*this);
@@ -637,8 +643,8 @@ void SegmentLog::EnqueueDeathsLocked(Outbox& out) {
   for (const RowPlace& place : std::exchange(dead_, {})) {
     const SegmentFile* file = FileLocked(place.file_number);
     if (file == nullptr || file->state == SegmentFile::State::kDoomed) continue;
-    deaths.push_back({place.file_number, place.page,
-                      NoncePrefix(file->header.nonce)});
+    deaths.push_back(
+        {place.file_number, place.page, NoncePrefix(file->header.nonce)});
   }
   // So many short lists are made into few.
   std::vector<uint64_t> replaced;
@@ -732,8 +738,8 @@ void SegmentLog::AdoptFile(AdoptedFile adopted) {
   auto file = std::make_unique<SegmentFile>();
   file->header = adopted.header;
   file->id = adopted.id;
-  file->state = adopted.sealed ? SegmentFile::State::kSealed
-                               : SegmentFile::State::kFull;
+  file->state =
+      adopted.sealed ? SegmentFile::State::kSealed : SegmentFile::State::kFull;
   file->next_page = adopted.next_page;
   file->sealed_trailer = adopted.trailer;
   file->rows = adopted.rows;

@@ -178,10 +178,10 @@ class SegmentLog : public std::enable_shared_from_this<SegmentLog> {
   // One step of garbage collection.
   struct Collection {
     SegmentFile* victim = nullptr;
-    size_t cursor = 0;        // next of victim->locations
+    size_t cursor = 0;  // next of victim->locations
     bool controls_moved = false;
-    uint32_t moving = 0;      // appends under way
-    bool failed = false;      // something could not be moved: start again
+    uint32_t moving = 0;       // appends under way
+    bool failed = false;       // something could not be moved: start again
     bool backing_off = false;  // after that: not even if a write waits
     absl::Time not_before = absl::InfinitePast();
     PageMemory memory;
@@ -235,8 +235,7 @@ class SegmentLog : public std::enable_shared_from_this<SegmentLog> {
   void BuildBatchLocked(const std::vector<Append*>& appends,
                         absl::btree_map<uint32_t, Tallies>& tallies,
                         std::vector<RowPlace>& deletes,
-                        const std::vector<uint32_t>& touched,
-                        IndexBatch& batch)
+                        const std::vector<uint32_t>& touched, IndexBatch& batch)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FinishAppendLocked(Append* append, bool has_row, Outbox& out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -133,14 +133,17 @@ class UringFileIo final : public FileIo {
   Status SyncDirectory() override { return directory_->Sync(); }
 
   int64_t ReadNow(FileId file, uint64_t offset, MutableByteSpan into) override {
-    return Transfer({.kind = IoRequest::Kind::kRead, .file = file,
-                     .offset = offset, .first = into});
+    return Transfer({.kind = IoRequest::Kind::kRead,
+                     .file = file,
+                     .offset = offset,
+                     .first = into});
   }
   int64_t WriteNow(FileId file, uint64_t offset, ByteSpan from) override {
-    return Transfer({.kind = IoRequest::Kind::kWrite, .file = file,
-                     .offset = offset,
-                     .first = {const_cast<std::byte*>(from.data()),
-                               from.size()}});
+    return Transfer(
+        {.kind = IoRequest::Kind::kWrite,
+         .file = file,
+         .offset = offset,
+         .first = {const_cast<std::byte*>(from.data()), from.size()}});
   }
   int64_t SyncNow(FileId file) override {
     return Transfer({.kind = IoRequest::Kind::kSync, .file = file});
@@ -190,12 +193,11 @@ class UringFileIo final : public FileIo {
         file_table_entries_ > 0 ? "registered files" : "plain files", ", ",
         buffer_table_entries_ == 0
             ? "plain buffers"
-            : absl::StrCat(
-                  "registered buffers",
-                  refused_buffers_.load() > 0
-                      ? absl::StrCat(" (", refused_buffers_.load(),
-                                     " refused: raise RLIMIT_MEMLOCK)")
-                      : ""));
+            : absl::StrCat("registered buffers",
+                           refused_buffers_.load() > 0
+                               ? absl::StrCat(" (", refused_buffers_.load(),
+                                              " refused: raise RLIMIT_MEMLOCK)")
+                               : ""));
   }
 
  private:
@@ -419,8 +421,8 @@ class UringFileIo final : public FileIo {
     }
     std::array<io_uring_cqe*, 64> cqes;
     for (;;) {
-      const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes.data(),
-                                                     cqes.size());
+      const unsigned count =
+          io_uring_peek_batch_cqe(&ring_, cqes.data(), cqes.size());
       for (unsigned i = 0; i < count; ++i) {
         const uint64_t identity = cqes[i]->user_data;
         const int64_t answer = cqes[i]->res;

@@ -58,9 +58,8 @@ Status BenchDaemon::Restart(std::vector<std::string> flags) {
 Status BenchDaemon::Spawn() {
   const std::string program = BesideThisProgram("larderd");
   const std::string log = directory_ + "/larderd.log";
-  std::vector<std::string> arguments = {
-      program, "--server.socket=" + socket_,
-      "--admin.socket=" + admin_socket()};
+  std::vector<std::string> arguments = {program, "--server.socket=" + socket_,
+                                        "--admin.socket=" + admin_socket()};
   arguments.insert(arguments.end(), flags_.begin(), flags_.end());
   pid_ = fork();
   if (pid_ == 0) {

@@ -398,8 +398,8 @@ Status RunLocal(const BenchOptions& options, Report& report) {
   const bool hold = options.Wants({"local.hold", "local.hold.one_core"});
   const bool match = options.Wants(
       {"local.match512", "local.match512.daemon", "local.match512.cached"});
-  const bool load = options.Wants(
-      {"local.load", "local.load.mt", "local.inplace.verified"});
+  const bool load =
+      options.Wants({"local.load", "local.load.mt", "local.inplace.verified"});
   const bool paged = options.Wants({"local.load.paged"});
   const bool busy = options.Wants({"local.match.busy"});
   if (clients || hold || match || load || paged || busy) {

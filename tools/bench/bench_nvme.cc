@@ -162,9 +162,9 @@ Status RunNvme(const BenchOptions& options, Report& report) {
     const char* name;
     uint64_t segment_bytes;
   };
-  for (const Load& load : {Load{"nvme.load.1m", 1_MiB},
-                           Load{"nvme.load.128k", 128_KiB},
-                           Load{"nvme.load.16k", 16_KiB}}) {
+  for (const Load& load :
+       {Load{"nvme.load.1m", 1_MiB}, Load{"nvme.load.128k", 128_KiB},
+        Load{"nvme.load.16k", 16_KiB}}) {
     if (!options.Wants({load.name, absl::StrCat(load.name, ".random")})) {
       continue;
     }

@@ -26,9 +26,10 @@ struct BenchOptions {
   bool Wants(std::initializer_list<std::string_view> rows) const {
     return only.empty() ||
            std::any_of(rows.begin(), rows.end(), [&](std::string_view row) {
-             return std::any_of(
-                 only.begin(), only.end(),
-                 [&](const std::string& name) { return row.starts_with(name); });
+             return std::any_of(only.begin(), only.end(),
+                                [&](const std::string& name) {
+                                  return row.starts_with(name);
+                                });
            });
   }
 };

@@ -91,9 +91,10 @@ void SaveChunks(larder_client* client, larder_space* space,
                 size_t begin, size_t end, const SaveOptions& options) {
   std::deque<larder_save*> in_flight;
   const size_t most =
-      options.durable ? std::max<size_t>(kSavesInFlight, kDurableBytesInFlight /
-                                                             shape.chunk_bytes())
-                      : kSavesInFlight;
+      options.durable
+          ? std::max<size_t>(kSavesInFlight,
+                             kDurableBytesInFlight / shape.chunk_bytes())
+          : kSavesInFlight;
   const larder_stage last = options.durable ? LARDER_DURABLE : LARDER_VOLATILE;
   auto finish_one = [&] {
     Check(larder_save_wait(in_flight.front(), last, 60'000), "save");

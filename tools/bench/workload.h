@@ -55,8 +55,8 @@ void LoadChunks(larder_space* space, const SpaceShape& shape,
                 uint32_t threads, bool each);
 
 // The same into blocks of [block_tokens, heads, head_bytes] that lie in any
-// order in a plane of keys and one of values per layer, as vLLM has them, on one
-// thread.
+// order in a plane of keys and one of values per layer, as vLLM has them, on
+// one thread.
 void LoadPaged(larder_space* space, const SpaceShape& shape,
                const std::vector<larder_id>& ids, void* destination);
 

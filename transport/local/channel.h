@@ -188,9 +188,9 @@ class LocalChannel {
                      deadline, request);
   }
 
-  // Leaves a one-way message for the next call, send or flush, which it goes out
-  // in front of: one wake-up of the daemon for both. Dropped when the channel
-  // breaks. The caller sees to it that one of them comes.
+  // Leaves a one-way message for the next call, send or flush, which it goes
+  // out in front of: one wake-up of the daemon for both. Dropped when the
+  // channel breaks. The caller sees to it that one of them comes.
   template <class Body>
   void SendLater(wire::Type type, const Body& body) {
     static_assert(sizeof(Body) <= kMaxLaterBytes);

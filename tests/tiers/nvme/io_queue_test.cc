@@ -1,6 +1,8 @@
 // The queue that believes no completion, against a medium that answers as the
 // test says.
 
+#include "tiers/nvme/io_queue.h"
+
 #include <cerrno>
 #include <deque>
 #include <vector>
@@ -8,7 +10,6 @@
 #include "gtest/gtest.h"
 
 #include "tests/testing/page_buffer.h"
-#include "tiers/nvme/io_queue.h"
 
 namespace larder {
 namespace {
@@ -16,7 +17,9 @@ namespace {
 // Keeps what was submitted; the test completes it.
 class ScriptedIo final : public FileIo {
  public:
-  StatusOr<std::vector<FileInfo>> List() override { return std::vector<FileInfo>(); }
+  StatusOr<std::vector<FileInfo>> List() override {
+    return std::vector<FileInfo>();
+  }
   StatusOr<FileId> Create(const std::string&, uint64_t) override {
     return FileId{1};
   }
@@ -163,8 +166,8 @@ TEST_F(IoQueueTest, ShortInsideTheHeaderContinuesThere) {
 }
 
 TEST_F(IoQueueTest, WithoutProgressItFailsAfterABound) {
-  for (const int64_t answer : {int64_t{0}, int64_t{1}, int64_t{-EAGAIN},
-                               int64_t{-EINTR}}) {
+  for (const int64_t answer :
+       {int64_t{0}, int64_t{1}, int64_t{-EAGAIN}, int64_t{-EINTR}}) {
     TestTransfer read = Read(4_KiB);
     queue_.Start(&read);
     int answers = 0;
@@ -192,8 +195,8 @@ TEST_F(IoQueueTest, LateAndRepeatedCompletionsAreCountedAndIgnored) {
   const uint64_t stale = io_.AnswerInFull().identity;
   TestTransfer second = Read(4_KiB);
   queue_.Start(&second);
-  io_.Complete(stale, 4096);          // of the first, again, for its old slot
-  io_.Complete(0xffff0000, 4096);     // a slot that never was
+  io_.Complete(stale, 4096);       // of the first, again, for its old slot
+  io_.Complete(0xffff0000, 4096);  // a slot that never was
   io_.Complete(stale + (uint64_t{7} << 32), 4096);
   EXPECT_EQ(second.finished, 0);
   EXPECT_EQ(first.finished, 1);
@@ -223,8 +226,8 @@ TEST_F(IoQueueTest, AnErrorOfOnePieceFailsTheWhole) {
 }
 
 TEST_F(IoQueueTest, SyncsAreNeverTriedAgain) {
-  for (const int64_t answer : {int64_t{-EIO}, int64_t{-EINTR},
-                               int64_t{-EAGAIN}, int64_t{-ENOSPC}}) {
+  for (const int64_t answer :
+       {int64_t{-EIO}, int64_t{-EINTR}, int64_t{-EAGAIN}, int64_t{-ENOSPC}}) {
     TestTransfer sync = Make(IoRequest::Kind::kSync, 0, 0);
     queue_.Start(&sync);
     ASSERT_EQ(io_.submitted.size(), 1u);
@@ -271,8 +274,8 @@ TEST_F(IoQueueTest, BlockingTransfersContinueAndStop) {
   io_.now = {4096, -EIO};
   EXPECT_TRUE(absl::IsDataLoss(ReadAll(io_, FileId{1}, 0, buffer.span())));
   io_.now = {-ENOSPC};
-  EXPECT_TRUE(absl::IsResourceExhausted(
-      WriteAll(io_, FileId{1}, 0, buffer.span())));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(WriteAll(io_, FileId{1}, 0, buffer.span())));
   io_.now.assign(40, 0);
   EXPECT_TRUE(absl::IsDataLoss(ReadAll(io_, FileId{1}, 0, buffer.span())));
   io_.now = {32768};

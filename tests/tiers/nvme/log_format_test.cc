@@ -1,5 +1,7 @@
 // The bytes of the log: what is encoded is decoded, what is damaged is refused.
 
+#include "tiers/nvme/log_format.h"
+
 #include <array>
 #include <fstream>
 #include <iterator>
@@ -11,14 +13,15 @@
 
 #include "tests/testing/page_buffer.h"
 #include "tests/tiers/nvme/sim_world.h"
-#include "tiers/nvme/log_format.h"
 #include "tiers/nvme/log_index.h"
 #include "tiers/nvme/segment_file.h"
 
 namespace larder {
 namespace {
 
-PageSpan AsPage(PageBuffer& buffer) { return buffer.span().first<kPageBytes>(); }
+PageSpan AsPage(PageBuffer& buffer) {
+  return buffer.span().first<kPageBytes>();
+}
 
 FileHeader Header() {
   FileHeader header;
@@ -98,11 +101,11 @@ TEST(LogFormat, TrailerAndFooterRoundTripAndRefuseDamage) {
                                      entries.data() + i * kFooterEntryBytes,
                                      kFooterEntryBytes));
   }
-  const Trailer trailer{.file_number = 42,
-                        .footer_page = at,
-                        .entry_count = frames.size(),
-                        .entries_checksum =
-                            FooterChecksum(entries, Header().nonce)};
+  const Trailer trailer{
+      .file_number = 42,
+      .footer_page = at,
+      .entry_count = frames.size(),
+      .entries_checksum = FooterChecksum(entries, Header().nonce)};
   PageBuffer page(kPageBytes);
   EncodeTrailer(trailer, Header().nonce, AsPage(page));
   EXPECT_EQ(*DecodeTrailer(page.span(), Header()), trailer);
@@ -148,8 +151,7 @@ TEST(LogFormat, IndexRowsRoundTrip) {
   EXPECT_LT(RowKey(kPartRows, 1, 0xffffffff), RowKey(kPartRows, 2, 0));
   Frame frame;
   const Frame expected = PartFrame();
-  ASSERT_TRUE(
-      DecodePartRow(EncodePartRow(99, expected.meta), frame).ok());
+  ASSERT_TRUE(DecodePartRow(EncodePartRow(99, expected.meta), frame).ok());
   EXPECT_EQ(frame.meta, expected.meta);
   EXPECT_EQ(frame.sequence, 99u);
   FileRow row;
@@ -214,8 +216,8 @@ TEST(LogFormat, GoldenSegmentStaysReadable) {
   // Chunk 2 was freed and listed as dead.
   EXPECT_EQ(chunks, (std::set<ChunkId>{OracleChunkId(1), OracleChunkId(3),
                                        OracleChunkId(4)}));
-  EXPECT_EQ(world.Controls(), (std::map<std::string, std::string>{
-                                  {"epoch/golden", "7"}}));
+  EXPECT_EQ(world.Controls(),
+            (std::map<std::string, std::string>{{"epoch/golden", "7"}}));
 }
 
 }  // namespace

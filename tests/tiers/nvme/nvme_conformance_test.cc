@@ -59,8 +59,8 @@ class SimHarness final : public DurableTierHarness {
 
  private:
   void Make() {
-    tier_ = *NewNvmeTier(SmallOptions(capacity_), io_, index_, executor_,
-                         clock_);
+    tier_ =
+        *NewNvmeTier(SmallOptions(capacity_), io_, index_, executor_, clock_);
   }
 
   const uint64_t capacity_;
@@ -116,8 +116,8 @@ class RealHarness final : public DurableTierHarness {
     FileIoOptions io;
     io.directory = directory_ + "/log";
     io.queue_depth = 32;
-    auto made = kind_ == IoKind::kUring ? NewUringFileIo(io)
-                                        : NewPosixFileIo(io);
+    auto made =
+        kind_ == IoKind::kUring ? NewUringFileIo(io) : NewPosixFileIo(io);
     ASSERT_TRUE(made.ok()) << made.status();
     io_ = *std::move(made);
     index_ = *NewRocksdbIndex({.directory = directory_ + "/index"});
@@ -167,12 +167,12 @@ INSTANTIATE_TEST_SUITE_P(Nvme, TierConformance,
                                          Recovered("uring", MakeUring),
                                          Recovered("posix", MakePosix)),
                          TierFactoryName);
-INSTANTIATE_TEST_SUITE_P(
-    Nvme, DurableTierConformance,
-    testing::Values(DurableTierFactory{"sim", MakeSim},
-                    DurableTierFactory{"uring", MakeUring},
-                    DurableTierFactory{"posix", MakePosix}),
-    DurableTierFactoryName);
+INSTANTIATE_TEST_SUITE_P(Nvme, DurableTierConformance,
+                         testing::Values(DurableTierFactory{"sim", MakeSim},
+                                         DurableTierFactory{"uring", MakeUring},
+                                         DurableTierFactory{"posix",
+                                                            MakePosix}),
+                         DurableTierFactoryName);
 
 }  // namespace
 }  // namespace larder

@@ -16,7 +16,14 @@
 namespace larder {
 namespace {
 
-enum class IndexFate { kKept, kLost, kStale, kDamaged, kRowsLost, kWriteErrors };
+enum class IndexFate {
+  kKept,
+  kLost,
+  kStale,
+  kDamaged,
+  kRowsLost,
+  kWriteErrors
+};
 
 struct Plan {
   std::string name;
@@ -66,10 +73,14 @@ class Workload {
         world_.index.FailWrites(1);
       }
       switch (Dice(10)) {
-        case 0: case 1: case 2: case 3:
+        case 0:
+        case 1:
+        case 2:
+        case 3:
           Write();
           break;
-        case 4: case 5:
+        case 4:
+        case 5:
           Free();
           break;
         case 6:
@@ -96,8 +107,8 @@ class Workload {
     const uint64_t generation = ++generation_;
     auto copy = std::make_shared<Copy>();
     copy->record = PagesRecord(n, 2 + Dice(28), generation);
-    const StatusOr<Extent> extent = world_.tier->Allocate(
-        TenantId{1}, copy->record.meta.record_bytes);
+    const StatusOr<Extent> extent =
+        world_.tier->Allocate(TenantId{1}, copy->record.meta.record_bytes);
     if (!extent.ok()) {
       ASSERT_TRUE(absl::IsResourceExhausted(extent.status()));
       for (int i = 0; i < 3; ++i) Free();
@@ -106,11 +117,9 @@ class Workload {
     copy->extent = *extent;
     copy->crash = crash_;
     copies_[n][generation] = copy;
-    world_.tier->Write(copy->extent, copy->record.meta,
-                       copy->record.bytes.span(),
-                       [copy](Status status) {
-                         copy->acknowledged = status.ok();
-                       });
+    world_.tier->Write(
+        copy->extent, copy->record.meta, copy->record.bytes.span(),
+        [copy](Status status) { copy->acknowledged = status.ok(); });
   }
 
   void Free() {
@@ -129,10 +138,10 @@ class Workload {
   void Put() {
     const std::string key = "key" + std::to_string(Dice(6));
     Control& control = controls_[key];
-    const std::string value =
-        Dice(4) == 0 ? ""
-                     : std::to_string(++generation_) +
-                           std::string(Dice(2) * Dice(9000), 'x');
+    const std::string value = Dice(4) == 0
+                                  ? ""
+                                  : std::to_string(++generation_) +
+                                        std::string(Dice(2) * Dice(9000), 'x');
     control.attempts.push_back(value);
     const size_t attempt = control.attempts.size();
     world_.tier->PutControl(key, value, [&control, attempt](Status status) {
@@ -150,8 +159,8 @@ class Workload {
         world_.tier->Read(copy->extent, 0, buffer->span(),
                           [copy = copy, buffer](Status status) {
                             if (!status.ok()) return;
-                            const Status right = CheckPages(
-                                buffer->span(), copy->record.meta);
+                            const Status right =
+                                CheckPages(buffer->span(), copy->record.meta);
                             EXPECT_TRUE(right.ok()) << right;
                           });
         return;
@@ -163,7 +172,8 @@ class Workload {
     world_.PowerCut(Dice(1u << 30));
     ++crash_;
     switch (plan_.fate) {
-      case IndexFate::kKept: case IndexFate::kWriteErrors:
+      case IndexFate::kKept:
+      case IndexFate::kWriteErrors:
         break;
       case IndexFate::kLost:
         world_.index.Lose();
@@ -257,9 +267,8 @@ class Workload {
         }
       }
       EXPECT_TRUE(allowed) << key << " is '" << value.substr(0, 20)
-                           << "', acknowledged attempt "
-                           << control.acknowledged << " of "
-                           << control.attempts.size();
+                           << "', acknowledged attempt " << control.acknowledged
+                           << " of " << control.attempts.size();
       control.attempts = {value};
       control.acknowledged = 1;
       (void)which;
@@ -277,11 +286,14 @@ class Workload {
 };
 
 std::vector<Plan> Plans() {
-  SimFaults slow{.again = 0.05, .short_transfer = 0.1, .late = 0.02,
-                 .twice = 0.1};
-  SimFaults failing{.write_error = 0.01, .sync_error = 0.05,
-                    .again = 0.02, .short_transfer = 0.02,
-                    .zero_transfer = 0.005, .twice = 0.02};
+  SimFaults slow{
+      .again = 0.05, .short_transfer = 0.1, .late = 0.02, .twice = 0.1};
+  SimFaults failing{.write_error = 0.01,
+                    .sync_error = 0.05,
+                    .again = 0.02,
+                    .short_transfer = 0.02,
+                    .zero_transfer = 0.005,
+                    .twice = 0.02};
   return {
       {"IndexKept", IndexFate::kKept, {}},
       {"IndexLost", IndexFate::kLost, {}},

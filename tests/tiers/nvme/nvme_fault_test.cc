@@ -305,8 +305,8 @@ TEST(NvmeFault, OtherFormatVersionIsRefusedAndLeftAlone) {
                    file.span().first<kPageBytes>());
   const uint32_t version = 2;
   std::memcpy(file.data() + 8, &version, sizeof version);
-  const Checksum sum = ComputeChecksum(
-      file.span().first(kPageBytes - sizeof(Checksum)));
+  const Checksum sum =
+      ComputeChecksum(file.span().first(kPageBytes - sizeof(Checksum)));
   std::memcpy(file.data() + kPageBytes - sizeof sum, &sum, sizeof sum);
   world.io.Put(kFirst, file.span());
   const Status status = world.Start().status();
@@ -407,9 +407,8 @@ TEST(NvmeFault, MisdirectedAndRottenBytesNeverPassForTheRightOnes) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     SimWorld world(seed);
     ASSERT_TRUE(world.Start().ok());
-    world.io.SetFaults({.misdirected_read = 0.05,
-                        .misdirected_write = 0.03,
-                        .rot = 0.05});
+    world.io.SetFaults(
+        {.misdirected_read = 0.05, .misdirected_write = 0.03, .rot = 0.05});
     std::vector<std::pair<OracleRecord, Extent>> live;
     for (uint64_t n = 0; n < 60; ++n) {
       OracleRecord record = PagesRecord(n, 2 + n % 9);
@@ -455,8 +454,7 @@ TEST(NvmeFault, ADeletedControlStaysDeletedForEver) {
         live.erase(live.begin());
       }
     }
-    ASSERT_TRUE(
-        world.Put("epoch", std::to_string(round + 2)).ok());
+    ASSERT_TRUE(world.Put("epoch", std::to_string(round + 2)).ok());
     ASSERT_TRUE(world.Flush().ok());
     world.PowerCut(static_cast<uint64_t>(round));
     if (round % 2 == 0) world.index.Lose();
@@ -536,8 +534,7 @@ TEST_F(RealDirectory, ASecondOwnerIsRefusedWithTheCure) {
 }
 
 TEST_F(RealDirectory, MissingDirectoryIsNamed) {
-  const Status status =
-      NewFileIo({.directory = path_ + "/no/such"}).status();
+  const Status status = NewFileIo({.directory = path_ + "/no/such"}).status();
   EXPECT_TRUE(absl::IsNotFound(status)) << status;
   EXPECT_NE(status.message().find("/no/such"), absl::string_view::npos);
 }
@@ -569,9 +566,9 @@ TEST_F(RealDirectory, EveryFileIoMovesTheSameBytes) {
     bool buffers;
   };
   int number = 0;
-  for (const Kind kind : {Kind{NewUringFileIo, true, true},
-                          Kind{NewUringFileIo, false, false},
-                          Kind{NewPosixFileIo, true, true}}) {
+  for (const Kind kind :
+       {Kind{NewUringFileIo, true, true}, Kind{NewUringFileIo, false, false},
+        Kind{NewPosixFileIo, true, true}}) {
     auto io = kind.make({.directory = path_ + "/io" + std::to_string(number++),
                          .queue_depth = 4,
                          .register_files = kind.files,
@@ -592,7 +589,8 @@ TEST_F(RealDirectory, EveryFileIoMovesTheSameBytes) {
     // 32 requests, every other one in two pieces of memory.
     std::vector<IoRequest> requests;
     for (uint64_t i = 0; i < 32; ++i) {
-      IoRequest request{.kind = IoRequest::Kind::kWrite, .file = *file,
+      IoRequest request{.kind = IoRequest::Kind::kWrite,
+                        .file = *file,
                         .offset = i * 32_KiB,
                         .first = from.span().subspan(i * 32_KiB, 32_KiB),
                         .identity = 100 + i};
@@ -606,8 +604,8 @@ TEST_F(RealDirectory, EveryFileIoMovesTheSameBytes) {
     for (const IoRequest& request : requests) {
       EXPECT_EQ(seen.Wait(request.identity), 32_KiB);
     }
-    const IoRequest sync{.kind = IoRequest::Kind::kSync, .file = *file,
-                         .identity = 1};
+    const IoRequest sync{
+        .kind = IoRequest::Kind::kSync, .file = *file, .identity = 1};
     (*io)->Submit({&sync, 1});
     EXPECT_EQ(seen.Wait(1), 0);
     for (IoRequest& request : requests) {
@@ -622,9 +620,11 @@ TEST_F(RealDirectory, EveryFileIoMovesTheSameBytes) {
     }
     EXPECT_EQ(std::memcmp(from.data(), into.data(), from.size()), 0);
     // The kernel's answer comes through unchanged: short at the end of file.
-    const IoRequest past{.kind = IoRequest::Kind::kRead, .file = *file,
+    const IoRequest past{.kind = IoRequest::Kind::kRead,
+                         .file = *file,
                          .offset = 1_MiB - 4_KiB,
-                         .first = into.span().first(16_KiB), .identity = 2};
+                         .first = into.span().first(16_KiB),
+                         .identity = 2};
     (*io)->Submit({&past, 1});
     EXPECT_EQ(seen.Wait(2), 4_KiB);
     (*io)->UnregisterMemory(from.span());
@@ -654,10 +654,13 @@ TEST_F(RealDirectory, DamagedRocksdbIsDataLossUntilReset) {
     batch.DeletePrefix("k99");
     ASSERT_TRUE(index->Write(batch, true).ok());
     int rows = 0;
-    ASSERT_TRUE(index->Scan("k", [&](absl::string_view, absl::string_view) {
-                       ++rows;
-                       return true;
-                     }).ok());
+    ASSERT_TRUE(index
+                    ->Scan("k",
+                           [&](absl::string_view, absl::string_view) {
+                             ++rows;
+                             return true;
+                           })
+                    .ok());
     EXPECT_EQ(rows, 1000 - 11);
     EXPECT_TRUE(
         absl::IsFailedPrecondition((*NewRocksdbIndex(options))->Open()));

@@ -45,8 +45,8 @@ class SimWorld {
   };
   StatusOr<Found> Start() {
     tier.reset();
-    LARDER_ASSIGN_OR_RETURN(
-        tier, NewNvmeTier(options_, io, index, executor, clock));
+    LARDER_ASSIGN_OR_RETURN(tier,
+                            NewNvmeTier(options_, io, index, executor, clock));
     Found found;
     LARDER_ASSIGN_OR_RETURN(
         found.report, tier->Recover([&](const RecordMeta& meta, Extent extent) {
