@@ -2,12 +2,17 @@
 
 #include <utility>
 
+#include "absl/synchronization/mutex.h"
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
+
+#ifndef __has_feature
+#define __has_feature(feature) 0
+#endif
 
 namespace larder {
 namespace {
@@ -113,6 +118,12 @@ class RocksdbIndex final : public Index {
     }
     rocksdb::WriteOptions how;
     how.sync = sync;
+#if __has_feature(thread_sanitizer)
+    // RocksDB is not instrumented: where it writes the batches of several
+    // threads together, how it orders them is not seen.
+    static absl::Mutex one_at_a_time;
+    absl::MutexLock lock(&one_at_a_time);
+#endif
     return FromRocksdb(db_->Write(how, &changes), "write the index");
   }
 
