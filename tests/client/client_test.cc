@@ -14,6 +14,7 @@
 
 #include "client/larder.h"
 #include "tests/client/kv_samples.h"
+#include "tests/testing/await.h"
 #include "tests/testing/daemon_fixture.h"
 
 namespace larder {
@@ -427,11 +428,7 @@ TEST_F(ClientTest, DamageIsAMissAndNeverData) {
   }
   EXPECT_EQ(client_.Usage()->client_corrupt_chunks, 1u);
   // The daemon has looked for itself and dropped it.
-  for (int i = 0; i < 2000; ++i) {
-    if (space_.Match(ids)->usable == 1) break;
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  EXPECT_EQ(space_.Match(ids)->usable, 1u);
+  AwaitThat([&] { return space_.Match(ids)->usable == 1; });
 }
 
 TEST_F(ClientTest, ReadsInPlace) {
@@ -510,11 +507,11 @@ TEST_F(ClientTest, AfterACancelNothingLands) {
 TEST_F(ClientTest, SchedulersAskWithoutWaiting) {
   const std::vector<Id> ids = SavePrompt(3);
   Result<MatchAnswer> answer = space_.MatchCached(ids);
-  for (int i = 0; i < 5000 && !answer.ok(); ++i) {
-    ASSERT_EQ(answer.code(), Code::kRetry);
-    std::this_thread::sleep_for(milliseconds(1));
+  AwaitThat([&] {
+    if (answer.code() != Code::kRetry) return true;
     answer = space_.MatchCached(ids);
-  }
+    return answer.ok();
+  });
   ASSERT_TRUE(answer.ok());
   EXPECT_EQ(answer->usable, 3u);
 
@@ -522,10 +519,10 @@ TEST_F(ClientTest, SchedulersAskWithoutWaiting) {
   std::vector<Id> mixed = {ids[1], Id{{1}}, ids[2], ids[0]};
   uint32_t row = 99;
   larder_status status = LARDER_RETRY;
-  for (int i = 0; i < 5000 && status == LARDER_RETRY; ++i) {
+  AwaitThat([&] {
     status = larder_lookup_cached(space_.get(), mixed.data(), 4, states, &row);
-    if (status == LARDER_RETRY) std::this_thread::sleep_for(milliseconds(1));
-  }
+    return status != LARDER_RETRY;
+  });
   ASSERT_EQ(status, LARDER_OK);
   EXPECT_EQ(states[0], LARDER_STATE_READY);
   EXPECT_EQ(states[1], LARDER_STATE_MISS);
@@ -546,9 +543,7 @@ TEST_F(ClientTest, AnAdvancedEpochStopsMatches) {
   EXPECT_EQ(space_.Match(ids)->usable, 0u);
   EXPECT_EQ(space_.Match(ids)->reason, LARDER_REASON_EPOCH);
   // The hold is revoked, and says so.
-  for (int i = 0; i < 5000 && hold->Check().ok(); ++i) {
-    std::this_thread::sleep_for(milliseconds(1));
-  }
+  AwaitThat([&] { return !hold->Check().ok(); });
   EXPECT_EQ(hold->Check().code(), Code::kAborted);
   Plain plain(2);
   LoadOptions options;
@@ -580,12 +575,7 @@ TEST_F(ClientTest, TheDaemonGoesAndComesBack) {
   EXPECT_EQ(gone.reason, LARDER_REASON_UNAVAILABLE);
 
   daemon_.Start();
-  Outcome alive = client_.Ping();
-  for (int i = 0; i < 500 && !alive.ok(); ++i) {
-    std::this_thread::sleep_for(milliseconds(10));
-    alive = client_.Ping();
-  }
-  ASSERT_DONE(alive);
+  AwaitThat([&] { return client_.Ping().ok(); });
   EXPECT_EQ(space_.Match(ids)->usable, 0u);  // nothing was durable
   const std::vector<Id> fresh = SavePrompt(2);
   EXPECT_EQ(space_.Load(fresh, {Plain(2).View()}).usable, 2u);
@@ -798,12 +788,7 @@ TEST_F(DurableTest, WhatWasDurableIsThereAfterARestart) {
         SaveChunk(space_, prompt->ids[i], i, {}, commit, LARDER_DURABLE));
   }
   daemon_.Restart();
-  Outcome alive = client_.Ping();
-  for (int i = 0; i < 500 && !alive.ok(); ++i) {
-    std::this_thread::sleep_for(milliseconds(10));
-    alive = client_.Ping();
-  }
-  ASSERT_DONE(alive);
+  AwaitThat([&] { return client_.Ping().ok(); });
   EXPECT_EQ(space_.Match(prompt->ids)->usable, 6u);
   EXPECT_EQ(space_.Match(prompt->ids)->states[0], LARDER_STATE_DURABLE);
   Plain plain(6);

@@ -14,6 +14,7 @@
 
 #include "client/larder.h"
 #include "tests/client/kv_samples.h"
+#include "tests/testing/await.h"
 #include "tests/testing/daemon_fixture.h"
 
 namespace larder {
@@ -143,14 +144,15 @@ class Demux {
     thread_.join();
   }
   Connector::Completion Await(uint64_t future) {
-    for (;;) {
-      {
-        std::lock_guard<std::mutex> lock(mu_);
-        auto found = done_.extract(future);
-        if (!found.empty()) return found.mapped();
-      }
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
-    }
+    Connector::Completion completion;
+    AwaitThat([&] {
+      std::lock_guard<std::mutex> lock(mu_);
+      auto found = done_.extract(future);
+      if (found.empty()) return false;
+      completion = std::move(found.mapped());
+      return true;
+    });
+    return completion;
   }
 
  private:

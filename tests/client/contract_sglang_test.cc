@@ -10,6 +10,7 @@
 
 #include "client/larder.h"
 #include "tests/client/kv_samples.h"
+#include "tests/testing/await.h"
 #include "tests/testing/daemon_fixture.h"
 
 namespace larder {
@@ -163,12 +164,7 @@ TEST(SglangBackend, EverythingThatCanFailIsFalse) {
   EXPECT_EQ(backend.BatchSetV1({PageKey(1)}, {0}), std::vector<bool>{false});
   EXPECT_TRUE(pool.Untouched(1));
   daemon.Start();
-  bool back = false;
-  for (int i = 0; i < 500 && !back; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    back = backend.BatchSetV1({PageKey(1)}, {0})[0];
-  }
-  EXPECT_TRUE(back);
+  AwaitThat([&] { return bool{backend.BatchSetV1({PageKey(1)}, {0})[0]}; });
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "client/larder.h"
 #include "tests/client/child_process.h"
 #include "tests/client/kv_samples.h"
+#include "tests/testing/await.h"
 #include "tests/testing/daemon_fixture.h"
 
 namespace larder {
@@ -178,11 +179,10 @@ TEST(VllmTier, JobsOnASlabOfAnotherOwner) {
     // A stranger's question: retry first, then no.
     auto answer = tier.Lookup(keys[0]);
     EXPECT_EQ(answer, SecondaryTier::LookupResult::kRetry);
-    for (int i = 0; i < 5000 && answer == SecondaryTier::LookupResult::kRetry;
-         ++i) {
-      std::this_thread::sleep_for(milliseconds(1));
+    AwaitThat([&] {
       answer = tier.Lookup(keys[0]);
-    }
+      return answer != SecondaryTier::LookupResult::kRetry;
+    });
     EXPECT_EQ(answer, SecondaryTier::LookupResult::kMiss);
 
     tier.SubmitStore(7, keys, stored_rows);
@@ -194,22 +194,18 @@ TEST(VllmTier, JobsOnASlabOfAnotherOwner) {
     EXPECT_TRUE(finished[0].success);
 
     // The cached no is outlived by its age.
-    for (int i = 0; i < 5000 && answer != SecondaryTier::LookupResult::kHit;
-         ++i) {
-      std::this_thread::sleep_for(milliseconds(1));
-      answer = tier.Lookup(keys[0]);
-    }
-    EXPECT_EQ(answer, SecondaryTier::LookupResult::kHit);
+    AwaitThat([&] {
+      return tier.Lookup(keys[0]) == SecondaryTier::LookupResult::kHit;
+    });
 
     // Two loads at once, one with a key of another group: no hit across groups.
     tier.SubmitLoad(8, {keys[3], OffloadKey(1, 1), keys[5]}, {1, 3, 5});
     tier.SubmitLoad(9, {keys[0]}, {15});
     std::map<uint64_t, SecondaryTier::JobResult> results;
-    for (int i = 0; i < 5000 && results.size() < 2; ++i) {
+    AwaitThat([&] {
       for (auto& result : tier.GetFinishedJobs()) results[result.job] = result;
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-    ASSERT_EQ(results.size(), 2u);
+      return results.size() == 2;
+    });
     EXPECT_FALSE(results[8].success);
     EXPECT_EQ(results[8].successful_keys, (std::set<size_t>{0, 2}));
     EXPECT_TRUE(RowHolds(rows + 1 * kRow, 3));
@@ -224,9 +220,10 @@ TEST(VllmTier, JobsOnASlabOfAnotherOwner) {
     }
     larder_drain(client.get(), 1);
     std::memset(rows, 0x33, kRows * kRow);
-    std::this_thread::sleep_for(milliseconds(5));
-    for (size_t i = 0; i < kRows * kRow; ++i) ASSERT_EQ(rows[i], 0x33);
   }
+  space = Space();
+  client = Client();  // ends its threads: what they did, they have done
+  for (size_t i = 0; i < kRows * kRow; ++i) ASSERT_EQ(rows[i], 0x33);
   munmap(rows, kRows * kRow);
   close(slab);
 }
@@ -409,13 +406,12 @@ TEST_F(DyingTest, TheSchedulerDiesAfterAWorkerAttached) {
   // A hold of nobody is gone for those who come later.
   attached = Outcome(Code::kOk, "");
   Result<Hold> late = Outcome(Code::kOk, "");
-  for (int i = 0; i < 2000; ++i) {
+  AwaitThat([&] {
     late = space_.AttachHold(token, ids_);
-    if (!late.ok()) break;
+    if (!late.ok()) return true;
     late = Outcome(Code::kOk, "");
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  EXPECT_FALSE(late.ok());
+    return false;
+  });
   EXPECT_EQ(late.code(), Code::kAborted) << late.status().ToString();
 }
 
@@ -438,10 +434,7 @@ TEST_F(DyingTest, AWriterDiesAtEveryStepOfASave) {
   EXPECT_EQ(space_.Load({ids_[0]}, {plain.View()}).usable, 1u);
   EXPECT_TRUE(plain.Holds(0, 0));
   // What the dead had reserved comes back.
-  for (int i = 0; i < 5000 && daemon_.engine().Stats().reservations != 0; ++i) {
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  EXPECT_EQ(daemon_.engine().Stats().reservations, 0u);
+  AwaitThat([&] { return daemon_.engine().Stats().reservations == 0; });
 }
 
 // ---- Hybrid models

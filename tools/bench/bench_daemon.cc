@@ -1,11 +1,13 @@
 #include "tools/bench/bench_daemon.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -36,6 +38,7 @@ StatusOr<std::unique_ptr<BenchDaemon>> BenchDaemon::Start(
                      strerror(errno), "; pass --dir with a writable one"));
   }
   daemon->directory_ = pattern;
+  LARDER_RETURN_IF_ERROR(daemon->PostJanitor());
   daemon->socket_ = pattern + "/larderd.sock";
   std::filesystem::create_directory(pattern + "/nvme");
   daemon->flags_ = std::move(flags);
@@ -45,8 +48,34 @@ StatusOr<std::unique_ptr<BenchDaemon>> BenchDaemon::Start(
 
 BenchDaemon::~BenchDaemon() {
   Stop();
-  std::error_code error;
-  std::filesystem::remove_all(directory_, error);
+  if (janitor_ <= 0) return;
+  close(janitor_pipe_);
+  waitpid(janitor_, nullptr, 0);
+}
+
+// A child in a session of its own, where no Ctrl-C reaches it, that waits until
+// nobody has the other end of its pipe.
+Status BenchDaemon::PostJanitor() {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) {
+    return absl::ResourceExhaustedError("cannot make a pipe");
+  }
+  janitor_ = fork();
+  if (janitor_ == 0) {
+    setsid();
+    close(ends[1]);
+    char byte;
+    for (ssize_t n = 1; n > 0 || (n < 0 && errno == EINTR);) {
+      n = read(ends[0], &byte, 1);
+    }
+    // Who died at the same time may be about to write a last file.
+    poll(nullptr, 0, 100);
+    execlp("rm", "rm", "-rf", "--", directory_.c_str(), nullptr);
+    _exit(127);
+  }
+  close(ends[0]);
+  janitor_pipe_ = ends[1];
+  return absl::OkStatus();
 }
 
 Status BenchDaemon::Restart(std::vector<std::string> flags) {

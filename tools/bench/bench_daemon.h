@@ -11,7 +11,7 @@
 namespace larder::bench {
 
 // A larderd of our own, the one installed beside this program, in a directory
-// of its own that is removed at the end.
+// of its own that is removed at the end, also if this process is killed.
 class BenchDaemon {
  public:
   // `directory` is made under `parent` (for NVMe figures: on the file system to
@@ -41,12 +41,15 @@ class BenchDaemon {
  private:
   BenchDaemon() = default;
   Status Spawn();
+  Status PostJanitor();
   void Stop();
 
   std::string directory_;
   std::string socket_;
   std::vector<std::string> flags_;
   int pid_ = -1;
+  int janitor_ = -1;
+  int janitor_pipe_ = -1;
 };
 
 // Ends the program with a message unless the status is not negative.
