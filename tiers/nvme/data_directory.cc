@@ -214,7 +214,33 @@ Status DataDirectory::Sync() {
   return absl::OkStatus();
 }
 
-int64_t TransferNow(int fd, const IoRequest& request) {
+void DirectoryFileIo::Close(FileId file) {
+  if (const int fd = directory_->Forget(file); fd >= 0) close(fd);
+}
+
+int64_t DirectoryFileIo::ReadNow(FileId file, uint64_t offset,
+                                 MutableByteSpan into) {
+  return Transfer({.kind = IoRequest::Kind::kRead,
+                   .file = file,
+                   .offset = offset,
+                   .first = into});
+}
+
+int64_t DirectoryFileIo::WriteNow(FileId file, uint64_t offset, ByteSpan from) {
+  return Transfer(
+      {.kind = IoRequest::Kind::kWrite,
+       .file = file,
+       .offset = offset,
+       .first = {const_cast<std::byte*>(from.data()), from.size()}});
+}
+
+int64_t DirectoryFileIo::SyncNow(FileId file) {
+  return Transfer({.kind = IoRequest::Kind::kSync, .file = file});
+}
+
+int64_t DirectoryFileIo::Transfer(const IoRequest& request) {
+  const int fd = directory_->descriptor(request.file);
+  if (fd < 0) return -EBADF;
   if (request.kind == IoRequest::Kind::kSync) {
     return fdatasync(fd) == 0 ? 0 : -errno;
   }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -69,9 +70,36 @@ class DataDirectory {
   uint32_t next_slot_ ABSL_GUARDED_BY(mu_) = 1;
 };
 
-// Blocking transfers of a whole request, shared by the FileIo implementations:
-// the result is the kernel's, unchanged.
-int64_t TransferNow(int fd, const IoRequest& request);
+// The half of a FileIo that is the same however requests are queued: files by
+// name, and blocking transfers with the kernel's own results.
+class DirectoryFileIo : public FileIo {
+ public:
+  explicit DirectoryFileIo(std::unique_ptr<DataDirectory> directory)
+      : directory_(std::move(directory)) {}
+
+  StatusOr<std::vector<FileInfo>> List() final { return directory_->List(); }
+  StatusOr<FileId> Create(const std::string& name, uint64_t bytes) override {
+    return directory_->Create(name, bytes);
+  }
+  StatusOr<FileId> Open(const std::string& name) override {
+    return directory_->Open(name);
+  }
+  void Close(FileId file) override;
+  Status Delete(const std::string& name) final {
+    return directory_->Delete(name);
+  }
+  Status SyncDirectory() final { return directory_->Sync(); }
+
+  int64_t ReadNow(FileId file, uint64_t offset, MutableByteSpan into) final;
+  int64_t WriteNow(FileId file, uint64_t offset, ByteSpan from) final;
+  int64_t SyncNow(FileId file) final;
+
+ protected:
+  // The whole of a request, on this thread.
+  int64_t Transfer(const IoRequest& request);
+
+  const std::unique_ptr<DataDirectory> directory_;
+};
 
 }  // namespace larder
 

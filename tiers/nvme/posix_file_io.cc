@@ -16,10 +16,10 @@
 namespace larder {
 namespace {
 
-class PosixFileIo final : public FileIo {
+class PosixFileIo final : public DirectoryFileIo {
  public:
   PosixFileIo(std::unique_ptr<DataDirectory> directory, uint32_t threads)
-      : directory_(std::move(directory)) {
+      : DirectoryFileIo(std::move(directory)) {
     for (uint32_t i = 0; i < threads; ++i) {
       threads_.emplace_back([this] {
         pthread_setname_np(pthread_self(), "nvme-posix");
@@ -35,38 +35,6 @@ class PosixFileIo final : public FileIo {
       waiting_.clear();
     }
     for (std::thread& thread : threads_) thread.join();
-  }
-
-  StatusOr<std::vector<FileInfo>> List() override { return directory_->List(); }
-  StatusOr<FileId> Create(const std::string& name, uint64_t bytes) override {
-    return directory_->Create(name, bytes);
-  }
-  StatusOr<FileId> Open(const std::string& name) override {
-    return directory_->Open(name);
-  }
-  void Close(FileId file) override {
-    if (const int fd = directory_->Forget(file); fd >= 0) close(fd);
-  }
-  Status Delete(const std::string& name) override {
-    return directory_->Delete(name);
-  }
-  Status SyncDirectory() override { return directory_->Sync(); }
-
-  int64_t ReadNow(FileId file, uint64_t offset, MutableByteSpan into) override {
-    return Transfer({.kind = IoRequest::Kind::kRead,
-                     .file = file,
-                     .offset = offset,
-                     .first = into});
-  }
-  int64_t WriteNow(FileId file, uint64_t offset, ByteSpan from) override {
-    return Transfer(
-        {.kind = IoRequest::Kind::kWrite,
-         .file = file,
-         .offset = offset,
-         .first = {const_cast<std::byte*>(from.data()), from.size()}});
-  }
-  int64_t SyncNow(FileId file) override {
-    return Transfer({.kind = IoRequest::Kind::kSync, .file = file});
   }
 
   void Submit(std::span<const IoRequest> requests) override {
@@ -93,11 +61,6 @@ class PosixFileIo final : public FileIo {
   }
 
  private:
-  int64_t Transfer(const IoRequest& request) {
-    const int fd = directory_->descriptor(request.file);
-    return fd < 0 ? -EBADF : TransferNow(fd, request);
-  }
-
   bool HasWorkOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return !waiting_.empty() || stopping_;
   }
@@ -127,8 +90,6 @@ class PosixFileIo final : public FileIo {
       --running_;
     }
   }
-
-  const std::unique_ptr<DataDirectory> directory_;
 
   absl::Mutex complete_mu_ ABSL_ACQUIRED_BEFORE(mu_);
   mutable absl::Mutex mu_;

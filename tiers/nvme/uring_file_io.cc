@@ -59,11 +59,11 @@ class RequestFifo {
 
 // The ring belongs to one thread, which makes it, submits to it and reaps it;
 // others hand it requests and commands.
-class UringFileIo final : public FileIo {
+class UringFileIo final : public DirectoryFileIo {
  public:
   UringFileIo(std::unique_ptr<DataDirectory> directory,
               const FileIoOptions& options)
-      : directory_(std::move(directory)),
+      : DirectoryFileIo(std::move(directory)),
         depth_(options.queue_depth),
         want_files_(options.register_files),
         want_buffers_(options.register_buffers) {}
@@ -99,16 +99,15 @@ class UringFileIo final : public FileIo {
     if (wake_fd_ >= 0) close(wake_fd_);
   }
 
-  StatusOr<std::vector<FileInfo>> List() override { return directory_->List(); }
-
   StatusOr<FileId> Create(const std::string& name, uint64_t bytes) override {
-    LARDER_ASSIGN_OR_RETURN(const FileId file, directory_->Create(name, bytes));
+    LARDER_ASSIGN_OR_RETURN(const FileId file,
+                            DirectoryFileIo::Create(name, bytes));
     RegisterFile(file);
     return file;
   }
 
   StatusOr<FileId> Open(const std::string& name) override {
-    LARDER_ASSIGN_OR_RETURN(const FileId file, directory_->Open(name));
+    LARDER_ASSIGN_OR_RETURN(const FileId file, DirectoryFileIo::Open(name));
     RegisterFile(file);
     return file;
   }
@@ -124,29 +123,7 @@ class UringFileIo final : public FileIo {
         }
       });
     }
-    if (const int fd = directory_->Forget(file); fd >= 0) close(fd);
-  }
-
-  Status Delete(const std::string& name) override {
-    return directory_->Delete(name);
-  }
-  Status SyncDirectory() override { return directory_->Sync(); }
-
-  int64_t ReadNow(FileId file, uint64_t offset, MutableByteSpan into) override {
-    return Transfer({.kind = IoRequest::Kind::kRead,
-                     .file = file,
-                     .offset = offset,
-                     .first = into});
-  }
-  int64_t WriteNow(FileId file, uint64_t offset, ByteSpan from) override {
-    return Transfer(
-        {.kind = IoRequest::Kind::kWrite,
-         .file = file,
-         .offset = offset,
-         .first = {const_cast<std::byte*>(from.data()), from.size()}});
-  }
-  int64_t SyncNow(FileId file) override {
-    return Transfer({.kind = IoRequest::Kind::kSync, .file = file});
+    DirectoryFileIo::Close(file);
   }
 
   void Submit(std::span<const IoRequest> requests) override {
@@ -214,11 +191,6 @@ class UringFileIo final : public FileIo {
   bool OnRingThread() const {
     return ring_thread_.load(std::memory_order_relaxed) ==
            std::this_thread::get_id();
-  }
-
-  int64_t Transfer(const IoRequest& request) {
-    const int fd = directory_->descriptor(request.file);
-    return fd < 0 ? -EBADF : TransferNow(fd, request);
   }
 
   void Wake() {
@@ -473,7 +445,6 @@ class UringFileIo final : public FileIo {
   }
 
   // Constant after Start.
-  const std::unique_ptr<DataDirectory> directory_;
   const uint32_t depth_;
   const bool want_files_;
   const bool want_buffers_;
