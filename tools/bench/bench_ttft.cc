@@ -162,9 +162,7 @@ Status NvmeLoads(const Engine& engine, BenchDaemon& daemon,
   return AddLoads("nvme", nvme, 1.3, report);
 }
 
-}  // namespace
-
-Status RunTtft(const BenchOptions& options, Report& report) {
+Status Run(const BenchOptions& options, Report& report) {
   LARDER_ASSIGN_OR_RETURN(const Engine engine, FindEngine(options));
   LARDER_ASSIGN_OR_RETURN(auto daemon,
                           BenchDaemon::Start(options.directory, {}));
@@ -204,12 +202,25 @@ Status RunTtft(const BenchOptions& options, Report& report) {
           absl::StrCat("--phase save --synthetic-tokens ", kSyntheticTokens)));
   // What computing so many tokens would take at the speed measured above.
   const double prefill_ms =
-      tax.prefill_ms / Sum(saved, "prompt") * kSyntheticTokens;
+      tax.prefill_ms / Sum(saved, "tokens") * kSyntheticTokens;
   AddTax("ttft.save_tax.32k",
          {Sum(synthetic, "save_in_calls_ms"),
           1e3 * (daemon->CpuSeconds() - cpu), prefill_ms},
          report);
   return absl::OkStatus();
+}
+
+}  // namespace
+
+Status RunTtft(const BenchOptions& options, Report& report) {
+  try {
+    return Run(options, report);
+  } catch (const json::exception& error) {
+    return absl::InternalError(
+        absl::StrCat("larder_demo_engine answered something else than this "
+                     "program expects: ",
+                     error.what()));
+  }
 }
 
 }  // namespace larder::bench
