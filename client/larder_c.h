@@ -498,7 +498,8 @@ LARDER_API larder_status larder_hold_renew(larder_hold* hold, uint32_t ttl_ms,
 /* Never blocks: LARDER_OK, or LARDER_E_ABORTED once it was revoked. Memory is
  * not reused before the close, so what was read up to then was right. */
 LARDER_API larder_status larder_hold_check(const larder_hold* hold);
-/* Releases, and invalidates what larder_hold_map returned. NULL is allowed. */
+/* Releases, and invalidates what larder_hold_map returned. The daemon hears of
+ * it with the next message, or within milliseconds. NULL is allowed. */
 LARDER_API void larder_hold_close(larder_hold* hold);
 
 /* A segment in read-only shared memory: [K|V] of `head_count` heads. */

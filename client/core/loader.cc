@@ -80,7 +80,7 @@ class LoadRun {
       if (request_.layerwise) {
         LayerByLayer(*hold);
       } else {
-        ChunkByChunk(*hold, request_.hold_first, 0, count_);
+        ChunkByChunk(*hold);
       }
     } else {
       InWindows();
@@ -108,22 +108,15 @@ class LoadRun {
         std::clamp<uint64_t>(half / ChunkBytes(request_.space->descriptor()), 1,
                              wire::kMaxIdsPerMessage));
     OnThreads(std::min<size_t>(threads_, count_), [&](size_t) {
-      Scratch scratch;
-      OpenedChunk chunk;
-      uint64_t bytes = 0;
+      Worker worker;
       std::shared_ptr<Hold> hold;
       size_t i = 0;
       while (Take(hold, i)) {
         const size_t held = i % window_;
         if (held == 0) HoldAhead(*hold, i + window_);
-        MissReason why = Prepare(*hold, held, i, chunk);
-        if (why == MissReason::kNone) {
-          why =
-              CopyLayers(*hold, held, i, chunk, 0, UINT32_MAX, scratch, bytes);
-        }
-        Settle(i, why, chunk.tokens());
+        CopyChunk(*hold, held, i, worker);
       }
-      bytes_ += bytes;
+      bytes_ += worker.bytes;
     });
   }
 
@@ -190,26 +183,35 @@ class LoadRun {
     return OpenHold(begin, std::min(begin + window_, count_));
   }
 
-  // Copies chunks [begin, end) of the request, which are those from
-  // `held_first` on of the hold.
-  void ChunkByChunk(Hold& hold, size_t held_first, size_t begin, size_t end) {
-    std::atomic<size_t> next{begin};
-    OnThreads(std::min<size_t>(threads_, end - begin), [&](size_t) {
-      Scratch scratch;
-      OpenedChunk chunk;
-      uint64_t bytes = 0;
+  // All chunks of the request are of one hold.
+  void ChunkByChunk(Hold& hold) {
+    std::atomic<size_t> next{0};
+    OnThreads(std::min<size_t>(threads_, count_), [&](size_t) {
+      Worker worker;
       for (;;) {
         const size_t i = next.fetch_add(1);
-        if (i >= end || i >= stop_at_) break;
-        const size_t held = held_first + (i - begin);
-        MissReason why = Prepare(hold, held, i, chunk);
-        if (why == MissReason::kNone) {
-          why = CopyLayers(hold, held, i, chunk, 0, UINT32_MAX, scratch, bytes);
-        }
-        Settle(i, why, chunk.tokens());
+        if (i >= count_ || i >= stop_at_) break;
+        CopyChunk(hold, request_.hold_first + i, i, worker);
       }
-      bytes_ += bytes;
+      bytes_ += worker.bytes;
     });
+  }
+
+  // What a thread that copies keeps from chunk to chunk.
+  struct Worker {
+    Scratch scratch;
+    OpenedChunk chunk;
+    uint64_t bytes = 0;
+  };
+
+  // All layers of chunk `i` of the request, which is `held` of the hold.
+  void CopyChunk(Hold& hold, size_t held, size_t i, Worker& worker) {
+    MissReason why = Prepare(hold, held, i, worker.chunk);
+    if (why == MissReason::kNone) {
+      why = CopyLayers(hold, held, i, worker.chunk, 0, UINT32_MAX,
+                       worker.scratch, worker.bytes);
+    }
+    Settle(i, why, worker.chunk.tokens());
   }
 
   void LayerByLayer(Hold& hold) {

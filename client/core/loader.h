@@ -57,8 +57,9 @@ uint32_t LayerEnd(const std::vector<View>& views);
 // Loads on the calling thread, and on request.threads - 1 more that end before
 // it returns. From the return on nothing is written to the views.
 //
-// Chunk after chunk: chunks are held in windows of half of `ahead_bytes`, the
-// next one being held, and so brought up from slower tiers, while this one is
+// Chunk after chunk: chunks are held in windows of half of `ahead_bytes` (two
+// of them, and while threads are still at the end of one, a third), the next
+// one being held, and so brought up from slower tiers, while this one is
 // copied. Layer after layer: all is held at once.
 LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
                     LoadObserver* observer);

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <map>
 #include <set>
-#include <thread>
 
 #include "gtest/gtest.h"
 

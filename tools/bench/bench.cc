@@ -47,9 +47,9 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
                      "where the daemon and its data live meanwhile")
         ->capture_default_str();
     command
-        ->add_option(
-            "--only", chosen->only,
-            "only rows whose names begin so, e.g. local.load,local.hold")
+        ->add_option("--only", chosen->only,
+                     "only what gives rows whose names begin so, e.g. "
+                     "local.load,local.hold")
         ->delimiter(',');
     return command;
   };

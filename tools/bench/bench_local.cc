@@ -418,9 +418,9 @@ Status RunLocal(const BenchOptions& options, Report& report) {
     if (match) MatchBench(client, report);
     if (load) {
       LoadBench bench(client, kBig, report);
-      bench.Load("local.load", 1);
-      bench.Load("local.load.mt", 2);
-      bench.InPlace();
+      if (options.Wants({"local.load"})) bench.Load("local.load", 1);
+      if (options.Wants({"local.load.mt"})) bench.Load("local.load.mt", 2);
+      if (options.Wants({"local.inplace.verified"})) bench.InPlace();
     }
     if (paged) {
       LoadBench bench(client, kPaged, report);
