@@ -660,6 +660,26 @@ TEST_F(ServerTest, RestartedDaemon) {
   EXPECT_TRUE(Connect().ok());
 }
 
+// Every newcomer rings the server's bell, and so does Stop: one ring must not
+// be taken for both. Here Stop rings while a newcomer is being shown out.
+TEST_F(ServerTest, StopsWhileItDropsANewcomer) {
+  for (int turn = 0; turn < 20; ++turn) {
+    std::thread stopper;
+    absl::Notification shown_out;
+    options_.log = [&](const std::string&) {
+      stopper = std::thread([&] { server_->Stop(absl::ZeroDuration()); });
+      Nap();  // Stop has rung
+      shown_out.Notify();
+    };
+    Start();
+    RawSocket visitor = RawSocket::ConnectTo(dir_.Socket());
+    ASSERT_TRUE(visitor.Send({std::byte{1}}));  // not a packet
+    shown_out.WaitForNotification();
+    stopper.join();
+    server_.reset();
+  }
+}
+
 // ---- The socket file ----
 
 TEST_F(ServerTest, SocketFiles) {

@@ -181,6 +181,10 @@ class Worker {
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof one);
   }
+  void EmptyBell() {
+    uint64_t count;
+    [[maybe_unused]] const ssize_t n = read(wake_.get(), &count, sizeof count);
+  }
 
   void Run();
   void TakeAdopted();
@@ -233,12 +237,18 @@ void Worker::Run() {
   for (;;) {
     const int count =
         epoll_wait(epoll_.get(), events, kEventsPerWait, WaitMs());
+    // The bell first, what it rings for after: a bell emptied later would take
+    // away the ring of a change that was not seen.
+    for (int i = 0; i < count; ++i) {
+      if (events[i].data.u64 == kWakeTag) EmptyBell();
+    }
     TakeAdopted();
     {
       absl::MutexLock lock(&mu_);
       if (stopping_) break;
     }
     for (int i = 0; i < count; ++i) {
+      if (events[i].data.u64 == kWakeTag) continue;
       OnEvent(events[i].data.u64, events[i].events);
     }
     if (hellos_pending_ != 0) CloseLateHellos();
@@ -253,11 +263,6 @@ void Worker::Run() {
 }
 
 void Worker::OnEvent(uint64_t tag, uint32_t events) {
-  if (tag == kWakeTag) {
-    uint64_t count;
-    [[maybe_unused]] const ssize_t n = read(wake_.get(), &count, sizeof count);
-    return;
-  }
   if (tag == kListenTag) {
     acceptable_();
     return;
