@@ -33,8 +33,8 @@ void InitValues(Values* self, const Client& client, const std::string& model,
   new (self) Values(std::move(values));
 }
 
-// The pieces of memory of a batch: for each key one buffer, or a list of as many
-// as every other key has.
+// The pieces of memory of a batch: for each key one buffer, or a list of as
+// many as every other key has.
 struct Pieces {
   std::vector<Memory> memory;
   std::vector<larder_piece> raw;
@@ -58,7 +58,8 @@ struct Pieces {
       if (pieces.size() != per_key || per_key == 0) {
         throw nb::value_error(kUneven);
       }
-      for (const nb::handle piece : pieces) memory.emplace_back(piece, writable);
+      for (const nb::handle piece : pieces)
+        memory.emplace_back(piece, writable);
     }
     raw.reserve(memory.size());
     for (const Memory& piece : memory) {
@@ -109,7 +110,8 @@ nb::tuple Get(const Values& self, const std::vector<nb::bytes>& keys,
               const Seconds& deadline) {
   const PackedKeys packed(keys);
   const Pieces pieces(buffers, keys.size(), true);
-  const larder_value_opts options = Options(deadline, prefix, false, lineage, 0);
+  const larder_value_opts options =
+      Options(deadline, prefix, false, lineage, 0);
   std::vector<uint8_t> reasons(keys.size());
   std::vector<uint64_t> sizes(keys.size());
   CheckBatch(Unlocked([&] {
@@ -127,13 +129,12 @@ larder_job SubmitPut(const Values& self, Queue& queue,
   const auto pieces = std::make_shared<Pieces>(buffers, keys.size(), false);
   const larder_value_opts options =
       Options(deadline, false, durable, 0, priority);
-  return queue.Submit(std::move(user_data), pieces,
-                      [&](uint64_t number, larder_job* job) {
-                        return larder_submit_put(
-                            self.get(), queue.get(), &packed.raw(),
-                            pieces->raw.data(), pieces->per_key, &options,
-                            number, job);
-                      });
+  return queue.Submit(
+      std::move(user_data), pieces, [&](uint64_t number, larder_job* job) {
+        return larder_submit_put(self.get(), queue.get(), &packed.raw(),
+                                 pieces->raw.data(), pieces->per_key, &options,
+                                 number, job);
+      });
 }
 
 larder_job SubmitGet(const Values& self, Queue& queue,
@@ -142,14 +143,14 @@ larder_job SubmitGet(const Values& self, Queue& queue,
                      nb::object user_data, const Seconds& deadline) {
   const PackedKeys packed(keys);
   const auto pieces = std::make_shared<Pieces>(buffers, keys.size(), true);
-  const larder_value_opts options = Options(deadline, prefix, false, lineage, 0);
-  return queue.Submit(std::move(user_data), pieces,
-                      [&](uint64_t number, larder_job* job) {
-                        return larder_submit_get(
-                            self.get(), queue.get(), &packed.raw(),
-                            pieces->raw.data(), pieces->per_key, &options,
-                            number, job);
-                      });
+  const larder_value_opts options =
+      Options(deadline, prefix, false, lineage, 0);
+  return queue.Submit(
+      std::move(user_data), pieces, [&](uint64_t number, larder_job* job) {
+        return larder_submit_get(self.get(), queue.get(), &packed.raw(),
+                                 pieces->raw.data(), pieces->per_key, &options,
+                                 number, job);
+      });
 }
 
 }  // namespace
@@ -162,7 +163,8 @@ void BindValues(nb::module_& module) {
       "Args: as Space, but for `value_bytes_max`, the largest value there may "
       "be.\n\n"
       "Keys are `bytes`, 1 to 64 of them, all of one length in a call. The "
-      "memory of a key is\na contiguous buffer, a CPU tensor, (address, bytes), "
+      "memory of a key is\na contiguous buffer, a CPU tensor, (address, "
+      "bytes), "
       "or a list of such pieces.")
       .def("__init__", &InitValues, nb::arg("client"), nb::kw_only(),
            nb::arg("model"), nb::arg("weights"), nb::arg("cache_dtype"),
@@ -179,7 +181,8 @@ void BindValues(nb::module_& module) {
            nb::arg("prefix") = false, nb::arg("lineage") = 0,
            nb::arg("deadline").none() = nb::none(),
            "Fills the buffers: (a Reason for each key, the size of each value "
-           "or 0). A value\nlonger than its buffer is a miss. `prefix`: stops at "
+           "or 0). A value\nlonger than its buffer is a miss. `prefix`: stops "
+           "at "
            "the first miss.")
       .def("submit_put", &SubmitPut, nb::arg("queue"), nb::arg("keys"),
            nb::arg("buffers"), nb::kw_only(), nb::arg("durable") = false,
