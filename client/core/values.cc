@@ -274,7 +274,8 @@ ValueOutcome RunGet(Space& space, const ValueRequest& request,
       if (why == MissReason::kNone) {
         outcome.bytes += outcome.sizes[i];
       } else {
-        outcome.sizes[i] = 0;
+        // Whoever gave too little memory learns how much it takes.
+        if (why != kMissNotTried) outcome.sizes[i] = 0;
         missed = true;
       }
     }

@@ -748,6 +748,7 @@ TEST_F(ValuesTest, PutsAndGetsInPieces) {
   EXPECT_EQ(got[1][0], 0xee);
   EXPECT_EQ(why[2], LARDER_REASON_NONE);
   EXPECT_EQ(why[3], LARDER_REASON_NOT_TRIED);
+  EXPECT_EQ(sizes[3], data[0].size() + data[1].size());  // what it takes
   EXPECT_EQ(got[3][0], 0xee);
 }
 

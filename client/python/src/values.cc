@@ -181,9 +181,8 @@ void BindValues(nb::module_& module) {
            nb::arg("prefix") = false, nb::arg("lineage") = 0,
            nb::arg("deadline").none() = nb::none(),
            "Fills the buffers: (a Reason for each key, the size of each value "
-           "or 0). A value\nlonger than its buffer is a miss. `prefix`: stops "
-           "at "
-           "the first miss.")
+           "or 0). A value\nlonger than its buffer is a miss, NOT_TRIED, and "
+           "its size is told. `prefix`: stops\nat the first miss.")
       .def("submit_put", &SubmitPut, nb::arg("queue"), nb::arg("keys"),
            nb::arg("buffers"), nb::kw_only(), nb::arg("durable") = false,
            nb::arg("priority") = 0, nb::arg("user_data").none() = nb::none(),

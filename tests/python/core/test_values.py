@@ -79,8 +79,8 @@ def test_misses(client):
     assert sizes == [0, 100] and out[0] == b"x" * 100
     reasons, _ = values.get([key(0), key(1)], out, prefix=True)
     assert Reason(reasons[1]) == Reason.NOT_TRIED
-    reasons, _ = values.get([key(1)], [bytearray(99)])  # too small
-    assert Reason(reasons[0]) == Reason.NOT_TRIED
+    reasons, sizes = values.get([key(1)], [bytearray(99)])  # too small
+    assert Reason(reasons[0]) == Reason.NOT_TRIED and sizes == [100]
     reasons = values.put([key(2)], [bytes((1 << 20) + 1)])
     assert reasons[0] != 0
 

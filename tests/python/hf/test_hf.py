@@ -197,7 +197,7 @@ def test_refuses_what_would_be_wrong(client):
         cache.save(tokens)
     batch = LarderCache(space, tokens)
     logits(model, tokens.repeat(2, 1), batch)
-    with pytest.raises(ValueError, match="(2, 2"):
+    with pytest.raises(ValueError, match="2, 2, 64"):
         batch.save(tokens)
     with pytest.raises(ValueError, match="one sequence"):
         LarderCache(space, tokens.repeat(2, 1))
