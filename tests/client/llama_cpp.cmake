@@ -26,4 +26,14 @@ if(LARDER_WITH_LLAMA)
     target_compile_definitions(${test} PRIVATE
       LARDER_DEPS_DIR="${LARDER_DEPS_DIR}")
   endforeach()
+
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  file(GLOB model ${LARDER_DEPS_DIR}/model/*.gguf)
+  add_test(NAME client.llama_server_loop COMMAND Python3::Interpreter
+    ${CMAKE_CURRENT_LIST_DIR}/with_daemon.py $<TARGET_FILE:larderd>
+    ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/llama_server_loop_test.py
+    $<TARGET_FILE:llama_server_loop> ${model} ${LARDER_DEPS_DIR}/llama/lib
+    ${PROJECT_SOURCE_DIR}/tools/llama_demo/prose.txt {socket})
+  set_tests_properties(client.llama_server_loop PROPERTIES
+    LABELS e2e TIMEOUT 900)
 endif()

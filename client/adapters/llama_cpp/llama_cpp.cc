@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,7 +15,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/str_format.h"
+#include "absl/strings/str_cat.h"
 
 #include "store/checksum.h"
 #include "store/types.h"
@@ -33,6 +34,14 @@ std::string Metadata(const llama_model* model, const std::string& key) {
   return std::string(value, std::min<size_t>(size, sizeof value - 1));
 }
 
+// As printf's %.9g, whatever the program's locale.
+std::string Exactly(float value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value,
+                                 std::chars_format::general, 9);
+  return std::string(text, end.ptr);
+}
+
 // Every parameter of the rotation that keys get: what the context was told to
 // use instead of the model's, and what the model's file says.
 std::string DescribeRope(llama_context* context,
@@ -40,13 +49,15 @@ std::string DescribeRope(llama_context* context,
   const llama_model* model = llama_get_model(context);
   const llama_rope_type type = llama_model_rope_type(model);
   if (type == LLAMA_ROPE_TYPE_NONE) return "none";
-  std::string out = absl::StrFormat(
-      "type=%d;scaling=%d;base=%.9g;scale=%.9g;ext=%.9g;attn=%.9g;fast=%.9g;"
-      "slow=%.9g;orig=%u",
-      static_cast<int>(type), static_cast<int>(params.rope_scaling_type),
-      params.rope_freq_base, params.rope_freq_scale, params.yarn_ext_factor,
-      params.yarn_attn_factor, params.yarn_beta_fast, params.yarn_beta_slow,
-      params.yarn_orig_ctx);
+  std::string out = absl::StrCat(
+      "type=", static_cast<int>(type),
+      ";scaling=", static_cast<int>(params.rope_scaling_type),
+      ";base=", Exactly(params.rope_freq_base),
+      ";scale=", Exactly(params.rope_freq_scale),
+      ";ext=", Exactly(params.yarn_ext_factor),
+      ";attn=", Exactly(params.yarn_attn_factor),
+      ";fast=", Exactly(params.yarn_beta_fast),
+      ";slow=", Exactly(params.yarn_beta_slow), ";orig=", params.yarn_orig_ctx);
 
   const std::string prefix = Metadata(model, "general.architecture") + ".rope.";
   std::map<std::string, std::string> of_model;
@@ -178,9 +189,8 @@ Status SystemError(absl::string_view doing, const std::string& file) {
 // Size and modification time: what has to be the same for a kept digest to
 // hold.
 std::string FileStamp(const struct stat& info) {
-  return absl::StrFormat("%d %d.%09d", int64_t{info.st_size},
-                         int64_t{info.st_mtim.tv_sec},
-                         int64_t{info.st_mtim.tv_nsec});
+  return absl::StrCat(int64_t{info.st_size}, " ", int64_t{info.st_mtim.tv_sec},
+                      ".", absl::Dec(info.st_mtim.tv_nsec, absl::kZeroPad9));
 }
 
 bool ReadKeptDigest(const std::string& path, const std::string& stamp,
