@@ -1,7 +1,7 @@
 // A server's loop over llama.cpp with its slots kept in Larder: what one
 // process computed, the next one restores.
 //
-//   llama_server_loop MODEL.gguf BACKENDS [SOCKET] [SLOTS]
+//   llama_server_loop MODEL.gguf BACKENDS [SOCKET] [SLOTS] [THREADS]
 //
 // Reads a request per line and answers with one:
 //   {"slot": 0, "prompt": "Once upon", "max_tokens": 16}
@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <thread>
@@ -151,7 +152,8 @@ struct Server {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) return Fail("usage: MODEL.gguf BACKENDS [SOCKET] [SLOTS]");
+  if (argc < 3)
+    return Fail("usage: MODEL.gguf BACKENDS [SOCKET] [SLOTS] [THREADS]");
   llama_log_set(LogErrors, nullptr);
   ggml_backend_load_all_from_path(argv[2]);
   Server server;
@@ -166,9 +168,11 @@ int main(int argc, char** argv) {
   params.n_seq_max = static_cast<uint32_t>(server.slots) + 1;  // and Larder's
   params.kv_unified = true;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-  // More threads than processors wait for each other.
+  // More threads than free processors wait for each other.
   params.n_threads = params.n_threads_batch =
-      static_cast<int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+      argc > 5 ? std::max(std::atoi(argv[5]), 1)
+               : static_cast<int32_t>(
+                     std::max(1u, std::thread::hardware_concurrency()));
   server.context = llama_init_from_model(server.model, params);
   if (server.context == nullptr) return Fail("no context");
 

@@ -11,15 +11,15 @@ text = pathlib.Path(prose).read_text()
 CHUNK = 256
 # Two slots; the same one twice.
 requests = [
-    {"slot": 0, "prompt": text[:1300], "max_tokens": 4},
-    {"slot": 1, "prompt": text[3000:3200], "max_tokens": 4},
-    {"slot": 0, "prompt": "Once upon a time, there was a", "max_tokens": 4},
+    {"slot": 0, "prompt": text[:1500], "max_tokens": 6},
+    {"slot": 1, "prompt": text[3000:3400], "max_tokens": 6},
+    {"slot": 0, "prompt": "Once upon a time, there was a", "max_tokens": 6},
 ]
 
 
 def run(socket: str, lines: list[dict]) -> list[dict]:
     done = subprocess.run(
-        [program, model, backends, socket, "2"],
+        [program, model, backends, socket, "2", "1"],
         input="".join(json.dumps(line) + "\n" for line in lines),
         check=True, stdout=subprocess.PIPE, text=True, timeout=600,
     )
