@@ -110,9 +110,10 @@ void BindClient(nb::module_& module) {
            nb::arg("staging_bytes") = 0, nb::arg("worker_threads") = 0,
            nb::arg("cached_age") = 0.05, nb::arg("ahead_bytes") = 0,
            nb::arg("queued_jobs_max") = 0)
-      .def("close", [](Client& self) { self.handle.reset(); },
-           "Ends the connection, as soon as nothing that was opened from it is "
-           "left. Cancels\nwhat is under way.")
+      .def(
+          "close", [](Client& self) { self.handle.reset(); },
+          "Ends the connection, as soon as nothing that was opened from it is "
+          "left. Cancels\nwhat is under way.")
       .def("__enter__", [](nb::object self) { return self; })
       .def(
           "__exit__",
@@ -140,7 +141,9 @@ void BindClient(nb::module_& module) {
            "(`client_*`).")
       .def(
           "queue",
-          [](const Client& self) { return std::make_unique<Queue>(self.Live()); },
+          [](const Client& self) {
+            return std::make_unique<Queue>(self.Live());
+          },
           "A new queue of completions.")
       .def("region", &OpenRegion, nb::arg("fd"), nb::arg("bytes"),
            nb::arg("offset") = 0,

@@ -22,8 +22,8 @@ uint32_t Milliseconds(const Seconds& seconds) {
 
 void Raise(int32_t status) {
   const std::string text = larder_last_error();
-  const nb::object error = nb::module_::import_("larder._errors")
-                               .attr("make")(status, text);
+  const nb::object error =
+      nb::module_::import_("larder._errors").attr("make")(status, text);
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())),
                   error.ptr());
   throw nb::python_error();
@@ -88,9 +88,9 @@ std::vector<int64_t> PlacesOf(nb::handle numbers) {
 
 Memory::Memory(nb::handle object, bool writable) {
   if (PyObject_CheckBuffer(object.ptr())) {
-    if (PyObject_GetBuffer(object.ptr(), &buffer_,
-                           writable ? PyBUF_WRITABLE | PyBUF_SIMPLE
-                                    : PyBUF_SIMPLE) != 0) {
+    if (PyObject_GetBuffer(
+            object.ptr(), &buffer_,
+            writable ? PyBUF_WRITABLE | PyBUF_SIMPLE : PyBUF_SIMPLE) != 0) {
       throw nb::python_error();
     }
     data_ = buffer_.buf;

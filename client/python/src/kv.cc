@@ -1,7 +1,5 @@
 // Spaces of KV: ids from tokens, match, hold, load, save.
 
-#include "space.h"
-
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -13,6 +11,7 @@
 
 #include "client.h"
 #include "queue.h"
+#include "space.h"
 #include "view.h"
 
 namespace larder::python {
@@ -93,8 +92,7 @@ Ids IdsFromTokens(const Space& self, nb::handle tokens,
   size_t count = 0;
   Check(larder_ids_from_tokens(self.get(), numbers.data(), numbers.size(),
                                raw.data(), raw.size(), result.ids.data(),
-                               result.ids.size(), &count,
-                               &result.tail_tokens));
+                               result.ids.size(), &count, &result.tail_tokens));
   result.ids.resize(count);
   return result;
 }
@@ -132,9 +130,8 @@ std::optional<Match> AskMatch(const Ids& ids, uint32_t start, uint32_t lineage,
   Match match;
   match.result.struct_size = sizeof match.result;
   match.states.resize(ids.ids.size() > start ? ids.ids.size() - start : 0);
-  const int32_t status = Check(
-      call(ids.ids.data(), ids.ids.size(), &options, match.states.data(),
-           &match.result));
+  const int32_t status = Check(call(ids.ids.data(), ids.ids.size(), &options,
+                                    match.states.data(), &match.result));
   if (status == LARDER_RETRY) return std::nullopt;
   return match;
 }
@@ -171,14 +168,15 @@ std::vector<larder_view> RawViews(const Space& space,
     const uint64_t needed = uint64_t{space.chunk_tokens} * heads * pieces *
                             (group.k_head_bytes + group.v_head_bytes);
     if (view->segments.size() < chunks * layers) {
-      throw nb::value_error("segments: one buffer per chunk and layer, or None");
+      throw nb::value_error(
+          "segments: one buffer per chunk and layer, or None");
     }
     for (const uint64_t bytes : view->segment_bytes) {
       if (bytes < needed) {
-        throw nb::value_error(
-            ("segments: a buffer holds less than " + std::to_string(needed) +
-             " bytes, one segment of a whole chunk")
-                .c_str());
+        throw nb::value_error(("segments: a buffer holds less than " +
+                               std::to_string(needed) +
+                               " bytes, one segment of a whole chunk")
+                                  .c_str());
       }
     }
   }
@@ -226,8 +224,8 @@ Hold AttachHold(const Space& self, uint64_t token, const Ids& ids,
                 const Seconds& deadline) {
   larder_hold* raw = nullptr;
   Check(Unlocked([&] {
-    return larder_hold_attach(self.get(), token, ids.ids.data(),
-                              ids.ids.size(), Milliseconds(deadline), &raw);
+    return larder_hold_attach(self.get(), token, ids.ids.data(), ids.ids.size(),
+                              Milliseconds(deadline), &raw);
   }));
   Hold hold;
   hold.handle = std::make_shared<HoldHandle>(raw, self.handle);
@@ -283,8 +281,8 @@ larder_load_opts LoadOptions(const Hold* hold, uint32_t hold_first,
   larder_load_opts options = {};
   options.struct_size = sizeof options;
   options.deadline_ms = Milliseconds(deadline);
-  options.flags = (layerwise ? LARDER_LOAD_LAYERWISE : 0) |
-                  (each ? LARDER_LOAD_EACH : 0);
+  options.flags =
+      (layerwise ? LARDER_LOAD_LAYERWISE : 0) | (each ? LARDER_LOAD_EACH : 0);
   options.worst_lineage = lineage;
   options.threads = threads;
   options.hold_first = hold_first;
@@ -294,10 +292,9 @@ larder_load_opts LoadOptions(const Hold* hold, uint32_t hold_first,
 
 // Cut short is no exception: what is usable is.
 Loaded Finished(int32_t status, Loaded loaded) {
-  const bool cut_short = status == LARDER_E_DEADLINE ||
-                         status == LARDER_E_UNAVAILABLE ||
-                         status == LARDER_E_CANCELLED ||
-                         status == LARDER_E_ABORTED;
+  const bool cut_short =
+      status == LARDER_E_DEADLINE || status == LARDER_E_UNAVAILABLE ||
+      status == LARDER_E_CANCELLED || status == LARDER_E_ABORTED;
   if (!cut_short) Check(status);
   loaded.status = status;
   return loaded;
@@ -308,8 +305,8 @@ Loaded LoadNow(const Space& self, const Ids& ids,
                uint32_t hold_first, uint32_t threads, bool each,
                uint32_t lineage, const Seconds& deadline) {
   const std::vector<larder_view> raw = RawViews(self, views, ids.ids.size());
-  const larder_load_opts options = LoadOptions(hold, hold_first, threads, false,
-                                               each, lineage, deadline);
+  const larder_load_opts options =
+      LoadOptions(hold, hold_first, threads, false, each, lineage, deadline);
   Loaded loaded;
   loaded.result.struct_size = sizeof loaded.result;
   loaded.reasons.resize(ids.ids.size());
@@ -334,8 +331,7 @@ std::unique_ptr<Load> StartLoad(const Space& self, const Ids& ids,
                                 const Hold* hold, uint32_t hold_first,
                                 uint32_t threads, bool layerwise, bool each,
                                 uint32_t lineage, Queue* queue,
-                                nb::object user_data,
-                                const Seconds& deadline) {
+                                nb::object user_data, const Seconds& deadline) {
   const std::vector<larder_view> raw = RawViews(self, views, ids.ids.size());
   const larder_load_opts options = LoadOptions(
       hold, hold_first, threads, layerwise, each, lineage, deadline);
@@ -395,14 +391,11 @@ struct Save {
   }
 };
 
-std::optional<Save> BeginSave(const Space& self,
-                              const std::optional<nb::bytes>& id,
-                              uint32_t token_count, uint16_t group,
-                              uint16_t layer_begin, uint16_t layer_count,
-                              uint16_t head_begin, uint16_t head_count,
-                              uint16_t interleave_index,
-                              uint16_t interleave_count, bool wait,
-                              const Seconds& deadline) {
+std::optional<Save> BeginSave(
+    const Space& self, const std::optional<nb::bytes>& id, uint32_t token_count,
+    uint16_t group, uint16_t layer_begin, uint16_t layer_count,
+    uint16_t head_begin, uint16_t head_count, uint16_t interleave_index,
+    uint16_t interleave_count, bool wait, const Seconds& deadline) {
   larder_save_opts options = {};
   options.struct_size = sizeof options;
   options.deadline_ms = Milliseconds(deadline);
@@ -478,7 +471,8 @@ void BindHold(nb::module_& module) {
   nb::class_<Hold>(module, "Hold",
                    "The right to read chunks where they lie. Ends with "
                    "close(), with its ttl, or with\nthe process.")
-      .def_ro("usable", &Hold::usable, "Chunks from the first on that are held.")
+      .def_ro("usable", &Hold::usable,
+              "Chunks from the first on that are held.")
       .def_prop_ro(
           "reasons", [](const Hold& self) { return BytesOf(self.reasons); },
           "A Reason for each chunk; 0: held.")
@@ -512,7 +506,8 @@ void BindHold(nb::module_& module) {
            "verified once: a\ndict for each part, with Windows `k` and `v`. "
            "Keeps the hold open as long as a\nWindow lives; look at `valid` "
            "after reading.")
-      .def("close", [](Hold& self) { self.handle.reset(); }, "Releases.")
+      .def(
+          "close", [](Hold& self) { self.handle.reset(); }, "Releases.")
       .def("__enter__", [](nb::object self) { return self; })
       .def(
           "__exit__",
@@ -550,11 +545,12 @@ void BindLoad(nb::module_& module) {
            "Waits until this layer of every chunk has landed. False as soon as "
            "it is known\nthat some chunk will not come: the request's step is "
            "void.")
-      .def_prop_ro("layers_ready",
-                   [](const Load& self) {
-                     return larder_load_layers_ready(self.handle->get());
-                   },
-                   "Layers that have landed. Never blocks.")
+      .def_prop_ro(
+          "layers_ready",
+          [](const Load& self) {
+            return larder_load_layers_ready(self.handle->get());
+          },
+          "Layers that have landed. Never blocks.")
       .def("wait", &WaitLoad, nb::arg("wait").none() = nb::none(),
            "Waits for the end. If `wait` passes first, the result's status is "
            "that of a\ndeadline and the load goes on.")
@@ -567,9 +563,10 @@ void BindLoad(nb::module_& module) {
             });
           },
           "After the return nothing lands.")
-      .def("fileno",
-           [](const Load& self) { return larder_load_fd(self.handle->get()); },
-           "An eventfd, written to whenever a layer landed or the load ended.")
+      .def(
+          "fileno",
+          [](const Load& self) { return larder_load_fd(self.handle->get()); },
+          "An eventfd, written to whenever a layer landed or the load ended.")
       .def_prop_ro("job", [](const Load& self) {
         return larder_load_job(self.handle->get());
       });
@@ -612,8 +609,9 @@ void BindSave(nb::module_& module) {
           },
           nb::arg("stage") = 2, nb::arg("deadline").none() = nb::none(),
           "Waits until the committed save got as far as this Stage.")
-      .def("close", [](Save& self) { self.handle.reset(); },
-           "Before the commit: aborts. After it: the save goes on.");
+      .def(
+          "close", [](Save& self) { self.handle.reset(); },
+          "Before the commit: aborts. After it: the save goes on.");
 }
 
 void BindKvSpace(nb::module_& module) {
@@ -630,9 +628,10 @@ void BindKvSpace(nb::module_& module) {
       .def_prop_ro(
           "usable", [](const Match& self) { return self.result.usable; },
           "Chunks from `start` on that every group can serve.")
-      .def_prop_ro("consecutive",
-                   [](const Match& self) { return self.result.consecutive; },
-                   "Chunks in a row from `start` that are there.")
+      .def_prop_ro(
+          "consecutive",
+          [](const Match& self) { return self.result.consecutive; },
+          "Chunks in a row from `start` that are there.")
       .def_prop_ro(
           "reason", [](const Match& self) { return self.result.reason; },
           "A Reason: why chunk start + usable is not; 0 if all are.")
@@ -642,8 +641,7 @@ void BindKvSpace(nb::module_& module) {
             return static_cast<double>(self.result.load_estimate_us) * 1e-6;
           },
           "Seconds that loading the usable prefix will take.")
-      .def_prop_ro("epoch",
-                   [](const Match& self) { return self.result.epoch; })
+      .def_prop_ro("epoch", [](const Match& self) { return self.result.epoch; })
       .def_prop_ro(
           "group_hits",
           [](const Match& self) {
@@ -718,7 +716,8 @@ void BindKvSpace(nb::module_& module) {
           },
           nb::arg("ids"), nb::arg("start") = 0, nb::arg("lineage") = 0,
           nb::arg("root_content").none() = nb::none(),
-          "For schedulers: never blocks. None: not known yet, ask again. Raises "
+          "For schedulers: never blocks. None: not known yet, ask again. "
+          "Raises "
           "Unavailable\nif the daemon is gone.")
       .def(
           "submit_match",
@@ -728,17 +727,17 @@ void BindKvSpace(nb::module_& module) {
             options.struct_size = sizeof options;
             options.deadline_ms = Milliseconds(deadline);
             options.start = start;
-            return queue.Submit(
-                std::move(user_data), nullptr,
-                [&](uint64_t number, larder_job* job) {
-                  return larder_submit_match(self.get(), queue.get(),
-                                             ids.ids.data(), ids.ids.size(),
-                                             &options, number, job);
-                });
+            return queue.Submit(std::move(user_data), nullptr,
+                                [&](uint64_t number, larder_job* job) {
+                                  return larder_submit_match(
+                                      self.get(), queue.get(), ids.ids.data(),
+                                      ids.ids.size(), &options, number, job);
+                                });
           },
           nb::arg("queue"), nb::arg("ids"), nb::arg("start") = 0,
           nb::arg("user_data").none() = nb::none(),
-          nb::arg("deadline").none() = nb::none(), "match() on a worker thread.")
+          nb::arg("deadline").none() = nb::none(),
+          "match() on a worker thread.")
       .def(
           "prefetch",
           [](const Space& self, const Ids& ids) {
@@ -758,8 +757,7 @@ void BindKvSpace(nb::module_& module) {
             char text[512] = "";
             Check(Unlocked([&] {
               return larder_why_miss(
-                  self.get(), &raw,
-                  root_content.has_value() ? &root : nullptr,
+                  self.get(), &raw, root_content.has_value() ? &root : nullptr,
                   Milliseconds(deadline), &reason, text, sizeof text);
             }));
             return std::pair<uint32_t, std::string>(reason, text);
@@ -767,9 +765,9 @@ void BindKvSpace(nb::module_& module) {
           nb::arg("id"), nb::arg("root_content").none() = nb::none(),
           nb::arg("deadline").none() = nb::none(),
           "(Reason, a sentence): why this chunk is not served.")
-      .def("hold", &OpenHold, nb::arg("ids"), nb::arg("ttl").none() = nb::none(),
-           nb::arg("each") = false, nb::arg("lineage") = 0,
-           nb::arg("deadline").none() = nb::none(),
+      .def("hold", &OpenHold, nb::arg("ids"),
+           nb::arg("ttl").none() = nb::none(), nb::arg("each") = false,
+           nb::arg("lineage") = 0, nb::arg("deadline").none() = nb::none(),
            "Pins chunks and says what survived. None if nothing is there.")
       .def("attach", &AttachHold, nb::arg("token"), nb::arg("ids"),
            nb::arg("deadline").none() = nb::none(),

@@ -44,9 +44,15 @@ larder_plane PlaneOf(const nb::object& tensor, const std::string& axes,
     if (size == 0) throw nb::value_error("the tensor is empty");
     extent += (size - 1) * static_cast<uint64_t>(stride);
     switch (axes[axis]) {
-      case 'B': plane.block_stride = static_cast<uint64_t>(stride); break;
-      case 'N': plane.token_stride = static_cast<uint64_t>(stride); break;
-      case 'H': plane.head_stride = static_cast<uint64_t>(stride); break;
+      case 'B':
+        plane.block_stride = static_cast<uint64_t>(stride);
+        break;
+      case 'N':
+        plane.token_stride = static_cast<uint64_t>(stride);
+        break;
+      case 'H':
+        plane.head_stride = static_cast<uint64_t>(stride);
+        break;
       case 'C':
         if (stride != item && size != 1) {
           throw nb::value_error("axis C must be contiguous");
@@ -140,8 +146,8 @@ View SegmentsView(const nb::list& buffers, uint16_t group, uint16_t layer_begin,
 larder_view View::Raw() const {
   larder_view raw = cache->shape;
   raw.form = form;
-  raw.place_count = form == LARDER_VIEW_SEGMENTS ? segments.size()
-                                                 : places.size();
+  raw.place_count =
+      form == LARDER_VIEW_SEGMENTS ? segments.size() : places.size();
   raw.segments = segments.data();
   raw.blocks = places.data();
   raw.slots = places.data();
@@ -228,12 +234,12 @@ void BindMemory(nb::module_& module) {
       "byte is copied. The tensors are kept alive.\n\n"
       "The box (`layer_begin`, `head_begin`, `head_count`, `interleave_*`) is "
       "the share of\nthis rank; counts of 0 mean all.")
-      .def("__init__", &InitCache, nb::arg("k"), nb::arg("v").none() = nb::none(),
-           nb::arg("axes") = "BNHC", nb::kw_only(), nb::arg("group") = 0,
-           nb::arg("layer_begin") = 0, nb::arg("head_begin") = 0,
-           nb::arg("head_count") = 0, nb::arg("interleave_index") = 0,
-           nb::arg("interleave_count") = 0, nb::arg("block_tokens") = 0,
-           nb::arg("v_offset") = 0)
+      .def("__init__", &InitCache, nb::arg("k"),
+           nb::arg("v").none() = nb::none(), nb::arg("axes") = "BNHC",
+           nb::kw_only(), nb::arg("group") = 0, nb::arg("layer_begin") = 0,
+           nb::arg("head_begin") = 0, nb::arg("head_count") = 0,
+           nb::arg("interleave_index") = 0, nb::arg("interleave_count") = 0,
+           nb::arg("block_tokens") = 0, nb::arg("v_offset") = 0)
       .def(
           "blocks",
           [](std::shared_ptr<PagedCache> self, nb::handle blocks) {
@@ -252,18 +258,20 @@ void BindMemory(nb::module_& module) {
           "A View in which token t lies in slot `slots[t]`, as in a slot "
           "mapping; below 0:\nskipped.");
 
-  nb::class_<View>(module, "View",
-                   "One group's KV in the caller's memory: where a load puts "
-                   "it, where a save takes\nit from. Made by PagedCache.blocks, "
-                   "PagedCache.slots and segments().");
-  module.def("segments", &SegmentsView, nb::arg("buffers"), nb::kw_only(),
-             nb::arg("group") = 0, nb::arg("layer_begin") = 0,
-             nb::arg("layer_count") = 0, nb::arg("head_begin") = 0,
-             nb::arg("head_count") = 0, nb::arg("interleave_index") = 0,
-             nb::arg("interleave_count") = 0,
-             "A View of whole segments: `buffers[chunk * layer_count + layer]` "
-             "is writable memory\nfor one segment as it is kept (K, then V), or "
-             "None to skip it.");
+  nb::class_<View>(
+      module, "View",
+      "One group's KV in the caller's memory: where a load puts "
+      "it, where a save takes\nit from. Made by PagedCache.blocks, "
+      "PagedCache.slots and segments().");
+  module.def(
+      "segments", &SegmentsView, nb::arg("buffers"), nb::kw_only(),
+      nb::arg("group") = 0, nb::arg("layer_begin") = 0,
+      nb::arg("layer_count") = 0, nb::arg("head_begin") = 0,
+      nb::arg("head_count") = 0, nb::arg("interleave_index") = 0,
+      nb::arg("interleave_count") = 0,
+      "A View of whole segments: `buffers[chunk * layer_count + layer]` "
+      "is writable memory\nfor one segment as it is kept (K, then V), or "
+      "None to skip it.");
 }
 
 }  // namespace larder::python

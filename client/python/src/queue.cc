@@ -58,8 +58,8 @@ std::vector<nb::object> Queue::Take(uint32_t capacity, uint32_t wait_ms) {
     to.good = from.good;
     to.bytes = from.bytes;
     if (from.per_key != nullptr) {
-      to.per_key = nb::bytes(reinterpret_cast<const char*>(from.per_key),
-                             from.count);
+      to.per_key =
+          nb::bytes(reinterpret_cast<const char*>(from.per_key), from.count);
     }
     if (from.per_key_bytes != nullptr) {
       nb::list sizes;

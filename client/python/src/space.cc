@@ -34,8 +34,8 @@ void OpenSpace(const Client& client, const larder_space_desc& raw,
                const Seconds& deadline, AnySpace& space) {
   larder_space* opened = nullptr;
   Check(Unlocked([&] {
-    return larder_space_open(client.Live()->get(), &raw,
-                             Milliseconds(deadline), &opened);
+    return larder_space_open(client.Live()->get(), &raw, Milliseconds(deadline),
+                             &opened);
   }));
   space.client = client.Live();
   space.handle = std::make_shared<SpaceHandle>(opened, client.Live());
@@ -80,22 +80,22 @@ nb::bytes LookupCached(const AnySpace& self, const Ids& ids) {
 
 larder_job SubmitLookup(const AnySpace& self, Queue& queue, const Ids& ids,
                         nb::object user_data, const Seconds& deadline) {
-  return queue.Submit(std::move(user_data), nullptr,
-                      [&](uint64_t number, larder_job* job) {
-                        return larder_submit_lookup(
-                            self.get(), queue.get(), ids.ids.data(),
-                            ids.ids.size(), Milliseconds(deadline), number, job);
-                      });
+  return queue.Submit(
+      std::move(user_data), nullptr, [&](uint64_t number, larder_job* job) {
+        return larder_submit_lookup(self.get(), queue.get(), ids.ids.data(),
+                                    ids.ids.size(), Milliseconds(deadline),
+                                    number, job);
+      });
 }
 
 larder_job SubmitDelete(const AnySpace& self, Queue& queue, const Ids& ids,
                         nb::object user_data, const Seconds& deadline) {
-  return queue.Submit(std::move(user_data), nullptr,
-                      [&](uint64_t number, larder_job* job) {
-                        return larder_submit_delete(
-                            self.get(), queue.get(), ids.ids.data(),
-                            ids.ids.size(), Milliseconds(deadline), number, job);
-                      });
+  return queue.Submit(
+      std::move(user_data), nullptr, [&](uint64_t number, larder_job* job) {
+        return larder_submit_delete(self.get(), queue.get(), ids.ids.data(),
+                                    ids.ids.size(), Milliseconds(deadline),
+                                    number, job);
+      });
 }
 
 uint64_t Delete(const AnySpace& self, const Ids& ids, const Seconds& deadline) {
@@ -192,7 +192,8 @@ void BindSpace(nb::module_& module) {
            nb::arg("deadline").none() = nb::none(),
            "Presence of each by itself: a State for each.")
       .def("lookup_cached", &LookupCached, nb::arg("ids"),
-           "Never blocks: a State for each; those that are UNKNOWN are asked for "
+           "Never blocks: a State for each; those that are UNKNOWN are asked "
+           "for "
            "behind the\ncall.")
       .def("submit_lookup", &SubmitLookup, nb::arg("queue"), nb::arg("ids"),
            nb::arg("user_data").none() = nb::none(),
