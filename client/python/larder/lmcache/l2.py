@@ -168,7 +168,10 @@ class L2Connector:
 
 
 def _told(done: larder.Completion) -> Completion:
-    if not done.per_key:
+    if done.op == larder.Op.DELETE:
+        # One answer for all: afterwards none is there.
+        good = [done.status == 0] * done.count
+    elif len(done.per_key) != done.count:  # cancelled before it began
         good = [False] * done.count
     elif done.op == larder.Op.LOOKUP:
         good = present(done.per_key)
@@ -177,5 +180,4 @@ def _told(done: larder.Completion) -> Completion:
     # A load or lookup whose keys partly miss was carried out. A store was only
     # if every key is there now: LMCache knows nothing in between.
     ok = all(good) if done.op == larder.Op.PUT else done.status == 0
-    error = "" if ok else larder.reason_name(max(done.per_key, default=0))
-    return done.user_data, ok, error, good
+    return done.user_data, ok, "" if ok else "not carried out", good
