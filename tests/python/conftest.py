@@ -21,6 +21,7 @@ class Daemon:
         self.folder = pathlib.Path(self._folder.name)
         self.socket = str(self.folder / "engine.sock")
         self.admin = str(self.folder / "admin.sock")
+        (self.folder / "nvme").mkdir(mode=0o700)
         self.flags = list(flags)
         self.process: subprocess.Popen | None = None
 

@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 
 #include "queue.h"
 
@@ -114,7 +115,9 @@ void BindClient(nb::module_& module) {
           "close", [](Client& self) { self.handle.reset(); },
           "Ends the connection, as soon as nothing that was opened from it is "
           "left. Cancels\nwhat is under way.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> Client"))
       .def(
           "__exit__",
           [](Client& self, nb::handle, nb::handle, nb::handle) {

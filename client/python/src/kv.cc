@@ -4,6 +4,8 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -165,8 +167,11 @@ std::vector<larder_view> RawViews(const Space& space,
         last.layer_count != 0
             ? last.layer_count
             : static_cast<uint64_t>(group.layer_count) - last.layer_begin;
-    const uint64_t needed = uint64_t{space.chunk_tokens} * heads * pieces *
-                            (group.k_head_bytes + group.v_head_bytes);
+    // A state is one row, however many tokens led to it.
+    const uint64_t rows =
+        group.kind == LARDER_RECURRENT_STATE ? 1 : space.chunk_tokens;
+    const uint64_t needed =
+        rows * heads * pieces * (group.k_head_bytes + group.v_head_bytes);
     if (view->segments.size() < chunks * layers) {
       throw nb::value_error(
           "segments: one buffer per chunk and layer, or None");
@@ -508,7 +513,9 @@ void BindHold(nb::module_& module) {
            "after reading.")
       .def(
           "close", [](Hold& self) { self.handle.reset(); }, "Releases.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> Hold"))
       .def(
           "__exit__",
           [](Hold& self, nb::handle, nb::handle, nb::handle) {
