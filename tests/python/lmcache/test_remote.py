@@ -93,11 +93,14 @@ class Engine:
         }
         return CacheEngineKey(**{**fields, **changes})
 
-    def object(self, key, tokens=CHUNK):
-        made = self.local.allocate(
+    def allocate(self, tokens=CHUNK):
+        return self.local.allocate(
             self.metadata.get_shapes(tokens), self.metadata.get_dtypes(),
             MemoryFormat.KV_2LTD, busy_loop=False,
         )  # fmt: skip
+
+    def object(self, key, tokens=CHUNK):
+        made = self.allocate(tokens)
         assert made is not None, "memory was not given back"
         np.frombuffer(made.byte_array, np.uint8)[:] = content(key, made.get_size())
         return made
@@ -117,8 +120,8 @@ class Engine:
 
     def get(self, keys, tokens=CHUNK):
         """Which keys were loaded; every byte of those is proved right."""
-        return [self.right(k, made, tokens)
-                for k, made in zip(keys, self.remote.batched_get_blocking(keys))]  # fmt: skip
+        loaded = self.remote.batched_get_blocking(keys)
+        return [self.right(k, made, tokens) for k, made in zip(keys, loaded)]
 
     def right(self, key, made, tokens=CHUNK):
         if made is None:
@@ -177,9 +180,7 @@ def test_the_documented_configuration(daemon, loop, tmp_path):
 
 
 def test_the_older_remote_url(daemon, engine):
-    one = engine(
-        daemon, remote_storage_plugins=["larder"], remote_url=f"larder://{daemon.socket}"
-    )
+    one = engine(daemon, remote_url=f"larder://{daemon.socket}")
     # Two doors to one space: the plugin's, and the URL's.
     other = one.backends["RemoteBackend"]
     one.put([one.key(1)])
@@ -247,8 +248,7 @@ def test_no_memory_is_a_miss(shared_daemon, engine):
     keys = [one.key(i) for i in range(8)]
     one.put(keys)
     hoard = []
-    while (made := one.local.allocate(one.metadata.get_shapes(), [torch.bfloat16],
-                                      MemoryFormat.KV_2LTD, busy_loop=False)):  # fmt: skip
+    while (made := one.allocate()) is not None:
         hoard.append(made)
     for made in hoard[-3:]:
         made.ref_count_down()
@@ -281,7 +281,8 @@ def test_what_is_not_interchangeable_is_not_shared(shared_daemon, engine, meta, 
 
 def test_what_it_cannot_describe_is_not_stored(shared_daemon, engine):
     one = engine(shared_daemon, extra=of("unfit"))
-    other = one.local.allocate([torch.Size([CHUNK, 64])], [torch.uint8], MemoryFormat.KV_T2D)
+    shape = [torch.Size([CHUNK, 64])]
+    other = one.local.allocate(shape, [torch.uint8], MemoryFormat.KV_T2D)
     one.remote.submit_put_task(one.key(1), other).result(30)
     other.ref_count_down()
     assert not one.remote.contains(one.key(1))
@@ -312,9 +313,8 @@ def test_remove(shared_daemon, engine):
 
 
 def test_lmcaches_health_check(daemon, engine):
-    one = engine(
-        daemon, extra={"get_blocking_failed_threshold": 3, "waiting_time_for_recovery": 0}
-    )
+    limits = {"get_blocking_failed_threshold": 3, "waiting_time_for_recovery": 0}
+    one = engine(daemon, extra=limits)
     check = RemoteBackendHealthCheck(one.remote)
     assert check.check()
     daemon.kill()

@@ -325,14 +325,14 @@ class Connector(RemoteConnector):
 
     def _fits(self, memory: MemoryObj) -> bool:
         """Whether its shape can be told from its size alone."""
-        shapes = memory.get_shapes()
+        shapes, full = memory.get_shapes(), self.meta_shapes
         fits = (
             memory.get_memory_format() == self.meta_fmt
             and memory.get_dtypes() == self.meta_dtypes
-            and len(shapes) == len(self.meta_shapes)
             and (
-                shapes == self.meta_shapes
-                or (self._one_group and _same_but_tokens(shapes[0], self.meta_shapes[0]))
+                shapes == full
+                or len(shapes) == len(full) == 1
+                and _same_but_tokens(shapes[0], full[0])
             )
         )
         if not fits and not self._told_unfit:
