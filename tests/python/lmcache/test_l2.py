@@ -144,7 +144,8 @@ def test_tenants_do_not_meet(make_daemon, connect, tmp_path):
     tokens.write_text("red red-token-0123456789\nblue blue-token-0123456789\n")
     tokens.chmod(0o600)
     daemon = make_daemon(f"--server.tokens_file={tokens}")
-    red, blue = connect(daemon, token="red-token-0123456789"), connect(daemon, token="blue-token-0123456789")
+    red = connect(daemon, token="red-token-0123456789")
+    blue = connect(daemon, token="blue-token-0123456789")
     assert red.store([key(1)], [4096])
     assert blue.lookup([key(1)]) == [False]
     refused = connect(daemon, token="no-such-token-0123456789")
