@@ -377,6 +377,25 @@ def test_four_threads_submit(shared_daemon):
     connector.close()
 
 
+def test_keys_and_batches_that_lmcache_would_not_send(shared_daemon):
+    connector = make_connector(shared_daemon)
+    names = ["", "\0", "\ud800", "x" * 100_000]
+    data = [memoryview(content(key(i), 500)) for i in range(4)]
+    stored = connector.submit_batch_set(names, data)
+    assert drained(connector, [stored])[stored] == [True, "", [True] * 4]
+    into = [np.full(500, UNTOUCHED, np.uint8) for _ in names]
+    loaded = connector.submit_batch_get(names, [memoryview(d) for d in into])
+    assert drained(connector, [loaded])[loaded] == [True, "", [True] * 4]
+    assert all(np.array_equal(d, content(key(i), 500)) for i, d in enumerate(into))
+    # More keys than buffers, and memory that cannot be written.
+    short = connector.submit_batch_get(names, [memoryview(into[0])])
+    fixed = connector.submit_batch_get(["\0"], [memoryview(bytes(500))])
+    done = drained(connector, [short, fixed])
+    assert not done[short][0] and done[short][2] == [False] * 4
+    assert not done[fixed][0] and done[fixed][2] == [False]
+    connector.close()
+
+
 def test_close_is_idempotent_and_ends_everything(daemon):
     connector = make_connector(daemon)
     into = [np.full(MIB, UNTOUCHED, np.uint8) for _ in range(16)]

@@ -4,6 +4,7 @@ storage backends."""
 import asyncio
 import hashlib
 import re
+import signal
 import threading
 import time
 
@@ -418,6 +419,28 @@ def test_cancelled_operations_give_memory_back(shared_daemon, engine, loop):
     taken = [one.object(keys[0]) for _ in range(100)]
     for made in taken:
         made.ref_count_down()
+
+
+def test_close_answers_whoever_still_waits(daemon, loop):
+    one = Engine(config(daemon.socket), metadata(), loop)
+    keys = [one.key(i) for i in range(16)]
+    one.put(keys)
+    connection = one.remote.connection
+    daemon.process.send_signal(signal.SIGSTOP)
+    waiting = [
+        asyncio.run_coroutine_threadsafe(call, loop)
+        for call in (connection.exists(keys[0]), connection.batched_get(keys))
+    ]
+    time.sleep(0.1)
+    begin = time.monotonic()
+    one.run(connection.close())
+    assert waiting[0].result(1) is False
+    assert waiting[1].result(1) == [None] * 16
+    assert time.monotonic() - begin < LMCACHE_PATIENCE + 2
+    assert one.run(connection.exists(keys[0])) is False
+    one.run(connection.close())
+    daemon.process.send_signal(signal.SIGCONT)
+    one.close()
 
 
 def test_the_loop_is_never_blocked(shared_daemon, engine):

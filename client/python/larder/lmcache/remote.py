@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +20,6 @@ from lmcache.v1.storage_backend.connector import (
 )
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
-
-import larder
 
 from .store import Settings, Store, digest_of, lmcache_version, present
 
@@ -50,8 +49,8 @@ class RemoteAdapter(ConnectorAdapter):
 
     def can_parse(self, url: str) -> bool:
         if url.startswith("plugin://"):
-            return extract_plugin_type(url.removeprefix("plugin://")) == _PLUGIN
-        return super().can_parse(url)
+            return bool(extract_plugin_type(url.removeprefix("plugin://")) == _PLUGIN)
+        return url.startswith(_SCHEME)
 
     def create_connector(self, context: ConnectorContext) -> RemoteConnector:
         """Raises ValueError, which LMCache logs and goes on without, for a
@@ -145,16 +144,19 @@ class Connector(RemoteConnector):
         self._one_group = len(self.meta_shapes) == 1
         self._told_unfit = False
         self._fd: int | None = None
+        self._closed = False
         self._store = Store(settings, description, opened=self._watch)
 
     # ---- Completions ----
 
     def _watch(self, fd: int) -> None:
-        self._loop.call_soon_threadsafe(self._add_reader, fd)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._add_reader, fd)
 
     def _add_reader(self, fd: int) -> None:
-        self._fd = fd
-        self._loop.add_reader(fd, self._drain)
+        if not self._closed:
+            self._fd = fd
+            self._loop.add_reader(fd, self._drain)
 
     def _drain(self) -> None:
         for done in self._store.poll():
@@ -167,13 +169,13 @@ class Connector(RemoteConnector):
         buffers: list[Any] | None = None,
         abandoned: Callable[[], None] = lambda: None,
         **options: Any,
-    ) -> larder.Completion | None:
+    ) -> Any | None:
         """Runs an operation; None if it was not taken. If the caller is
         cancelled, `abandoned` is called once Larder has done with the
         buffers."""
-        answer: asyncio.Future[larder.Completion] = self._loop.create_future()
+        answer: asyncio.Future[Any] = self._loop.create_future()
 
-        def complete(done: larder.Completion) -> None:
+        def complete(done: Any) -> None:
             if answer.done():
                 abandoned()
             else:
@@ -364,10 +366,13 @@ class Connector(RemoteConnector):
         return 0 if answers else 1
 
     async def close(self) -> None:
+        self._closed = True
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
             self._fd = None
-        await self._loop.run_in_executor(None, self._store.close)
+        # Whoever still waits must not wait for ever.
+        for done in await self._loop.run_in_executor(None, self._store.close):
+            done.user_data(done)
 
 
 def _leading(found: Sequence[bool]) -> int:

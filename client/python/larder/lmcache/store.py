@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -54,7 +55,7 @@ class Settings:
 
 def digest_of(text: str) -> bytes:
     """What stands for `text` where 32 bytes are wanted."""
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def lmcache_version() -> str:
@@ -79,7 +80,8 @@ class Store:
     meanwhile `submit` refuses, which its callers report as misses. `opened` is
     called once, with the queue's descriptor, by whichever thread succeeded.
 
-    Thread-safe, but for `poll`, which has one caller at a time. Nothing here
+    Thread-safe, but for `poll`, which has one caller at a time, and none during
+    `close`. Nothing here
     raises for what the daemon does or fails to do.
     """
 
@@ -122,10 +124,7 @@ class Store:
             )
             queue = client.queue()
         except Exception as error:  # pylint: disable=broad-except
-            # Once for each reason: this goes on for as long as it lasts.
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                logger.warning("Larder is not in use, everything misses: %s", error)
+            self._complain("Larder is not in use, everything misses", error)
             return False
         with self._lock:
             if self._closed.is_set():
@@ -135,6 +134,12 @@ class Store:
         if self._complaint:
             logger.warning("Larder is in use")
         return True
+
+    def _complain(self, what: str, error: Exception) -> None:
+        # Once for each reason: it may go on for as long as the engine lives.
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            logger.warning("%s: %s", what, error)
 
     def _keep_trying(self) -> None:
         pause = _PAUSE_MIN
@@ -163,14 +168,15 @@ class Store:
                     if buffers is None
                     else (named, buffers)
                 )
-                return getattr(values, "submit_" + operation)(
+                job: int = getattr(values, "submit_" + operation)(
                     self._queue,
                     *over,
                     deadline=self._settings.deadline,
                     **options,
                 )
+                return job
             except Exception as error:  # pylint: disable=broad-except
-                logger.warning("Larder did not take a %s: %s", operation, error)
+                self._complain(f"Larder did not take a {operation}", error)
                 return None
 
     def poll(self) -> list[Any]:
@@ -181,7 +187,7 @@ class Store:
 
     def cancel(self, job: int) -> None:
         """Takes a job back; its completion still comes, and soon."""
-        with self._lock:
+        with self._lock, contextlib.suppress(larder.Error):
             if self._client is not None:
                 self._client.cancel(job)
 
@@ -191,7 +197,7 @@ class Store:
 
     def delete(self, keys: Sequence[str]) -> int:
         """Drops keys from every tier; how many there were. Waits."""
-        return self._ask("delete", keys, 0)
+        return int(self._ask("delete", keys, 0))
 
     def _ask(self, method: str, keys: Sequence[str], otherwise: Any) -> Any:
         named = [digest_of(key) for key in keys]
@@ -204,7 +210,7 @@ class Store:
                 values.ids_from_hashes(named), deadline=self._settings.deadline
             )
         except Exception as error:  # pylint: disable=broad-except
-            logger.warning("Larder did not answer a %s: %s", method, error)
+            self._complain(f"Larder did not answer a {method}", error)
             return otherwise
 
     def ping(self, deadline: float) -> bool:
@@ -218,17 +224,25 @@ class Store:
             return False
         return client is not None
 
-    def close(self) -> None:
-        """After the return nothing touches anybody's memory. Idempotent."""
+    def close(self) -> list[Any]:
+        """After the return nothing touches anybody's memory. Returns the
+        completions that nobody had polled. Idempotent."""
         self._closed.set()
         with self._lock:
             client, queue = self._client, self._queue
             self._client = self._values = self._queue = None
-        if client is None:
-            return
+        if client is None or queue is None:
+            return []
+        left: list[Any] = []
         try:
-            client.drain(deadline=_OPEN_DEADLINE)
+            with contextlib.suppress(larder.DeadlineExceeded):
+                client.drain(deadline=_OPEN_DEADLINE)
+            # Cancelled by now. What waits for a daemon that does not answer has
+            # its own deadline.
+            while queue.pending:
+                left += queue.poll(wait=0.1)
         except Exception as error:  # pylint: disable=broad-except
-            logger.warning("Larder: at the end: %s", error)
+            self._complain("Larder: at the end", error)
         del queue
         client.close()
+        return left
