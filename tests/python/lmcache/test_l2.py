@@ -13,6 +13,7 @@ import pytest
 from l2 import UNTOUCHED, Controllers, content, key, memory, spec
 
 import larder
+from larder._engine import weights_digest
 from larder.lmcache import L2Connector
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -63,7 +64,7 @@ def test_the_documented_line(daemon):
     "size", [1, 63, 64, 65, 4096, 64 * KIB + 1, MIB, 32 * MIB, 32 * MIB + 7]
 )
 def test_what_was_stored_is_loaded(shared_daemon, connect, size):
-    one = connect(shared_daemon, weights=f"size {size}")
+    one = connect(shared_daemon, weights=f"size {size}@1")
     count = 3 if size > MIB else 20
     keys = [key(i) for i in range(count)]
     assert one.lookup(keys) == [False] * count
@@ -75,7 +76,7 @@ def test_what_was_stored_is_loaded(shared_daemon, connect, size):
 
 
 def test_sizes_may_differ_within_a_batch(shared_daemon, connect):
-    one = connect(shared_daemon, weights="mixed sizes")
+    one = connect(shared_daemon, weights="mixed sizes@1")
     sizes = [1, 5 * MIB, 64, 100_000]
     keys = [key(i) for i in range(4)]
     assert one.store(keys, sizes)
@@ -83,7 +84,7 @@ def test_sizes_may_differ_within_a_batch(shared_daemon, connect):
 
 
 def test_another_size_is_a_miss_that_touches_nothing(shared_daemon, connect):
-    one = connect(shared_daemon, weights="geometry")
+    one = connect(shared_daemon, weights="geometry@1")
     assert one.store([key(1)], [MIB])
     for size in (1, MIB // 2, MIB - 1, MIB + 1, 2 * MIB):
         assert one.load([key(1)], [size]) == [False]
@@ -91,7 +92,7 @@ def test_another_size_is_a_miss_that_touches_nothing(shared_daemon, connect):
 
 
 def test_a_serde_that_fills_its_buffer_partly(shared_daemon, connect):
-    one = connect(shared_daemon, weights="serde", exact=False)
+    one = connect(shared_daemon, weights="serde@1", exact=False)
     assert one.store([key(1)], [1000])
     into = np.full(4096, UNTOUCHED, np.uint8)
     task = one.adapter.submit_load_task([key(1)], [memory(into)])
@@ -120,8 +121,22 @@ def test_what_is_not_interchangeable_is_not_shared(shared_daemon, connect, other
     assert second.load(keys, [64 * KIB] * 4) == [False] * 4
 
 
+def test_weights_are_read_or_named(shared_daemon, connect, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"weighty")
+    digest = weights_digest(str(tmp_path / "other")).hex()
+    made = [
+        connect(shared_daemon, weights=weights)
+        for weights in (str(tmp_path / "other"), digest, str(tmp_path), "other@1")
+    ]
+    assert made[0].store([key(1)], [4096])
+    assert [one.lookup([key(1)]) for one in made] == [[True]] * 2 + [[False]] * 2
+
+
 def test_keys_that_differ_in_any_field_are_others(shared_daemon, connect):
-    one = connect(shared_daemon, weights="fields")
+    one = connect(shared_daemon, weights="fields@1")
     keys = [
         key(1),
         key(2),
@@ -280,7 +295,7 @@ def test_a_daemon_that_does_not_answer(daemon, connect):
 
 
 def test_delete(shared_daemon, connect):
-    one = connect(shared_daemon, weights="delete")
+    one = connect(shared_daemon, weights="delete@1")
     keys = [key(i) for i in range(6)]
     assert one.store(keys, [1000] * 6)
     assert one.adapter.get_usage().total_bytes_used == 6000
@@ -292,7 +307,7 @@ def test_delete(shared_daemon, connect):
 
 
 def test_hostile_batches(shared_daemon, connect):
-    one = connect(shared_daemon, weights="hostile", value_bytes_max=16 * MIB)
+    one = connect(shared_daemon, weights="hostile@1", value_bytes_max=16 * MIB)
     assert one.store([], []) and one.lookup([]) == [] and one.load([], []) == []
     same = [key(1)] * 5
     assert one.store(same, [4096] * 5)
@@ -335,9 +350,9 @@ def drained(connector, futures):
 
 
 def make_connector(daemon, **params):
-    return L2Connector(
-        weights="w", cache_dtype="bf16", parallel="tp1", socket=daemon.socket, **params
-    )
+    socket = daemon if isinstance(daemon, str) else daemon.socket
+    about = {"weights": "w@1", "cache_dtype": "bf16", "parallel": "tp1"}
+    return L2Connector(**about, socket=socket, **params)
 
 
 def test_more_submissions_than_the_queue_holds(shared_daemon):
@@ -419,9 +434,7 @@ def test_close_is_idempotent_and_ends_everything(daemon):
 
 def test_close_without_a_daemon(tmp_path):
     for _ in range(20):
-        connector = L2Connector(
-            weights="w", cache_dtype="bf16", parallel="tp1", socket=str(tmp_path / "no")
-        )
+        connector = make_connector(str(tmp_path / "no"))
         connector.submit_batch_exists(["a"])
         connector.close()
         connector.close()
@@ -431,6 +444,7 @@ def test_close_without_a_daemon(tmp_path):
     "params",
     [
         {"weights": ""},
+        {"weights": "no/such model"},
         {"cache_dtype": ""},
         {"parallel": ""},
         {"deadline": 0},

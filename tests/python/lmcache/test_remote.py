@@ -163,7 +163,7 @@ def engine(loop):
 
 
 def of(name):
-    return {"remote_storage_plugin.larder.weights": name}
+    return {"remote_storage_plugin.larder.weights": f"test/{name}@1"}
 
 
 def test_the_documented_configuration(daemon, loop, tmp_path):
@@ -264,7 +264,7 @@ def test_no_memory_is_a_miss(shared_daemon, engine):
 @pytest.mark.parametrize(
     "meta, extra",
     [
-        ({}, of("test/model@2")),
+        ({}, of("model2")),
         ({"kv_dtype": torch.float16}, {}),
         # The same number of bytes, otherwise arranged.
         ({"kv_shape": (2 * LAYERS, 2, CHUNK, HEADS // 2, DIM)}, {}),
@@ -292,9 +292,10 @@ def test_what_it_cannot_describe_is_not_stored(shared_daemon, engine):
 @pytest.mark.parametrize(
     "meta, changes",
     [
-        ({}, {"extra": of("")}),
+        ({}, {"extra": {"remote_storage_plugin.larder.weights": ""}}),
         ({"kv_dtype": torch.uint8}, {}),
         ({}, {"extra": {"remote_storage_plugin.larder.workers": 0}}),
+        ({}, {"extra": {"remote_storage_plugin.larder.kv_scale": "misspelt"}}),
         ({}, {"use_layerwise": True}),
     ],
 )

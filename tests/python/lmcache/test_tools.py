@@ -26,7 +26,7 @@ def lmcache(*arguments, **options):
 def test_bench_l2_with_its_verification(shared_daemon, tmp_path, kib, keys, in_flight):
     out = tmp_path / "out.json"
     done = lmcache(
-        "bench", "l2", "--l2-adapter", spec(shared_daemon.socket, weights=f"{kib}"),
+        "bench", "l2", "--l2-adapter", spec(shared_daemon.socket, weights=f"{kib}@1"),
         "--num-keys", str(keys), "--in-flight", str(in_flight),
         "--data-size-kb", str(kib), "--rounds", "3", "--lookup-max-hit-rate", "1",
         "--no-skip-verify", "--format", "json", "--output", out,

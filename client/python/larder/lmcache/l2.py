@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import threading
@@ -12,9 +11,7 @@ from typing import Any
 
 import larder
 
-from .store import Settings, Store, digest_of, lmcache_version, present
-
-logger = logging.getLogger(__name__)
+from .store import Settings, Store, lmcache_version, present, weights_of
 
 # What LMCache takes out of drain_completions: the operation, whether it was
 # carried out, what went wrong, and a bool for each key.
@@ -40,7 +37,7 @@ class L2Connector:
     of the space:
 
     Args:
-        weights: names the weights exactly, such as "org/model@revision".
+        weights: "org/model@revision", or what else `weights_of` takes.
         cache_dtype: of the KV as the engine keeps it, such as "bf16".
         parallel: how ranks share a model, such as "tp2" or "tp2,pp2". LMCache's
             rank numbers are the same for both halves of tp2 and of pp2.
@@ -84,7 +81,7 @@ class L2Connector:
             Settings(**settings),
             {
                 "model": "lmcache",  # each key names its own
-                "weights": digest_of(weights),
+                "weights": weights_of(weights),
                 "cache_dtype": cache_dtype,
                 "kv_scales": kv_scales,
                 "rope": rope,

@@ -21,7 +21,7 @@ from lmcache.v1.storage_backend.connector import (
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 
-from .store import Settings, Store, digest_of, lmcache_version, present
+from .store import Settings, Store, lmcache_version, present, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +29,14 @@ _SCHEME = "larder://"
 _PLUGIN = "larder"
 # Of the KV itself, as opposed to how to reach it.
 _ABOUT = ("weights", "cache_dtype", "kv_scales", "rope")
-_SETTINGS = ("socket", "token", "deadline", "workers", "staging_bytes",
-             "value_bytes_max")  # fmt: skip
 
 
 class RemoteAdapter(ConnectorAdapter):
     """What LMCache makes `Connector`s with.
 
     Reads extra_config's "remote_storage_plugin.<plugin>.<name>" for each name
-    of `Settings`, and `weights` (required: names the weights exactly, such as
-    "org/model@revision"), `cache_dtype` (default: LMCache's; required if the
+    of `Settings`, and `weights` (required: "org/model@revision", or what else
+    `weights_of` takes), `cache_dtype` (default: LMCache's; required if the
     engine keeps KV as plain bytes), `kv_scales` and `rope`. The older
     remote_url "larder:///path/of/socket" reads them under the plugin's name
     "larder".
@@ -53,15 +51,19 @@ class RemoteAdapter(ConnectorAdapter):
         return url.startswith(_SCHEME)
 
     def create_connector(self, context: ConnectorContext) -> RemoteConnector:
-        """Raises ValueError, which LMCache logs and goes on without, for a
-        configuration that could serve the wrong KV."""
+        """Raises ValueError or TypeError, which LMCache logs and goes on
+        without, for a configuration that could serve the wrong KV."""
         extra = (context.config.extra_config if context.config else None) or {}
-        plugin = context.plugin_name or _PLUGIN
+        prefix = f"remote_storage_plugin.{context.plugin_name or _PLUGIN}."
         found = {
-            name: extra[f"remote_storage_plugin.{plugin}.{name}"]
-            for name in _ABOUT + _SETTINGS
-            if f"remote_storage_plugin.{plugin}.{name}" in extra
+            name.removeprefix(prefix): value
+            for name, value in extra.items()
+            if name.startswith(prefix)
         }
+        # LMCache's own, and those of other instances ("larder.second").
+        for name in list(found):
+            if name in ("module_path", "class_name") or "." in name:
+                del found[name]
         if context.url.startswith(_SCHEME):
             found.setdefault("socket", context.url.removeprefix(_SCHEME) or None)
         about = {name: str(found.pop(name)) for name in _ABOUT if name in found}
@@ -90,7 +92,7 @@ def _description(
 ) -> dict[str, Any]:
     """Everything that LMCache and the user say about the KV."""
     if not about.get("weights"):
-        raise ValueError("weights: must name the weights exactly")
+        raise ValueError("weights: must be named")
     dtypes = [str(d).removeprefix("torch.") for d in metadata.get_dtypes()]
     dtype = about.get("cache_dtype")
     if dtype is None:
@@ -101,7 +103,7 @@ def _description(
     layout = "MLA" if metadata.use_mla else "2LTD"
     return {
         "model": metadata.model_name,
-        "weights": digest_of(about["weights"]),
+        "weights": weights_of(about["weights"]),
         "cache_dtype": dtype,
         "kv_scales": about.get("kv_scales", "none"),
         "rope": about.get("rope", "model"),

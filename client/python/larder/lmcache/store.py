@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
 import larder
+from larder._engine import Complaints, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,21 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
+def weights_of(text: str) -> bytes:
+    """The digest of the weights that a configuration names: 64 hexadecimal
+    digits are the digest itself, "name@revision" stands for an immutable
+    revision, and anything else is a file, a folder or a model in the local
+    Hugging Face cache, which is read. ValueError if there is none."""
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return bytes.fromhex(text)
+    if re.fullmatch(r"[^@]+@[^@]+", text):
+        return digest_of(text)
+    try:
+        return weights_digest(text)
+    except OSError as error:
+        raise ValueError(f"weights: {error}; or say name@revision") from error
+
+
 def lmcache_version() -> str:
     """Major and minor: what may change the meaning of LMCache's bytes."""
     try:
@@ -99,7 +116,7 @@ class Store:
         self._values: Any = None
         self._queue: Any = None
         self._closed = threading.Event()
-        self._complaint = ""
+        self._complain = Complaints(logger)
         if not self._try_open():
             threading.Thread(
                 target=self._keep_trying, name="larder-open", daemon=True
@@ -124,22 +141,15 @@ class Store:
             )
             queue = client.queue()
         except Exception as error:  # pylint: disable=broad-except
-            self._complain("Larder is not in use, everything misses", error)
+            self._complain("not in use, everything misses", error)
             return False
         with self._lock:
             if self._closed.is_set():
                 return True
             self._client, self._values, self._queue = client, values, queue
         self._opened(queue.fileno())
-        if self._complaint:
-            logger.warning("Larder is in use")
+        logger.info("Larder is in use")
         return True
-
-    def _complain(self, what: str, error: Exception) -> None:
-        # Once for each reason: it may go on for as long as the engine lives.
-        if str(error) != self._complaint:
-            self._complaint = str(error)
-            logger.warning("%s: %s", what, error)
 
     def _keep_trying(self) -> None:
         pause = _PAUSE_MIN
@@ -176,7 +186,7 @@ class Store:
                 )
                 return job
             except Exception as error:  # pylint: disable=broad-except
-                self._complain(f"Larder did not take a {operation}", error)
+                self._complain(f"did not take a {operation}", error)
                 return None
 
     def poll(self) -> list[Any]:
@@ -210,7 +220,7 @@ class Store:
                 values.ids_from_hashes(named), deadline=self._settings.deadline
             )
         except Exception as error:  # pylint: disable=broad-except
-            self._complain(f"Larder did not answer a {method}", error)
+            self._complain(f"did not answer a {method}", error)
             return otherwise
 
     def ping(self, deadline: float) -> bool:
@@ -242,7 +252,7 @@ class Store:
             while queue.pending:
                 left += queue.poll(wait=0.1)
         except Exception as error:  # pylint: disable=broad-except
-            self._complain("Larder: at the end", error)
+            self._complain("at the end", error)
         del queue
         client.close()
         return left
