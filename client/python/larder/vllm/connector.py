@@ -104,8 +104,10 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
 
     def update_connector_output(self, connector_output: Any) -> None:
         if self._scheduler is not None:
-            for request_id in connector_output.finished_recving or ():
-                self._scheduler.loaded(request_id)
+            self._scheduler.loads_ended(
+                connector_output.finished_recving or (),
+                connector_output.invalid_block_ids,
+            )
 
     def request_finished(
         self, request: Any, block_ids: list[int]

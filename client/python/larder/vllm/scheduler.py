@@ -9,6 +9,7 @@ import pathlib
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import larder
@@ -21,6 +22,8 @@ from .steps import BlockIds, LoadOrder, SaveOrder, Step
 # A hold lives 30 s unless renewed; what is older is asked for again.
 _HOLD_AGE_MAX = 10.0
 _RECONNECT_SECONDS = 1.0
+# Of what ended otherwise, not all KV may be right.
+_ENDED_WELL = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
 _THERE = (larder.State.READY, larder.State.DURABLE)
 
 
@@ -36,11 +39,22 @@ class Tracked:
         self.saved = 0
         self.saved_tail = 0
         self.root_content: bytes | None = None
-        self.found: Found | None = None
+        # Asked and no answer yet: found is None.
         self.asked = False
+        self.found: Found | None = None
         self.blocks: list[list[int]] = []
         # An id cannot be made: its KV depends on what has no digest.
         self.uncacheable = False
+        # Blocks that a load was ordered for. One that failed is not tried again.
+        self.loading: set[int] = set()
+        self.gave_up = False
+
+    def forget(self) -> None:
+        """Lets go of what was found; it may be asked for again."""
+        if self.found is not None:
+            self.found.close()
+        self.found = None
+        self.asked = False
 
 
 class Found:
@@ -50,12 +64,14 @@ class Found:
         self.hold: larder.Hold | None = None
         self.ids: list[bytes] = []
         self.tokens = 0
-        self.when = time.monotonic()
+        self._when = time.monotonic()
 
     def fresh(self) -> bool:
-        if self.hold is None:
+        """Whether what it promises will still be there."""
+        if self.tokens == 0:
             return True
-        return self.hold.valid and time.monotonic() - self.when < _HOLD_AGE_MAX
+        young = time.monotonic() - self._when < _HOLD_AGE_MAX
+        return young and self.hold is not None and self.hold.valid
 
     def close(self) -> None:
         if self.hold is not None:
@@ -79,7 +95,6 @@ class Finder:
 
     def ask(self, tracked: Tracked) -> None:
         """`tracked.found` will be set, within the lookup deadline or so."""
-        tracked.found = None
         tracked.asked = True
         self._questions.put(tracked)
 
@@ -207,14 +222,14 @@ class SchedulerHalf:
 
     def match(self, request: Any, computed: int) -> tuple[int | None, bool]:
         tracked = self._requests.get(request.request_id) or self.begin(request)
-        if tracked.uncacheable:
+        if tracked.uncacheable or tracked.gave_up:
             return 0, False
+        if tracked.found is not None and not tracked.found.fresh():
+            tracked.forget()
         if tracked.found is None:
+            if not tracked.asked:
+                self._finder.ask(tracked)
             return None, False  # the finder answers within its deadline
-        if not tracked.found.fresh():
-            tracked.found.close()
-            self._finder.ask(tracked)
-            return None, False
         # What is there need not be saved; but a tail may still grow.
         there, chunk = tracked.found.tokens, self._geometry.chunk_tokens
         if there // chunk >= tracked.saved:
@@ -225,10 +240,10 @@ class SchedulerHalf:
         return more, self._geometry.settings.load == "async"
 
     def allocated(self, request: Any, block_ids: BlockIds, external: int) -> None:
-        tracked = self._requests.get(request.request_id)
-        if tracked is None or tracked.found is None or tracked.found.hold is None:
-            return
+        # What was promised must be loaded, or be reported as lost: no way out here.
+        tracked = self._requests[request.request_id]
         found, chunk = tracked.found, self._geometry.chunk_tokens
+        assert found is not None and found.hold is not None
         end = found.tokens
         begin = end - external
         first, last = begin // chunk, -(-end // chunk)
@@ -236,6 +251,7 @@ class SchedulerHalf:
             self._wanted(group.block_tokens, ids, first * chunk, last * chunk, begin, end)
             for group, ids in zip(self._geometry.groups, block_ids)
         )
+        tracked.loading = {block for ids in blocks for block in ids if block >= 0}
         self._loads.append(
             LoadOrder(
                 request_id=request.request_id,
@@ -260,10 +276,17 @@ class SchedulerHalf:
             for i in range(first // size, last // size)
         ]
 
-    def loaded(self, request_id: str) -> None:
-        tracked = self._requests.get(request_id)
-        if tracked is not None and tracked.found is not None:
-            tracked.found.close()
+    def loads_ended(self, received: Iterable[str], failed_blocks: set[int]) -> None:
+        """What the workers said of loads: whole ones, and those that were not."""
+        if failed_blocks:
+            for tracked in self._requests.values():
+                if tracked.loading & failed_blocks:
+                    tracked.gave_up = True
+                    tracked.forget()
+        for request_id in received:
+            if (tracked := self._requests.get(request_id)) is not None:
+                tracked.loading.clear()
+                tracked.forget()
 
     def step(self, output: Any) -> Step:
         if self._geometry.settings.save:
@@ -297,10 +320,14 @@ class SchedulerHalf:
     ) -> None:
         """After this step tokens [0, end) have KV. Tokens not in all_token_ids
         are guesses of a draft model."""
+        if before < tracked.saved * self._geometry.chunk_tokens:
+            # Preempted, or not all was loaded: it is computed again.
+            tracked.saved = before // self._geometry.chunk_tokens
+            tracked.saved_tail = 0
         tokens = tracked.request.all_token_ids
         end = min(before + output.num_scheduled_tokens[request_id], len(tokens))
-        self._save_up_to(tracked, end, tracked.blocks, end >= tracked.prompt_tokens
-                         and tracked.prompt_tokens > before)
+        prompt_ends = before < tracked.prompt_tokens <= end
+        self._save_up_to(tracked, end, tracked.blocks, with_tail=prompt_ends)
 
     def _save_up_to(
         self, tracked: Tracked, end: int, blocks: Any, with_tail: bool
@@ -356,9 +383,9 @@ class SchedulerHalf:
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
             return False
-        if tracked.found is not None:
-            tracked.found.close()
-        if not self._geometry.settings.save or not tracked.blocks:
+        tracked.forget()
+        ended_well = request.status.name in _ENDED_WELL
+        if not self._geometry.settings.save or not tracked.blocks or not ended_well:
             return False
         before = len(self._saves)
         end = min(request.num_computed_tokens, len(request.all_token_ids) - 1)
@@ -373,8 +400,7 @@ class SchedulerHalf:
     def shutdown(self) -> None:
         self._finder.stop()
         for tracked in self._requests.values():
-            if tracked.found is not None:
-                tracked.found.close()
+            tracked.forget()
 
 
 def request_keys(request: Any) -> list[tuple[int, bytes, int]]:

@@ -106,7 +106,8 @@ class Geometry:
         weights = self.settings.weights
         return larder.Space(
             client,
-            model=str(model.served_model_name or model.model),
+            # Not the name it is served by, which others may choose otherwise.
+            model=" ".join(model.hf_config.architectures or ["unknown"]),
             weights=(
                 bytes.fromhex(weights) if weights else weights_digest(model.model)
             ),

@@ -53,6 +53,7 @@ class WorkerHalf:
         self._received: set[str] = set()
         self._sent: set[str] = set()
         self._failed: set[int] = set()
+        self._step_is_void = False
 
     # ---- Setting up ----
 
@@ -135,6 +136,8 @@ class WorkerHalf:
         self._failed |= running.failed_blocks(self._geometry, usable)
         if running.order.between_steps:
             self._received.add(running.order.request_id)
+        else:
+            self._step_is_void = True
 
     def wait_layer(self, name: str) -> None:
         group, layer = self._layer_of.get(name, (0, 0))
@@ -178,7 +181,11 @@ class WorkerHalf:
 
     def save(self, step: Step) -> None:
         self._within.clear()
-        for order in step.saves:
+        # A load that failed within the step: what was computed over it is wrong,
+        # whosever it is.
+        saves = [] if self._step_is_void else step.saves
+        self._step_is_void = False
+        for order in saves:
             try:
                 self._save(order)
             except larder.Exhausted as error:
