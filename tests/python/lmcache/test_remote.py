@@ -95,9 +95,10 @@ class Engine:
         return CacheEngineKey(**{**fields, **changes})
 
     def allocate(self, tokens=CHUNK):
+        mla = self.metadata.use_mla
         return self.local.allocate(
             self.metadata.get_shapes(tokens), self.metadata.get_dtypes(),
-            MemoryFormat.KV_2LTD, busy_loop=False,
+            MemoryFormat.KV_MLA_FMT if mla else MemoryFormat.KV_2LTD, busy_loop=False,
         )  # fmt: skip
 
     def object(self, key, tokens=CHUNK):
@@ -225,6 +226,16 @@ def test_a_chunk_that_is_not_full(shared_daemon, engine, tokens):
     one = engine(shared_daemon, extra=of(f"partial {tokens}"))
     one.put([one.key(1)], tokens)
     assert one.get([one.key(1)], tokens) == [True]
+
+
+def test_latent_attention(shared_daemon, engine):
+    mla = metadata(use_mla=True, kv_shape=(LAYERS, 1, CHUNK, 1, 576))
+    one = engine(shared_daemon, mla, extra=of("mla"))
+    keys = [one.key(i) for i in range(4)]
+    one.put(keys)
+    one.put([one.key(9)], 100)
+    assert one.get(keys) == [True] * 4
+    assert one.get([one.key(9)], 100) == [True]
 
 
 def test_the_single_put(shared_daemon, engine):
