@@ -150,6 +150,7 @@ class Queue:
         buffers: list[Any],
         *,
         prefix: bool = False,
+        exact: bool = False,
         lineage: int = 0,
         deadline: float | None = None,
     ) -> tuple[bytes, list[int]]:
@@ -160,6 +161,7 @@ class Queue:
                 keys,
                 buffers,
                 prefix=prefix,
+                exact=exact,
                 lineage=lineage,
                 user_data=mine,
                 deadline=deadline,
