@@ -463,7 +463,8 @@ larder_status TakeValues(larder_space* space, const larder_keys* keys,
   }
   if (pieces_per_key == 0 || raw.worst_lineage > LARDER_LINEAGE_ANY ||
       raw.priority > UINT8_MAX ||
-      (raw.flags & ~(LARDER_GET_PREFIX | LARDER_GET_EXACT)) != 0) {
+      (raw.flags &
+       ~(LARDER_GET_PREFIX | LARDER_GET_EXACT | LARDER_GET_SIZES)) != 0) {
     return Invalid("values: no pieces, or options out of range");
   }
   const auto* data = static_cast<const std::byte*>(keys->data);
@@ -487,6 +488,7 @@ larder_status TakeValues(larder_space* space, const larder_keys* keys,
   request.priority = static_cast<uint8_t>(raw.priority);
   request.prefix_only = (raw.flags & LARDER_GET_PREFIX) != 0;
   request.exact_size = (raw.flags & LARDER_GET_EXACT) != 0;
+  request.tell_sizes = (raw.flags & LARDER_GET_SIZES) != 0;
   request.worst_lineage = static_cast<larder::Lineage>(raw.worst_lineage);
   return LARDER_OK;
 }

@@ -768,6 +768,9 @@ typedef struct larder_value_opts {
 /* get: a value shorter than its pieces is a miss, too (NOT_TRIED): for callers
  * whose buffer's size is part of what they ask for. */
 #define LARDER_GET_EXACT 2u
+/* get: sizes are told of values, too, that are not the size of their pieces
+ * (NOT_TRIED): for callers who do not know how much memory it takes. */
+#define LARDER_GET_SIZES 4u
 
 /* pieces[key * pieces_per_key + i]. `reasons` (may be NULL): `count` bytes, 0 =
  * stored (or there already). LARDER_OK whatever single keys did; UNAVAILABLE,
@@ -777,9 +780,9 @@ LARDER_API larder_status larder_put(
     uint32_t pieces_per_key, const larder_value_opts* opts, uint8_t* reasons);
 /* Pieces are filled in order; a value longer than them is a miss
  * (LARDER_REASON_NOT_TRIED), a shorter one fills as far as it goes. `bytes`
- * (may be NULL) receives the size of each value, of one that was too long, too;
- * 0 for other misses. The memory of a key that misses is untouched unless the
- * reason is LARDER_REASON_CORRUPT or LARDER_REASON_DEADLINE. */
+ * (may be NULL) receives the size of each value, 0 for a miss. The memory of a
+ * key that misses is untouched unless the reason is LARDER_REASON_CORRUPT or
+ * LARDER_REASON_DEADLINE. */
 LARDER_API larder_status larder_get(larder_space* space,
                                     const larder_keys* keys,
                                     const larder_piece* pieces,

@@ -276,8 +276,8 @@ ValueOutcome RunGet(Space& space, const ValueRequest& request,
       if (why == MissReason::kNone) {
         outcome.bytes += outcome.sizes[i];
       } else {
-        // Whoever gave too little memory learns how much it takes.
-        if (why != kMissNotTried) outcome.sizes[i] = 0;
+        const bool told = request.tell_sizes && why == kMissNotTried;
+        if (!told) outcome.sizes[i] = 0;
         missed = true;
       }
     }

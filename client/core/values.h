@@ -37,6 +37,7 @@ struct ValueRequest {
   uint8_t priority = 0;                     // put
   bool prefix_only = false;                 // get
   bool exact_size = false;                  // get
+  bool tell_sizes = false;                  // get: of too long ones, too
   Lineage worst_lineage = Lineage::kExact;  // get
 };
 

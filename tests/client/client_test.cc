@@ -748,7 +748,17 @@ TEST_F(ValuesTest, PutsAndGetsInPieces) {
   EXPECT_EQ(got[1][0], 0xee);
   EXPECT_EQ(why[2], LARDER_REASON_NONE);
   EXPECT_EQ(why[3], LARDER_REASON_NOT_TRIED);
+  EXPECT_EQ(sizes[3], 0u);
+  EXPECT_EQ(got[3][0], 0xee);
+  larder_value_opts options{};
+  options.struct_size = sizeof options;
+  options.flags = LARDER_GET_SIZES;
+  ASSERT_EQ(
+      larder_get(values_.get(), &asked, into.data(), 1, &options, why, sizes),
+      LARDER_OK);
+  EXPECT_EQ(why[3], LARDER_REASON_NOT_TRIED);
   EXPECT_EQ(sizes[3], data[0].size() + data[1].size());  // what it takes
+  EXPECT_EQ(sizes[1], 0u);
   EXPECT_EQ(got[3][0], 0xee);
 }
 

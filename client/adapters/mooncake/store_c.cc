@@ -163,7 +163,8 @@ void Get(Store& store, const char* const* keys, void* const* buffers,
     for (larder_piece& piece : batch.pieces) piece.bytes = 0;
   }
   const Keys named(batch.names);
-  const larder_value_opts options = ValueOptions();
+  larder_value_opts options = ValueOptions();
+  if (sizes_only) options.flags = LARDER_GET_SIZES;
   std::vector<uint8_t> reasons(batch.at.size());
   std::vector<uint64_t> bytes(batch.at.size());
   const int32_t status =

@@ -423,9 +423,9 @@ class MooncakeDistributedStore:
 
     def _sizes(self, keys: Sequence[str]) -> list[int]:
         def ask(values: Values) -> list[int]:
-            # Too little memory: then the size is told.
-            nothing = [bytearray(0) for _ in keys]
-            reasons, sizes = values.get([_digest(key) for key in keys], nothing)
+            nothing = [bytearray(0) for _ in keys]  # too little memory
+            digests = [_digest(key) for key in keys]
+            reasons, sizes = values.get(digests, nothing, sizes=True)
             return [
                 size or _CODES.get(Reason(reason), OBJECT_NOT_FOUND)
                 for reason, size in zip(reasons, sizes)

@@ -82,8 +82,9 @@ larder_value_opts Options(const Seconds& deadline, uint32_t flags, bool durable,
   return options;
 }
 
-uint32_t GetFlags(bool prefix, bool exact) {
-  return (prefix ? LARDER_GET_PREFIX : 0) | (exact ? LARDER_GET_EXACT : 0);
+uint32_t GetFlags(bool prefix, bool exact, bool sizes = false) {
+  return (prefix ? LARDER_GET_PREFIX : 0) | (exact ? LARDER_GET_EXACT : 0) |
+         (sizes ? LARDER_GET_SIZES : 0);
 }
 
 // What cut a batch short shows in its reasons.
@@ -109,12 +110,12 @@ nb::bytes Put(const Values& self, const std::vector<nb::bytes>& keys,
 }
 
 nb::tuple Get(const Values& self, const std::vector<nb::bytes>& keys,
-              const nb::list& buffers, bool prefix, bool exact,
+              const nb::list& buffers, bool prefix, bool exact, bool sizes_too,
               uint32_t lineage, const Seconds& deadline) {
   const PackedKeys packed(keys);
   const Pieces pieces(buffers, keys.size(), true);
   const larder_value_opts options =
-      Options(deadline, GetFlags(prefix, exact), false, lineage, 0);
+      Options(deadline, GetFlags(prefix, exact, sizes_too), false, lineage, 0);
   std::vector<uint8_t> reasons(keys.size());
   std::vector<uint64_t> sizes(keys.size());
   CheckBatch(Unlocked([&] {
@@ -182,11 +183,12 @@ void BindValues(nb::module_& module) {
            "`durable`: done only\nwhen it survives power loss.")
       .def("get", &Get, nb::arg("keys"), nb::arg("buffers"), nb::kw_only(),
            nb::arg("prefix") = false, nb::arg("exact") = false,
-           nb::arg("lineage") = 0, nb::arg("deadline").none() = nb::none(),
+           nb::arg("sizes") = false, nb::arg("lineage") = 0,
+           nb::arg("deadline").none() = nb::none(),
            "Fills the buffers: (a Reason for each key, the size of each value "
-           "or 0). A value\nlonger than its buffer is a miss, NOT_TRIED, and "
-           "its size is told. `prefix`: stops\nat the first miss. `exact`: a "
-           "value shorter than its buffer is a miss, too.")
+           "or 0). A value\nlonger than its buffer is a miss. `prefix`: stops "
+           "at the first miss. `exact`: a\nvalue shorter than its buffer is a "
+           "miss, too. `sizes`: such misses (NOT_TRIED) tell\ntheir size.")
       .def("submit_put", &SubmitPut, nb::arg("queue"), nb::arg("keys"),
            nb::arg("buffers"), nb::kw_only(), nb::arg("durable") = false,
            nb::arg("priority") = 0, nb::arg("user_data").none() = nb::none(),

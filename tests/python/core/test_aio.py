@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import signal
 import time
 
@@ -28,6 +29,12 @@ def client(shared_daemon):
         shared_daemon.socket, deadline=20, worker_threads=2
     ) as client:
         yield client
+
+
+def stop(daemon):
+    """The daemon is there, and answers nothing."""
+    daemon.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)
 
 
 def test_values(client):
@@ -113,7 +120,7 @@ def test_a_daemon_that_does_not_answer_blocks_nobody_else(daemon):
     async def main():
         async with aio.Queue(client) as queue:
             await queue.put(values, [key(1)], [value(1, 100)])
-            daemon.process.send_signal(signal.SIGSTOP)
+            stop(daemon)
             try:
                 asked = asyncio.create_task(queue.lookup(values, ids, deadline=2))
                 got = asyncio.create_task(
@@ -141,7 +148,7 @@ def test_cancelling_a_task_takes_its_operation_back(daemon):
 
     async def main():
         async with aio.Queue(client, limit=4) as queue:
-            daemon.process.send_signal(signal.SIGSTOP)
+            stop(daemon)
             outs = [bytearray(1000) for _ in range(8)]
             tasks = [
                 asyncio.create_task(
@@ -179,7 +186,7 @@ def test_a_timeout_is_a_cancellation(daemon):
 
     async def main():
         async with aio.Queue(client) as queue:
-            daemon.process.send_signal(signal.SIGSTOP)
+            stop(daemon)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await queue.lookup(values, ids, deadline=1)
@@ -196,7 +203,7 @@ def test_closing_ends_those_who_wait(daemon):
 
     async def main():
         queue = aio.Queue(client, limit=2)
-        daemon.process.send_signal(signal.SIGSTOP)
+        stop(daemon)
         tasks = [
             asyncio.create_task(queue.lookup(values, ids, deadline=2)) for _ in range(5)
         ]

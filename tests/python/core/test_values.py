@@ -80,7 +80,9 @@ def test_misses(client):
     reasons, _ = values.get([key(0), key(1)], out, prefix=True)
     assert Reason(reasons[1]) == Reason.NOT_TRIED
     reasons, sizes = values.get([key(1)], [bytearray(99)])  # too small
-    assert Reason(reasons[0]) == Reason.NOT_TRIED and sizes == [100]
+    assert Reason(reasons[0]) == Reason.NOT_TRIED and sizes == [0]
+    reasons, sizes = values.get([key(1), key(0)], [bytearray(0)] * 2, sizes=True)
+    assert Reason(reasons[0]) == Reason.NOT_TRIED and sizes == [100, 0]
     reasons = values.put([key(2)], [bytes((1 << 20) + 1)])
     assert reasons[0] != 0
 
