@@ -1,19 +1,29 @@
 """Models of transformers that continue from KV in Larder: bit for bit as if they
 had computed it themselves."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
+import checkpoint
 import documents
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+)
 
 import larder
 from larder.hf import LarderCache, ModelSpace, weights_digest
 
 torch.set_num_threads(2)
 VOCABULARY = 512
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+DEPS = pathlib.Path(os.environ.get("LARDER_DEPS_DIR") or ROOT / ".deps").absolute()
 
 
 def tiny(seed=0, dtype=torch.float32, **changes):
@@ -245,6 +255,27 @@ def test_a_daemon_that_is_gone_is_a_miss(daemon):
     alone = logits(model, tokens, DynamicCache(config=model.config))
     assert torch.equal(logits(model, tokens, cache), alone)
     assert cache.save(tokens) == 0 and isinstance(cache.error, larder.Unavailable)
+
+
+def test_a_real_model(client):
+    folder = checkpoint.ensure(DEPS)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    prose = (ROOT / "tools" / "llama_demo" / "prose.txt").read_text()
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        prose[:1600], return_tensors="pt"
+    ).input_ids
+    whole = (tokens.shape[1] - 1) // 16 * 16
+    assert whole > 300
+    space = ModelSpace(client, model)
+    cache = LarderCache(space, tokens)
+    logits(model, tokens[:, :whole], cache)  # cut where the loaded part will end
+    assert cache.save(tokens) == whole
+    kept = logits(model, tokens[:, whole:], cache)
+
+    again = LarderCache(space, tokens)
+    assert again.loaded == whole and again.error is None
+    assert torch.equal(logits(model, tokens[:, whole:], again), kept)
+    assert_same(cache, again)
 
 
 def test_the_document(shared_daemon, tmp_path):
