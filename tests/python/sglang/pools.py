@@ -48,7 +48,7 @@ def mha_info(dtype=torch.float16, heads=2, layers=LAYERS, tokens=PAGE * 8):
     )
 
 
-def mha(layout="page_first", **about):
+def mha(layout="page_first", pages=PAGES, **about):
     info = mha_info(**about)
     with _budget():
         return MHATokenToKVPoolHost(
@@ -61,7 +61,7 @@ def mha(layout="page_first", **about):
             device_capacity_tokens=PAGE * 8,
             start_layer=0,
             end_layer=len(info.buffers.k),
-            host_token_capacity=PAGE * PAGES,
+            host_token_capacity=PAGE * pages,
         )
 
 
