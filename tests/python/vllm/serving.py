@@ -1,0 +1,135 @@
+"""A real vLLM server on the CPU, and questions to it."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+STARTS_WITHIN = 600  # seconds; a watchdog, not a measure
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`vllm serve MODEL ARGUMENTS`, up when the constructor returns."""
+
+    def __init__(self, model: pathlib.Path, log: pathlib.Path, *arguments: str):
+        self.port = free_port()
+        self.log = log
+        environment = os.environ | {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        with open(log, "w") as out:
+            self.process = subprocess.Popen(
+                # vllm-cpu's own `vllm serve` asks for the metadata of `vllm`.
+                [
+                    sys.executable,
+                    "-m",
+                    "vllm.entrypoints.openai.api_server",
+                    f"--model={model}",
+                    "--served-model-name=m",
+                    f"--port={self.port}",
+                    "--enforce-eager",
+                    "--max-model-len=4096",
+                    *arguments,
+                ],
+                env=environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        until = time.monotonic() + STARTS_WITHIN
+        while not self._healthy():
+            assert self.process.poll() is None, self.tail()
+            assert time.monotonic() < until, self.tail()
+            time.sleep(0.2)
+
+    def _healthy(self) -> bool:
+        try:
+            self._get("/health")
+            return True
+        except OSError:
+            return False
+
+    def _get(self, path: str) -> bytes:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return answer.read()
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+    def complete(self, prompt: list[int], tokens: int = 16, **more) -> "Answer":
+        """Greedy; streamed, so that the first token's time is known."""
+        body = {
+            "model": "m",
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
+            "return_token_ids": True,
+        } | more
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        started = time.monotonic()
+        answer = Answer()
+        with urllib.request.urlopen(request, timeout=600) as stream:
+            for line in stream:
+                if not line.startswith(b"data: {"):
+                    continue
+                if answer.first is None:
+                    answer.first = time.monotonic() - started
+                choice = json.loads(line[6:])["choices"][0]
+                answer.text += choice["text"]
+                answer.tokens += choice.get("token_ids") or []
+        return answer
+
+    def metric(self, name: str) -> float:
+        """The sum of a Prometheus counter."""
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in self._get("/metrics").decode().splitlines()
+            if line.startswith(name + "{") or line.startswith(name + " ")
+        )
+
+    def external_hits(self) -> float:
+        return self.metric("vllm:external_prefix_cache_hits_total")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(60)
+        # Workers are processes of their own.
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+class Answer:
+    """What came back; `first`: seconds to the first token."""
+
+    def __init__(self):
+        self.first: float | None = None
+        self.text = ""
+        self.tokens: list[int] = []

@@ -1,0 +1,308 @@
+"""LarderConnector under vLLM's own scheduler: what one instance saved, another
+reads, and every byte read is the right one."""
+
+import os
+import pathlib
+import sys
+import types
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import checkpoint  # noqa: E402
+
+from engine import BLOCK, Engine  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+DEPS = pathlib.Path(os.environ.get("LARDER_DEPS_DIR") or ROOT / ".deps")
+CHUNK = 64
+
+
+def prompt(seed, count):
+    return [(seed * 7919 + i * 104729) % 40000 + 1000 for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.ensure(DEPS)
+
+
+@pytest.fixture
+def engine(shared_daemon, model, request):
+    made = []
+
+    def make(**options):
+        # Every test has weights of its own, and so a space of its own.
+        options.setdefault("seed_of_weights", request.node.nodeid)
+        socket = options.pop("socket", shared_daemon.socket)
+        made.append(Engine(model, socket, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+SHAPES = [
+    {},
+    {"load": "layerwise"},
+    {"window": 40},
+    {"window": 40, "load": "layerwise"},
+    {"ranks": 2},
+    {"budget": 24},  # prompts come in many small pieces
+    {"blocks": 24},  # requests preempt each other
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_one_saved_another_reads(engine, shape):
+    prompts = [prompt(i, n) for i, n in enumerate((200, 64, 15, 129, 333))]
+    prompts.append(prompts[0][:150] + prompt(9, 60))
+    first = engine(**shape)
+    for i, tokens in enumerate(prompts):
+        first.add(f"r{i}", tokens, tokens=6)
+        first.run()
+    second = engine(**shape)
+    for i, tokens in enumerate(prompts):
+        second.add(f"r{i}", tokens, tokens=6)
+    second.run()
+    assert second.outputs == first.outputs
+    if "blocks" not in shape:
+        # Whole blocks of the prompt, but one token at least is computed.
+        assert second.external["r0"] == 192
+        assert second.external["r2"] == 0
+        assert second.external["r4"] == 320
+    assert not second.lost_blocks
+
+
+def test_what_was_generated_is_found_by_the_next_turn(engine):
+    first = engine()
+    first.add("turn1", prompt(1, 100), tokens=50)
+    first.run()
+    said = prompt(1, 100) + first.outputs["turn1"]
+    second = engine()
+    second.add("turn2", said + prompt(2, 20), tokens=3)
+    second.run()
+    assert second.external["turn2"] == (len(said) - 1) // BLOCK * BLOCK
+
+
+def test_many_at_once_share_prefixes(engine):
+    first = engine(blocks=64)
+    for i in range(12):
+        first.add(f"r{i}", prompt(i % 3, 120) + prompt(50 + i, 40), tokens=20)
+    first.run()
+    second = engine(blocks=64)
+    for i in range(12):
+        second.add(f"r{i}", prompt(i % 3, 120) + prompt(50 + i, 40), tokens=20)
+    second.run()
+    assert second.outputs == first.outputs
+
+
+def test_an_aborted_request_leaves_nothing_behind(engine):
+    from vllm.v1.request import RequestStatus
+
+    first = engine()
+    first.add("r", prompt(1, 300))
+    first.run()
+    second = engine()
+    second.add("r", prompt(1, 300))
+    second.step()
+    second.scheduler.finish_requests(["r"], RequestStatus.FINISHED_ABORTED)
+    second.run()
+    second.add("again", prompt(1, 300))
+    second.run()
+    assert second.outputs["again"] == first.outputs["r"]
+
+
+@pytest.mark.parametrize("shape", [{}, {"load": "layerwise"}], ids=str)
+def test_chunks_lost_between_lookup_and_load_are_computed(
+    engine, make_daemon, shape, monkeypatch
+):
+    from larder.vllm import worker
+
+    daemon = make_daemon()
+    first = engine(socket=daemon.socket, **shape)
+    first.add("r", prompt(1, 300))
+    first.run()
+    second = engine(socket=daemon.socket, **shape)
+    start = worker.WorkerHalf._start
+
+    def lose(half, running):
+        # What the scheduler held is dropped by force before the workers ask.
+        running.order.hold_token ^= 1
+        start(half, running)
+
+    monkeypatch.setattr(worker.WorkerHalf, "_start", lose)
+    second.add("r", prompt(1, 300))
+    second.run()
+    assert second.outputs == first.outputs
+    assert second.lost_blocks
+    monkeypatch.undo()
+    third = engine(socket=daemon.socket, **shape)
+    third.add("r", prompt(1, 300))
+    third.run()
+    assert third.outputs == first.outputs and third.external["r"] == 288
+
+
+@pytest.mark.parametrize("shape", [{}, {"load": "layerwise"}], ids=str)
+def test_a_daemon_that_dies_and_comes_back(engine, make_daemon, shape):
+    daemon = make_daemon()
+    one = engine(socket=daemon.socket, **shape)
+    one.add("a", prompt(1, 300))
+    one.run()
+    for round in range(3):
+        one.add(f"b{round}", prompt(20 + round, 300))
+        one.step()
+        daemon.kill()
+        one.run()
+        one.add(f"c{round}", prompt(40 + round, 200))
+        one.run()  # without a daemon
+        daemon.start()
+        for again in range(500):
+            name = f"d{round}.{again}"
+            one.add(name, prompt(1000 * round + again + 100, 80))
+            one.run()
+            other = engine(socket=daemon.socket, **shape)
+            other.add(name, prompt(1000 * round + again + 100, 80))
+            other.run()
+            if other.external[name] == 64:
+                break
+        else:
+            raise AssertionError("it never saved again")
+
+
+def test_nobody_there_at_the_start(engine, make_daemon, tmp_path):
+    daemon = make_daemon()
+    daemon.end()
+    one = engine(socket=daemon.socket)
+    one.add("a", prompt(1, 300))
+    one.run()
+    assert one.external["a"] == 0
+    daemon.start()
+    for again in range(500):
+        one.add(f"b{again}", prompt(again, 80))
+        one.run()
+        other = engine(socket=daemon.socket)
+        other.add("c", prompt(again, 80))
+        other.run()
+        if other.external["c"] == 64:
+            return
+    raise AssertionError("it never connected")
+
+
+def test_salts_and_adapters_are_kept_apart(engine, tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    def adapter(name, weights):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_model.bin").write_text(weights)
+        return LoRARequest(lora_name="same name", lora_int_id=1, lora_path=str(folder))
+
+    kinds = {
+        "plain": {},
+        "salt": {"cache_salt": "same name"},
+        "lora": {"lora_request": adapter("one", "weights 1")},
+        "lora2": {"lora_request": adapter("two", "weights 2")},
+    }
+    first = engine()
+    for name, more in kinds.items():
+        first.scheduler.reset_prefix_cache()
+        first.add(name, prompt(1, 200), **more)
+        first.run()
+        assert first.external[name] == 0, name
+    second = engine()
+    for name, more in kinds.items():
+        second.scheduler.reset_prefix_cache()
+        second.add(name, prompt(1, 200), **more)
+        second.run()
+        assert second.external[name] == 192, name
+    assert second.outputs == first.outputs
+    # An adapter that cannot be read has no digest: neither looked up nor saved.
+    gone = LoRARequest(lora_name="gone", lora_int_id=2, lora_path=str(tmp_path / "no"))
+    assert second.scheduler.connector._scheduler.begin(
+        types.SimpleNamespace(
+            request_id="gone",
+            num_prompt_tokens=10,
+            prompt_token_ids=prompt(1, 10),
+            cache_salt=None,
+            lora_request=gone,
+            mm_features=[],
+        )
+    ).uncacheable
+
+
+def test_images_enter_the_chunks_that_hold_them(engine):
+    """vLLM's scheduler takes images for multimodal models only: here the ids."""
+    from larder.vllm.scheduler import keys_in, request_keys
+
+    def request(*images, salt=None):
+        features = [
+            types.SimpleNamespace(
+                identifier=name, mm_position=types.SimpleNamespace(offset=offset)
+            )
+            for name, offset in images
+        ]
+        return types.SimpleNamespace(
+            cache_salt=salt, lora_request=None, mm_features=features
+        )
+
+    one = engine()
+    one.add("r", prompt(1, 20))
+    one.run()
+    space = one.scheduler.connector._scheduler._finder.space
+    tokens = prompt(1, 4 * CHUNK)
+
+    def ids(*images, salt=None):
+        keys = request_keys(request(*images, salt=salt))
+        whole = list(space.ids(tokens, keys))
+        # The same, link by link, as chunks are completed.
+        chain = []
+        for at in range(0, len(tokens), CHUNK):
+            part = keys_in(keys, at, at + CHUNK)
+            parent = chain[-1] if chain else None
+            chain.append(space.next_id(parent, tokens[at : at + CHUNK], part))
+        assert chain == whole
+        return whole
+
+    plain, x, y = ids(), ids(("x", 70)), ids(("y", 70))
+    assert plain[0] == x[0] == y[0]
+    assert len({plain[1], x[1], y[1], ids(("x", 80))[1]}) == 4
+    assert len({plain[3], x[3], y[3]}) == 3
+    assert ids(salt="s")[0] != plain[0] and ids(("x", 0))[0] != plain[0]
+    assert ids(("x", 70), ("y", 200))[:3] == x[:3]
+
+
+def test_other_weights_and_other_ranks_miss(engine):
+    first = engine()
+    first.add("r", prompt(1, 300))
+    first.run()
+    for change in ({"seed_of_weights": "others"}, {"ranks": 2}, {"window": 40}):
+        other = engine(**change)
+        other.add("r", prompt(1, 300))
+        other.run()
+        assert other.external["r"] == 0
+        assert other.outputs == first.outputs
+
+
+def test_mistakes_are_refused_at_the_start(engine):
+    with pytest.raises(ValueError, match="does not know sokcet"):
+        engine(sokcet="x")
+    with pytest.raises(ValueError, match="layerwise"):
+        engine(load="sometimes")
+
+
+def test_device_memory_goes_through_a_copy(engine, monkeypatch):
+    """The way of GPUs, with host tensors: what is checked is the copying."""
+    from larder.vllm import pages
+
+    monkeypatch.setattr(pages, "HostPages", pages.DevicePages)
+    for shape in ({"window": 40}, {"load": "layerwise"}):
+        first = engine(seed_of_weights=str(shape), **shape)
+        first.add("r", prompt(1, 300))
+        first.run()
+        second = engine(seed_of_weights=str(shape), **shape)
+        second.add("r", prompt(1, 300))
+        second.run()
+        assert second.external["r"] == 288
+        assert second.outputs == first.outputs

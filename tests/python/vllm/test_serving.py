@@ -1,0 +1,166 @@
+"""vLLM's own HTTP server with LarderConnector, on the CPU, with a real model.
+
+One server after the other, since each takes the machine: the tests of this file
+run in order and share what the daemon keeps."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+import threading
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import checkpoint  # noqa: E402
+from conftest import Daemon  # noqa: E402
+
+from serving import Server  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+DEPS = pathlib.Path(os.environ.get("LARDER_DEPS_DIR") or ROOT / ".deps")
+DOCUMENT = ROOT / "client" / "python" / "docs" / "vllm.md"
+
+
+def documented_flag(socket: str, **extra) -> list[str]:
+    """The documented line, to the letter but for the socket's path."""
+    line = re.search(r"--kv-transfer-config '(\{.*?\})'\n", DOCUMENT.read_text(), re.S)
+    config = json.loads(line.group(1))
+    config["kv_connector_extra_config"] |= {"socket": socket} | extra
+    return ["--kv-transfer-config", json.dumps(config)]
+
+
+def prompt(seed: int, count: int) -> list[int]:
+    """Tokens without meaning, and without anything in common."""
+    return [(seed * 7919 + i * 104729) % 40000 + 1000 for i in range(count)]
+
+
+LONG = prompt(1, 2000)
+SHORT = prompt(2, 700)
+QUESTIONS = [LONG, SHORT, LONG[:1000] + prompt(3, 200)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.ensure(DEPS)
+
+
+@pytest.fixture(scope="module")
+def daemon():
+    made = Daemon()
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def serve(daemon, tmp_path):
+    servers = []
+
+    def start(model, *arguments, **extra):
+        flags = documented_flag(daemon.socket, **extra)
+        log = tmp_path / f"vllm{len(servers)}.log"
+        servers.append(Server(model, log, *flags, *arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def right(model, tmp_path_factory):
+    """What vLLM says by itself, computed afresh and from its own prefix cache."""
+    server = Server(model, tmp_path_factory.mktemp("plain") / "log")
+    try:
+        afresh = [server.complete(question).tokens for question in QUESTIONS]
+        cached = [server.complete(question).tokens for question in QUESTIONS]
+    finally:
+        server.stop()
+    return afresh, cached
+
+
+def test_a_second_server_hits_what_the_first_saved(serve, model, daemon, right):
+    afresh, cached = right
+    first = serve(model)
+    assert [first.complete(q).tokens for q in QUESTIONS] == afresh
+    first.stop(signal.SIGKILL)
+
+    second = serve(model)
+    before = 0.0
+    for question, answer in zip(QUESTIONS, cached):
+        assert second.complete(question).tokens == answer
+        hits = second.external_hits() - before
+        before += hits
+        if question is not QUESTIONS[2]:  # its prefix is there already
+            assert hits >= len(question) - 2 * 128
+
+
+def test_a_daemon_killed_under_load_costs_its_chunks_only(
+    serve, model, daemon, right
+):
+    _, cached = right
+    server = serve(model)
+    assert server.complete(LONG).tokens == cached[0]
+    assert server.external_hits() >= 1800
+    answers, wrong = [], []
+
+    def ask(seed):
+        try:
+            answers.append(len(server.complete(prompt(seed, 600), 8).tokens))
+        except Exception as error:  # noqa: BLE001: for the main thread
+            wrong.append(error)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(10, 16)]
+    for thread in threads[:3]:
+        thread.start()
+    daemon.kill()
+    for thread in threads[3:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and answers == [8] * 6
+    # Its own prefix cache still has this one.
+    assert server.complete(LONG).tokens == cached[0]
+    daemon.start()
+    # vLLM was not restarted; it finds the daemon again by itself.
+    for seed in range(20, 40):
+        server.complete(prompt(seed, 600), 8)
+        if json.loads(daemon.larder("status", "--json"))["commits"]:
+            break
+    else:
+        raise AssertionError("nothing is saved any more")
+    server.stop()
+    third = serve(model)
+    assert third.complete(LONG).tokens == cached[0]
+    assert third.external_hits() >= 1800
+
+
+def test_another_space_is_refused_with_its_reason(serve, model, daemon, tmp_path):
+    spaces = json.loads(daemon.larder("spaces", "--json"))["spaces"]
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(LONG))
+    changed = tmp_path / "changed"
+    shutil.copytree(model, changed)
+    with open(changed / "model.safetensors", "r+b") as file:  # one bit of a weight
+        file.seek(-2, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-2, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    for folder, arguments, field in (
+        (model, ["--dtype=float32"], "cache_dtype"),
+        (changed, [], "weights"),
+    ):
+        other = serve(folder, *arguments, save=False)
+        other.complete(LONG)
+        assert other.external_hits() == 0
+        other.stop()
+        known = {space["id"] for space in spaces}
+        spaces = json.loads(daemon.larder("spaces", "--json"))["spaces"]
+        (new,) = [space["id"] for space in spaces if space["id"] not in known]
+        why = daemon.larder("why-miss", "--space", new, "--tokens", str(tokens))
+        assert field in why, why
