@@ -50,7 +50,7 @@ class Settings:
     socket: str | None = None
     token: str | None = None
     # Of each call of SGLang's, connecting included.
-    deadline_ms: int = 1000
+    deadline_ms: int = 2000
     # SHA-256 of the weights in hex; None: of the files of `model_path`.
     weights: str | None = None
     # None: the one that SGLang was started with.
