@@ -11,7 +11,13 @@ import torch
 from pools import PAGE, fill, holds, wipe
 from sglang.srt.managers.cache_controller import HiCacheController
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
+from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import (
+    CacheRequestHandle,
+    HybridCacheController,
+)
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.mem_cache.pool_host import HostPoolGroup, PoolEntry
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_parallel
@@ -181,5 +187,111 @@ def test_threads_outlive_the_daemon(documented, daemon):
         until(lambda: prefetch(one, prompt(9000)) == wanted)
         until(lambda: backup(one, prompt(9500)) == 10 * PAGE)
         assert all(thread.is_alive() for thread in threads)
+    finally:
+        one.detach_storage_backend()
+
+
+# ---- Several pools: the hybrid controller and its v2 calls ----
+
+
+def hybrid(documented, socket, kv, indexer, window):
+    """Keys and values, an indexer that follows them page by page, and a window of
+    which only the end is kept."""
+    device = MHATokenToKVPool(
+        size=PAGE * 8, page_size=PAGE, layer_num=pools.LAYERS, device="cpu",
+        enable_memory_saver=False, dtype=kv.dtype, head_num=kv.head_num,
+        head_dim=kv.head_dim, enable_alt_stream=False,
+    )
+    entries = [
+        PoolEntry(PoolName.KV, kv, device, lambda layer: layer, True),
+        PoolEntry(PoolName.INDEXER, indexer, device, lambda layer: layer),
+        PoolEntry(PoolName.SWA, window, device, lambda layer: layer),
+    ]
+    parallel = dict(
+        tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, attn_dcp_size=1, attn_dcp_rank=0
+    )
+    with get_parallel().override(**parallel):
+        return HybridCacheController(
+            PagedTokenToKVPoolAllocator(
+                PAGE * 8, PAGE, kv.dtype, "cpu", device, need_sort=False
+            ),
+            HostPoolGroup(entries),
+            PAGE,
+            tp_group=torch.distributed.group.WORLD,
+            load_cache_event=threading.Event(),
+            io_backend="direct",
+            prefetch_threshold=PAGE,
+            model_name="hybrid",
+            storage_backend="dynamic",
+            storage_backend_extra_config=pools.extra_config(documented, socket),
+        )
+
+
+WINDOW = 2  # pages
+
+
+def sidecars(hashes, window, where):
+    """What the tree asks for beside keys and values."""
+    return [
+        PoolTransfer(PoolName.INDEXER, indices_from_pool=PoolName.KV),
+        PoolTransfer(
+            PoolName.SWA,
+            host_indices=where,
+            keys=hashes[-WINDOW:],
+            hit_policy=PoolHitPolicy.TRAILING_PAGES,
+        ),
+    ]
+
+
+def test_hybrid_controller(documented, shared_daemon):
+    kv, indexer, window = pools.mha(), pools.mla(), pools.mha(layers=1)
+    one = hybrid(documented, shared_daemon.socket, kv, indexer, window)
+    try:
+        key = prompt(20000)
+        hashes = get_storage_hash_str(key, page_size=PAGE)
+        where = kv.alloc(len(hashes) * PAGE)
+        for i, name in enumerate(hashes):
+            fill(kv, int(where[i * PAGE]) // PAGE, name)
+            fill(indexer, int(where[i * PAGE]) // PAGE, name)
+        tail = window.alloc(WINDOW * PAGE)
+        for i, name in enumerate(hashes[-WINDOW:]):
+            fill(window, int(tail[i * PAGE]) // PAGE, name)
+        one.write_storage(
+            where, key, hash_value=hashes, extra_pools=sidecars(hashes, window, tail)
+        )
+        done = one.ack_backup_queue.get(timeout=WAIT)
+        assert done.completed_tokens == 10 * PAGE
+        assert done.pool_storage_result.extra_pool_hit_pages == {
+            PoolName.INDEXER: 10, PoolName.SWA: WINDOW
+        }
+        for pool in (kv, indexer, window):
+            wipe(pool)
+
+        def fetch(key, pages):
+            hashes = get_storage_hash_str(key, page_size=PAGE)
+            asked = sidecars(hashes, window, window.alloc(WINDOW * PAGE))
+            one.prefetch(CacheRequestHandle("request", 0), key, extra_pools=asked)
+            operation = one.prefetch_hit_queue.get(timeout=WAIT)
+            assert operation.storage_hit_count == pages * PAGE
+            if pages == 0:
+                return
+            operation.host_indices = kv.alloc(pages * PAGE)
+            one.prefetch_buffer.put(operation)
+            hits = {}
+            while not (ack := one.ack_prefetch_queue.get(timeout=WAIT)).completed_req:
+                hits.update(ack.pool_hits or {})
+                if ack.completed_tokens is not None:
+                    assert ack.completed_tokens == pages * PAGE
+            assert hits[PoolName.SWA] == WINDOW
+            for i, name in enumerate(operation.hash_value):
+                page = int(operation.host_indices[i * PAGE]) // PAGE
+                assert holds(kv, page, name) and holds(indexer, page, name)
+            (end,) = [t for t in operation.pool_transfers if t.name == PoolName.SWA]
+            for i, name in enumerate(operation.hash_value[-WINDOW:]):
+                assert holds(window, int(end.host_indices[i * PAGE]) // PAGE, name)
+
+        fetch(key, 10)
+        fetch(prompt(20000, 12), 10)  # goes on: the window ends where it was kept
+        fetch(prompt(20000, 9), 0)  # its window was not kept
     finally:
         one.detach_storage_backend()
