@@ -141,6 +141,16 @@ def test_what_differs_is_a_miss(make, what):
     assert again.batch_exists(keys) == 4
 
 
+@pytest.mark.parametrize("axis", ["tp", "pp", "attn_cp"])
+def test_every_rank_has_its_own_pages(make, axis):
+    pool, keys = pools.mha(), names(f"ranks of {axis}", 3)
+    first, second = (
+        make(pool, **{f"{axis}_rank": rank, f"{axis}_size": 2}) for rank in (0, 1)
+    )
+    assert all(keep(first, pool, keys))
+    assert first.batch_exists(keys) == 3 and second.batch_exists(keys) == 0
+
+
 def test_bytes_of_unknown_format_are_not_kept(make):
     """SGLang keeps both fp8 formats in uint8: without a name they would be mixed."""
     pool = pools.mha(dtype=torch.uint8)

@@ -162,7 +162,11 @@ def test_blocks_out_of_a_window_are_not_saved(make):
     one = make()
     one.run(tokens, window=1)
     time.sleep(0.2)
-    assert hit(make(), tokens) == 0
+    assert hit(make(), tokens, on_device=CHUNK - BLOCK) == 0
+    # The second chunk was: with the first, from another request, both are there.
+    one.run(tokens[: CHUNK + 1])
+    eventually(lambda: hit(one, tokens[: CHUNK + 1]), CHUNK)
+    assert hit(one, tokens) == 2 * CHUNK
 
 
 @pytest.mark.parametrize(
@@ -227,6 +231,23 @@ def test_a_broken_promise_is_an_error_never_wrong_kv(make, daemon):
     eventually(lambda: hit(one, tokens), 2 * CHUNK)
     with pytest.raises(larder.trtllm.LoadFailed, match="request"):
         one.run(tokens, between=daemon.kill)
+
+
+def test_a_load_that_comes_short_is_an_error(make):
+    tokens = prompt(1400, 2 * CHUNK + 1)
+    one = make()
+    one.run(tokens[: CHUNK + 1])
+    eventually(lambda: hit(one, tokens[: CHUNK + 1]), CHUNK)
+    space = one.workers[0]._door.space(one.workers[0]._geometry)
+    ids = space.ids(tokens[: 2 * CHUNK])
+    hold = space.hold(ids)
+    assert hold.usable == 1
+    order = larder.trtllm.LoadOrder(1, hold.token, list(ids), 0, list(range(8)))
+    one.workers[0].bind_connector_meta(larder.trtllm.Step([order]))
+    with pytest.raises(larder.trtllm.LoadFailed, match="1 of 2 chunks came"):
+        one.workers[0].start_load_kv(one.stream)
+    order.blocks = order.blocks[:4]
+    one.workers[0].start_load_kv(one.stream)
 
 
 def test_without_tensorrt_llm_nothing_of_it_is_needed():
