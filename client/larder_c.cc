@@ -462,7 +462,8 @@ larder_status TakeValues(larder_space* space, const larder_keys* keys,
     return Invalid("values: keys of 1 to 64 bytes, and pieces, are needed");
   }
   if (pieces_per_key == 0 || raw.worst_lineage > LARDER_LINEAGE_ANY ||
-      raw.priority > UINT8_MAX || (raw.flags & ~LARDER_GET_PREFIX) != 0) {
+      raw.priority > UINT8_MAX ||
+      (raw.flags & ~(LARDER_GET_PREFIX | LARDER_GET_EXACT)) != 0) {
     return Invalid("values: no pieces, or options out of range");
   }
   const auto* data = static_cast<const std::byte*>(keys->data);
@@ -485,6 +486,7 @@ larder_status TakeValues(larder_space* space, const larder_keys* keys,
   request.want_durable = raw.want_durable != 0;
   request.priority = static_cast<uint8_t>(raw.priority);
   request.prefix_only = (raw.flags & LARDER_GET_PREFIX) != 0;
+  request.exact_size = (raw.flags & LARDER_GET_EXACT) != 0;
   request.worst_lineage = static_cast<larder::Lineage>(raw.worst_lineage);
   return LARDER_OK;
 }

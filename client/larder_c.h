@@ -765,6 +765,9 @@ typedef struct larder_value_opts {
 
 /* get: stop at the first miss. */
 #define LARDER_GET_PREFIX 1u
+/* get: a value shorter than its pieces is a miss, too (NOT_TRIED): for callers
+ * whose buffer's size is part of what they ask for. */
+#define LARDER_GET_EXACT 2u
 
 /* pieces[key * pieces_per_key + i]. `reasons` (may be NULL): `count` bytes, 0 =
  * stored (or there already). LARDER_OK whatever single keys did; UNAVAILABLE,

@@ -99,15 +99,16 @@ StatusOr<std::unique_ptr<Saver>> StartPut(Space& space,
 // Takes one value out of its record. `unproved` is set if it was hashed in
 // place, which proves nothing if the daemon forgot about us meanwhile.
 MissReason TakeValue(Space& space, const MappedPart& part,
-                     std::span<const MutableByteSpan> pieces, Scratch& scratch,
-                     bool& unproved, uint64_t& size) {
+                     std::span<const MutableByteSpan> pieces, bool exact_size,
+                     Scratch& scratch, bool& unproved, uint64_t& size) {
   const RecordMeta& meta = part.record.meta();
   const uint64_t stored = uint64_t{meta.token_count} * space.value_unit();
   if (meta.token_begin > stored || part.record.segment_count() != 1) {
     return MissReason::kCorrupt;
   }
   size = stored - meta.token_begin;
-  if (size > TotalBytes(pieces)) return kMissNotTried;
+  const uint64_t room = TotalBytes(pieces);
+  if (size > room || (exact_size && size != room)) return kMissNotTried;
   const SegmentEntry segment = part.record.segment(0);
   const ByteSpan from = part.record.stripe_bytes(segment, 0);
   const Checksum want = part.record.stripe_checksum(0);
@@ -261,8 +262,9 @@ ValueOutcome RunGet(Space& space, const ValueRequest& request,
         why = ReasonOf(part.status());
         if (part.ok()) {
           bool hashed_in_place = false;
-          why = TakeValue(space, *part, PiecesOf(request, i), scratch,
-                          hashed_in_place, outcome.sizes[i]);
+          why =
+              TakeValue(space, *part, PiecesOf(request, i), request.exact_size,
+                        scratch, hashed_in_place, outcome.sizes[i]);
           if (hashed_in_place) unproved.push_back(i);
         }
         if (why == MissReason::kCorrupt) {

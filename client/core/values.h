@@ -36,6 +36,7 @@ struct ValueRequest {
   bool want_durable = false;                // put
   uint8_t priority = 0;                     // put
   bool prefix_only = false;                 // get
+  bool exact_size = false;                  // get
   Lineage worst_lineage = Lineage::kExact;  // get
 };
 

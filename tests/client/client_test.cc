@@ -751,6 +751,28 @@ TEST_F(ValuesTest, PutsAndGetsInPieces) {
   EXPECT_EQ(got[3][0], 0xee);
 }
 
+TEST_F(ValuesTest, AValueOfAnotherSizeIsAMissIfTheSizeMustBeExact) {
+  const char key[8] = "a";
+  larder_keys keys{key, 8, 0, 1, 0};
+  std::vector<uint8_t> data(5000, 1);
+  larder_piece piece{data.data(), data.size()};
+  ASSERT_EQ(larder_put(values_.get(), &keys, &piece, 1, nullptr, nullptr),
+            LARDER_OK);
+  auto exact = internal::Sized<larder_value_opts>();
+  exact.flags = LARDER_GET_EXACT;
+  for (const size_t bytes : {4999, 5000, 5001}) {
+    std::vector<uint8_t> into(bytes, 0xee);
+    larder_piece there{into.data(), into.size()};
+    uint8_t reason = 9;
+    ASSERT_EQ(
+        larder_get(values_.get(), &keys, &there, 1, &exact, &reason, nullptr),
+        LARDER_OK);
+    EXPECT_EQ(reason,
+              bytes == 5000 ? LARDER_REASON_NONE : LARDER_REASON_NOT_TRIED);
+    EXPECT_EQ(into, std::vector<uint8_t>(bytes, bytes == 5000 ? 1 : 0xee));
+  }
+}
+
 TEST_F(ValuesTest, ADamagedValueIsAMiss) {
   const char key[8] = "a";
   larder_keys keys{key, 8, 0, 1, 0};

@@ -105,10 +105,9 @@ nb::bytes NextId(const Space& self, const std::optional<nb::bytes>& parent,
   const std::vector<larder_request_key> raw = RawKeys(keys);
   larder_id before, id;
   if (parent.has_value()) before = IdOf(*parent);
-  Check(larder_id_from_tokens(self.get(),
-                              parent.has_value() ? &before : nullptr,
-                              numbers.data(), numbers.size(), raw.data(),
-                              raw.size(), &id));
+  Check(larder_id_from_tokens(
+      self.get(), parent.has_value() ? &before : nullptr, numbers.data(),
+      numbers.size(), raw.data(), raw.size(), &id));
   return BytesOf(id);
 }
 
@@ -708,11 +707,12 @@ void BindKvSpace(nb::module_& module) {
            "One id per whole chunk of the prompt and, if a whole block is left "
            "over, one for\nthe tail. `keys`: what else the KV depends on, as "
            "(KeyKind, value, offset).")
-      .def("next_id", &NextId, nb::arg("parent").none(), nb::arg("tokens"),
-           nb::arg("keys") = std::vector<RequestKey>(),
-           "One link of the chain: the id of the chunk of these tokens after "
-           "`parent` (None:\nthe first). `keys`: those whose offset lies in it; "
-           "in the first chunk also those\nwithout one.")
+      .def(
+          "next_id", &NextId, nb::arg("parent").none(), nb::arg("tokens"),
+          nb::arg("keys") = std::vector<RequestKey>(),
+          "One link of the chain: the id of the chunk of these tokens after "
+          "`parent` (None:\nthe first). `keys`: those whose offset lies in it; "
+          "in the first chunk also those\nwithout one.")
       .def(
           "match",
           [](const Space& self, const Ids& ids, uint32_t start,

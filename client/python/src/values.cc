@@ -70,16 +70,20 @@ struct Pieces {
   static constexpr char kUneven[] = "every key must have as many pieces";
 };
 
-larder_value_opts Options(const Seconds& deadline, bool prefix, bool durable,
+larder_value_opts Options(const Seconds& deadline, uint32_t flags, bool durable,
                           uint32_t lineage, uint32_t priority) {
   larder_value_opts options = {};
   options.struct_size = sizeof options;
   options.deadline_ms = Milliseconds(deadline);
-  options.flags = prefix ? LARDER_GET_PREFIX : 0;
+  options.flags = flags;
   options.want_durable = durable ? 1 : 0;
   options.worst_lineage = lineage;
   options.priority = priority;
   return options;
+}
+
+uint32_t GetFlags(bool prefix, bool exact) {
+  return (prefix ? LARDER_GET_PREFIX : 0) | (exact ? LARDER_GET_EXACT : 0);
 }
 
 // What cut a batch short shows in its reasons.
@@ -95,8 +99,7 @@ nb::bytes Put(const Values& self, const std::vector<nb::bytes>& keys,
               const Seconds& deadline) {
   const PackedKeys packed(keys);
   const Pieces pieces(buffers, keys.size(), false);
-  const larder_value_opts options =
-      Options(deadline, false, durable, 0, priority);
+  const larder_value_opts options = Options(deadline, 0, durable, 0, priority);
   std::vector<uint8_t> reasons(keys.size());
   CheckBatch(Unlocked([&] {
     return larder_put(self.get(), &packed.raw(), pieces.raw.data(),
@@ -106,12 +109,12 @@ nb::bytes Put(const Values& self, const std::vector<nb::bytes>& keys,
 }
 
 nb::tuple Get(const Values& self, const std::vector<nb::bytes>& keys,
-              const nb::list& buffers, bool prefix, uint32_t lineage,
-              const Seconds& deadline) {
+              const nb::list& buffers, bool prefix, bool exact,
+              uint32_t lineage, const Seconds& deadline) {
   const PackedKeys packed(keys);
   const Pieces pieces(buffers, keys.size(), true);
   const larder_value_opts options =
-      Options(deadline, prefix, false, lineage, 0);
+      Options(deadline, GetFlags(prefix, exact), false, lineage, 0);
   std::vector<uint8_t> reasons(keys.size());
   std::vector<uint64_t> sizes(keys.size());
   CheckBatch(Unlocked([&] {
@@ -127,8 +130,7 @@ larder_job SubmitPut(const Values& self, Queue& queue,
                      nb::object user_data, const Seconds& deadline) {
   const PackedKeys packed(keys);
   const auto pieces = std::make_shared<Pieces>(buffers, keys.size(), false);
-  const larder_value_opts options =
-      Options(deadline, false, durable, 0, priority);
+  const larder_value_opts options = Options(deadline, 0, durable, 0, priority);
   return queue.Submit(
       std::move(user_data), pieces, [&](uint64_t number, larder_job* job) {
         return larder_submit_put(self.get(), queue.get(), &packed.raw(),
@@ -139,12 +141,13 @@ larder_job SubmitPut(const Values& self, Queue& queue,
 
 larder_job SubmitGet(const Values& self, Queue& queue,
                      const std::vector<nb::bytes>& keys,
-                     const nb::list& buffers, bool prefix, uint32_t lineage,
-                     nb::object user_data, const Seconds& deadline) {
+                     const nb::list& buffers, bool prefix, bool exact,
+                     uint32_t lineage, nb::object user_data,
+                     const Seconds& deadline) {
   const PackedKeys packed(keys);
   const auto pieces = std::make_shared<Pieces>(buffers, keys.size(), true);
   const larder_value_opts options =
-      Options(deadline, prefix, false, lineage, 0);
+      Options(deadline, GetFlags(prefix, exact), false, lineage, 0);
   return queue.Submit(
       std::move(user_data), pieces, [&](uint64_t number, larder_job* job) {
         return larder_submit_get(self.get(), queue.get(), &packed.raw(),
@@ -178,12 +181,12 @@ void BindValues(nb::module_& module) {
            "Stores; a Reason for each key, 0: stored, or there already. "
            "`durable`: done only\nwhen it survives power loss.")
       .def("get", &Get, nb::arg("keys"), nb::arg("buffers"), nb::kw_only(),
-           nb::arg("prefix") = false, nb::arg("lineage") = 0,
-           nb::arg("deadline").none() = nb::none(),
+           nb::arg("prefix") = false, nb::arg("exact") = false,
+           nb::arg("lineage") = 0, nb::arg("deadline").none() = nb::none(),
            "Fills the buffers: (a Reason for each key, the size of each value "
            "or 0). A value\nlonger than its buffer is a miss. `prefix`: stops "
-           "at "
-           "the first miss.")
+           "at the first miss. `exact`: a\nvalue shorter than its buffer is a "
+           "miss, too.")
       .def("submit_put", &SubmitPut, nb::arg("queue"), nb::arg("keys"),
            nb::arg("buffers"), nb::kw_only(), nb::arg("durable") = false,
            nb::arg("priority") = 0, nb::arg("user_data").none() = nb::none(),
@@ -192,7 +195,8 @@ void BindValues(nb::module_& module) {
            "completion.")
       .def("submit_get", &SubmitGet, nb::arg("queue"), nb::arg("keys"),
            nb::arg("buffers"), nb::kw_only(), nb::arg("prefix") = false,
-           nb::arg("lineage") = 0, nb::arg("user_data").none() = nb::none(),
+           nb::arg("exact") = false, nb::arg("lineage") = 0,
+           nb::arg("user_data").none() = nb::none(),
            nb::arg("deadline").none() = nb::none(),
            "get() on a worker thread.");
 }

@@ -168,3 +168,16 @@ def test_threads_with_queues_of_their_own(client):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_an_exact_size(client):
+    values = open_values(client, "exact")
+    assert values.put([key(1)], [value(1, 1000)]) == bytes(1)
+    for size in (999, 1000, 1001):
+        out = np.full(size, 0xEE, np.uint8)
+        reasons, sizes = values.get([key(1)], [out], exact=True)
+        if size == 1000:
+            assert reasons == bytes(1) and sizes == [1000]
+        else:
+            assert reasons == bytes([Reason.NOT_TRIED]) and sizes == [0]
+            assert (out == 0xEE).all()

@@ -135,8 +135,8 @@ class Engine:
     def _spec() -> dict:
         return dict(block_size=BLOCK, num_kv_heads=1, head_size=HEAD, dtype=torch.int8)
 
-    def add(self, name: str, prompt: list[int], tokens: int = 4, **more) -> None:
-        request = Request(
+    def request(self, name: str, prompt: list[int], tokens: int = 4, **more) -> Request:
+        return Request(
             request_id=name,
             prompt_token_ids=prompt,
             sampling_params=SamplingParams(max_tokens=tokens, ignore_eos=True),
@@ -144,6 +144,9 @@ class Engine:
             block_hasher=self.hasher,
             **more,
         )
+
+    def add(self, name: str, prompt: list[int], tokens: int = 4, **more) -> None:
+        request = self.request(name, prompt, tokens, **more)
         self.requests[name] = request
         self.outputs[name] = []
         self.scheduler.add_request(request)

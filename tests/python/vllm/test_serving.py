@@ -13,6 +13,7 @@ import sys
 import threading
 
 import pytest
+import transformers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import checkpoint  # noqa: E402
@@ -38,9 +39,13 @@ def prompt(seed: int, count: int) -> list[int]:
     return [(seed * 7919 + i * 104729) % 40000 + 1000 for i in range(count)]
 
 
-LONG = prompt(1, 2000)
-SHORT = prompt(2, 700)
-QUESTIONS = [LONG, SHORT, LONG[:1000] + prompt(3, 200)]
+@pytest.fixture(scope="module")
+def questions(model):
+    """Of real prose: its answers are no near ties. The last one shares a prefix."""
+    text = (ROOT / "tools" / "llama_demo" / "prose.txt").read_text()
+    tokens = transformers.AutoTokenizer.from_pretrained(model)(text)["input_ids"]
+    assert len(tokens) > 3200
+    return [tokens[:2000], tokens[2000:2700], tokens[:1000] + tokens[3000:3200]]
 
 
 @pytest.fixture(scope="module")
@@ -73,39 +78,40 @@ def serve(daemon, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def right(model, tmp_path_factory):
+def right(model, questions, tmp_path_factory):
     """What vLLM says by itself, computed afresh and from its own prefix cache."""
     server = Server(model, tmp_path_factory.mktemp("plain") / "log")
     try:
-        afresh = [server.complete(question).tokens for question in QUESTIONS]
-        cached = [server.complete(question).tokens for question in QUESTIONS]
+        afresh = [server.complete(question).tokens for question in questions]
+        cached = [server.complete(question).tokens for question in questions]
     finally:
         server.stop()
     return afresh, cached
 
 
-def test_a_second_server_hits_what_the_first_saved(serve, model, daemon, right):
+def test_a_second_server_hits_what_the_first_saved(serve, model, questions, right):
     afresh, cached = right
     first = serve(model)
-    assert [first.complete(q).tokens for q in QUESTIONS] == afresh
+    assert [first.complete(q).tokens for q in questions] == afresh
     first.stop(signal.SIGKILL)
 
     second = serve(model)
     before = 0.0
-    for question, answer in zip(QUESTIONS, cached):
+    for question, answer in zip(questions, cached):
         assert second.complete(question).tokens == answer
         hits = second.external_hits() - before
         before += hits
-        if question is not QUESTIONS[2]:  # its prefix is there already
+        if question is not questions[2]:  # its prefix is there already
             assert hits >= len(question) - 2 * 128
 
 
 def test_a_daemon_killed_under_load_costs_its_chunks_only(
-    serve, model, daemon, right
+    serve, model, daemon, questions, right
 ):
     _, cached = right
+    long = questions[0]
     server = serve(model)
-    assert server.complete(LONG).tokens == cached[0]
+    assert server.complete(long).tokens == cached[0]
     assert server.external_hits() >= 1800
     answers, wrong = [], []
 
@@ -125,7 +131,7 @@ def test_a_daemon_killed_under_load_costs_its_chunks_only(
         thread.join()
     assert not wrong and answers == [8] * 6
     # Its own prefix cache still has this one.
-    assert server.complete(LONG).tokens == cached[0]
+    assert server.complete(long).tokens == cached[0]
     daemon.start()
     # vLLM was not restarted; it finds the daemon again by itself.
     for seed in range(20, 40):
@@ -136,14 +142,16 @@ def test_a_daemon_killed_under_load_costs_its_chunks_only(
         raise AssertionError("nothing is saved any more")
     server.stop()
     third = serve(model)
-    assert third.complete(LONG).tokens == cached[0]
+    assert third.complete(long).tokens == cached[0]
     assert third.external_hits() >= 1800
 
 
-def test_another_space_is_refused_with_its_reason(serve, model, daemon, tmp_path):
+def test_another_space_is_refused_with_its_reason(
+    serve, model, daemon, questions, tmp_path
+):
     spaces = json.loads(daemon.larder("spaces", "--json"))["spaces"]
     tokens = tmp_path / "tokens.json"
-    tokens.write_text(json.dumps(LONG))
+    tokens.write_text(json.dumps(questions[0]))
     changed = tmp_path / "changed"
     shutil.copytree(model, changed)
     with open(changed / "model.safetensors", "r+b") as file:  # one bit of a weight
@@ -156,7 +164,7 @@ def test_another_space_is_refused_with_its_reason(serve, model, daemon, tmp_path
         (changed, [], "weights"),
     ):
         other = serve(folder, *arguments, save=False)
-        other.complete(LONG)
+        other.complete(questions[0])
         assert other.external_hits() == 0
         other.stop()
         known = {space["id"] for space in spaces}
