@@ -49,7 +49,8 @@ class Settings:
 
     socket: str | None = None
     token: str | None = None
-    # Of each call of SGLang's, connecting included.
+    # Of each question to the daemon: a call asks one for each of its pools, and
+    # the first one, or after a restart, up to three more to connect.
     deadline_ms: int = 2000
     # SHA-256 of the weights in hex; None: of the files of `model_path`.
     weights: str | None = None
@@ -288,9 +289,9 @@ class LarderHiCache(HiCacheStorage):
     Constructed by SGLang's StorageBackendFactory; raises ValueError or
     FileNotFoundError there if the settings are wrong or the weights have no
     digest: a server that keeps KV under a wrong name must not start. From then on
-    nothing raises and every call ends within `deadline_ms`: what fails is a miss,
-    or a page not written. Without a daemon everything misses; once it is there
-    (again) the next call finds it.
+    nothing raises and every wait is bounded by `deadline_ms`: what fails is a
+    miss, or a page not written. Without a daemon everything misses at once; when
+    it is there (again) it is found within a second.
 
     Any number of threads may call; they wait for each other only while one of
     them connects.

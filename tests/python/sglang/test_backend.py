@@ -222,8 +222,9 @@ def transfer(name, keys, pages, policy=PoolHitPolicy.ALL_PAGES):
 def test_pools_beside_keys_and_values(make):
     kv, side, swa = pools.mha(), pools.mla(), pools.mha(layers=1)
     one = make(kv)
-    for name, pool in ((PoolName.KV, kv), (PoolName.INDEXER, side), (PoolName.SWA, swa)):
-        one.register_mem_host_pool_v2(pool, name)
+    one.register_mem_host_pool_v2(kv, PoolName.KV)
+    one.register_mem_host_pool_v2(side, PoolName.INDEXER)
+    one.register_mem_host_pool_v2(swa, PoolName.SWA)
     keys = names("v2", 8)
     assert all(keep(one, kv, keys))
     for page, key in enumerate(keys):
@@ -249,7 +250,8 @@ def test_pools_beside_keys_and_values(make):
         ],
     )
     assert found.kv_hit_pages == 6 and found.restorable_prefix_pages == [3, 6]
-    found = one.batch_exists_v2(keys[:5], [transfer(PoolName.SWA, keys[:2], None, trailing)])
+    window = transfer(PoolName.SWA, keys[:2], None, trailing)
+    found = one.batch_exists_v2(keys[:5], [window])
     assert found.kv_hit_pages == 3 and found.restorable_prefix_pages == [3]
     # A policy that never decides says nothing.
     groups = transfer(PoolName.SWA, None, None, PoolHitPolicy.BLOCK_GROUPS)
@@ -281,7 +283,8 @@ def test_transfers_that_cannot_be_right(make):
     assert one.batch_get_v2([transfer(PoolName.KV, keys, None)]) == {
         PoolName.KV: [False] * 3
     }
-    assert one.batch_exists_v2(keys, [transfer(PoolName.MAMBA, keys, None)]).kv_hit_pages == 0
+    found = one.batch_exists_v2(keys, [transfer(PoolName.MAMBA, keys, None)])
+    assert found.kv_hit_pages == 0
 
 
 def test_an_anchor_without_bytes(make):
@@ -359,14 +362,16 @@ def test_wrong_settings_stop_the_server(documented, shared_daemon):
 def test_weights_of_a_folder(documented, shared_daemon, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    first = pools.mha()
+    pool = pools.mha()
     extra = dict(weights=None, model_path=str(tmp_path))
-    one = backend(documented, shared_daemon.socket, first, extra)
+
+    def made():
+        return backend(documented, shared_daemon.socket, pool, extra)
+
     keys = names("folder", 2)
-    assert all(keep(one, first, keys))
-    assert backend(documented, shared_daemon.socket, pools.mha(), extra).batch_exists(keys) == 2
+    assert all(keep(made(), pool, keys)) and made().batch_exists(keys) == 2
     (tmp_path / "model.safetensors").write_bytes(b"weightz")
-    assert backend(documented, shared_daemon.socket, pools.mha(), extra).batch_exists(keys) == 0
+    assert made().batch_exists(keys) == 0
 
 
 def test_three_threads_as_sglang_has_them(make):

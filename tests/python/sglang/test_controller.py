@@ -25,6 +25,7 @@ from sglang.srt.runtime_context import get_parallel
 import larder.sglang
 
 WAIT = 60
+ALONE = dict(pp_rank=0, pp_size=1, attn_dcp_rank=0, attn_dcp_size=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,10 +50,8 @@ def controller(documented, socket, host, latent=False, rank=0, size=1, **extra):
             head_num=host.head_num, head_dim=host.head_dim, enable_alt_stream=False,
             **common,
         )
-    parallel = dict(
-        tp_rank=rank, tp_size=size, pp_rank=0, pp_size=1, attn_dcp_size=1, attn_dcp_rank=0
-    )
-    with get_parallel().override(**parallel):
+    extra = pools.extra_config(documented, socket, **extra)
+    with get_parallel().override(tp_rank=rank, tp_size=size, **ALONE):
         made = HiCacheController(
             PagedTokenToKVPoolAllocator(
                 PAGE * 8, PAGE, host.dtype, "cpu", device, need_sort=False
@@ -65,7 +64,7 @@ def controller(documented, socket, host, latent=False, rank=0, size=1, **extra):
             prefetch_threshold=PAGE,
             model_name="controlled",
             storage_backend="dynamic",
-            storage_backend_extra_config=pools.extra_config(documented, socket, **extra),
+            storage_backend_extra_config=extra,
         )
     assert isinstance(made.storage_backend, larder.sglang.LarderHiCache)
     return made
@@ -207,10 +206,7 @@ def hybrid(documented, socket, kv, indexer, window):
         PoolEntry(PoolName.INDEXER, indexer, device, lambda layer: layer),
         PoolEntry(PoolName.SWA, window, device, lambda layer: layer),
     ]
-    parallel = dict(
-        tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, attn_dcp_size=1, attn_dcp_rank=0
-    )
-    with get_parallel().override(**parallel):
+    with get_parallel().override(tp_rank=0, tp_size=1, **ALONE):
         return HybridCacheController(
             PagedTokenToKVPoolAllocator(
                 PAGE * 8, PAGE, kv.dtype, "cpu", device, need_sort=False

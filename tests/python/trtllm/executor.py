@@ -110,8 +110,16 @@ class Executor:
         # Tokens that the last prompt did not compute.
         self.loaded = 0
 
-    def run(self, tokens, generate=1, on_device=0, chunk=None, window=None, between=None,
-            **about):
+    def run(
+        self,
+        tokens,
+        generate=1,
+        on_device=0,
+        chunk=None,
+        window=None,
+        between=None,
+        **about,
+    ):
         """One request from its arrival to its end; the tokens it generates.
 
         `on_device`: a prefix that the pool has already. `chunk`: prefill in pieces.
