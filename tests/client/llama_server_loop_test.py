@@ -33,7 +33,7 @@ first = run(address, requests)
 second = run(address, requests)
 alone = run("/nobody/here", requests[:1])
 for one, other in zip(first, second):
-    print(f"{one['prompt_tokens']} tokens: restored {other['restored']}, {one['text']!r}")
+    print(one["prompt_tokens"], "tokens: restored", other["restored"], one["text"])
     assert one["restored"] == 0
     assert one["saved"] == one["prompt_tokens"] + len(one["tokens"])
     assert other["restored"] == other["prompt_tokens"] - 1

@@ -168,7 +168,9 @@ class Queue:
             ),
             raises=False,
         )
-        return done.per_key, done.sizes
+        per_key: bytes = done.per_key
+        sizes: Any = done.sizes
+        return per_key, sizes
 
     async def delete(
         self, space: AnySpace, ids: Ids, *, deadline: float | None = None
@@ -228,7 +230,8 @@ class Queue:
         return done
 
     def _take(self) -> None:
-        for done in self._queue.poll():
+        completions: list[Any] = self._queue.poll()
+        for done in completions:
             mine = done.user_data
             del self._jobs[mine]
             mine.set_result(done)

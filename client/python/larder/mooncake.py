@@ -17,6 +17,7 @@ client/python/docs/mooncake.md says what differs. Nothing of Mooncake is needed.
 import argparse
 import ctypes
 import hashlib
+import importlib
 import logging
 import runpy
 import sys
@@ -501,11 +502,11 @@ def install(socket: str | None = None, token: str | None = None) -> None:
     store.__dict__["__larder__"] = shim
     sys.modules["mooncake.store"] = store
     try:
-        import mooncake
+        package = importlib.import_module("mooncake")
     except ImportError:  # not installed: the name alone
-        mooncake = sys.modules["mooncake"] = types.ModuleType("mooncake")
-        mooncake.__path__ = []
-    mooncake.store = store
+        package = sys.modules["mooncake"] = types.ModuleType("mooncake")
+        package.__path__ = []
+    package.store = store  # type: ignore[attr-defined]
 
 
 def _main() -> None:

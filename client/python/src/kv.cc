@@ -548,8 +548,9 @@ void BindLoad(nb::module_& module) {
       .def_prop_ro(
           "tokens", [](const Loaded& self) { return self.result.tokens; },
           "Of the usable chunks.")
-      .def_prop_ro("bytes",
-                   [](const Loaded& self) { return self.result.bytes; })
+      .def_prop_ro(
+          "byte_count", [](const Loaded& self) { return self.result.bytes; },
+          "Written to the views.")
       .def_ro("status", &Loaded::status,
               "0, or what cut it short: deadline, daemon gone, cancelled.")
       .def_prop_ro(

@@ -89,7 +89,7 @@ void BindQueue(nb::module_& module) {
       .def_ro("count", &Completion::count, "Keys or ids of the operation.")
       .def_ro("good", &Completion::good,
               "Usable prefix (match, load) or keys served (others).")
-      .def_ro("bytes", &Completion::bytes, "Moved.")
+      .def_ro("byte_count", &Completion::bytes, "Moved.")
       .def_ro("per_key", &Completion::per_key,
               "One byte for each key: a State (match, lookup) or a Reason.")
       .def_ro("sizes", &Completion::sizes,

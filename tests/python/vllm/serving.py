@@ -124,18 +124,35 @@ class Server:
         return self.metric("vllm:external_prefix_cache_hits_total")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
+        # Workers are processes of their own, and may outlive a killed server.
+        family = descendants(self.process.pid)
         if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+            self.process.send_signal(number)
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait(60)
-        # Workers are processes of their own.
+        for pid in family:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    children: dict[int, list[int]] = {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+            after_name = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(after_name[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
 
 
 class Answer:
