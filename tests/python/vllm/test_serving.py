@@ -30,7 +30,9 @@ def documented_flag(socket: str, **extra) -> list[str]:
     """The documented line, to the letter but for the socket's path."""
     line = re.search(r"--kv-transfer-config '(\{.*?\})'\n", DOCUMENT.read_text(), re.S)
     config = json.loads(line.group(1))
-    config["kv_connector_extra_config"] |= {"socket": socket} | extra
+    # Deadlines for a busy machine: what is tested is what comes, not how fast.
+    patient = {"lookup_deadline": 30, "load_deadline": 60, "save_deadline": 30}
+    config["kv_connector_extra_config"] |= {"socket": socket} | patient | extra
     return ["--kv-transfer-config", json.dumps(config)]
 
 
