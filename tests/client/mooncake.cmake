@@ -6,4 +6,4 @@ find_package(Python3 REQUIRED COMPONENTS Interpreter)
 add_test(NAME client.mooncake COMMAND Python3::Interpreter
   ${CMAKE_CURRENT_SOURCE_DIR}/with_daemon.py $<TARGET_FILE:larderd>
   $<TARGET_FILE:mooncake_c_test> larder://{socket})
-set_tests_properties(client.mooncake PROPERTIES LABELS unit TIMEOUT 120)
+set_tests_properties(client.mooncake PROPERTIES LABELS e2e TIMEOUT 120)
