@@ -22,7 +22,7 @@ namespace {
 constexpr uint32_t kKeys = 32;
 constexpr uint64_t kValueBytes = 4096;
 constexpr uint32_t kIds = 512;
-constexpr int kCalls = 2000;
+constexpr int kCalls = 300;
 
 void Must(int32_t status) {
   if (status >= 0) return;

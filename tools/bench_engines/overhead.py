@@ -1,5 +1,5 @@
 """What Python adds to a call: the same batch calls from C++ and from Python, in
-turns, against one daemon. Medians of 2,000 calls each, the median of the
+turns, against one daemon. Medians of 300 calls each, the median of the
 differences of seven turns."""
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 import larder
 from bench_daemon import BIN, Rows, larderd
 
-KEYS, VALUE, IDS, CALLS, TURNS = 32, 4096, 512, 2000, 7
+KEYS, VALUE, IDS, CALLS, TURNS = 32, 4096, 512, 300, 7
 CALLS_OF = {
     "put": "32 values of 4 KiB that are there already",
     "get": "32 values of 4 KiB",
