@@ -202,6 +202,7 @@ def test_salts_and_adapters_are_kept_apart(engine, tmp_path):
     kinds = {
         "plain": {},
         "salt": {"cache_salt": "same name"},
+        "long salt": {"cache_salt": "x" * 5000},
         "lora": {"lora_request": adapter("one", "weights 1")},
         "lora2": {"lora_request": adapter("two", "weights 2")},
     }
@@ -271,6 +272,10 @@ def test_images_enter_the_chunks_that_hold_them(engine):
     assert len({plain[3], x[3], y[3]}) == 3
     assert ids(salt="s")[0] != plain[0] and ids(("x", 0))[0] != plain[0]
     assert ids(("x", 70), ("y", 200))[:3] == x[:3]
+    # More than an id takes: served without Larder.
+    many = request(*[("x", i) for i in range(100)])
+    many.request_id, many.num_prompt_tokens, many.prompt_token_ids = "m", 9, [1] * 9
+    assert one.scheduler.connector._scheduler.begin(many).uncacheable
 
 
 def test_other_weights_and_other_ranks_miss(engine):

@@ -66,7 +66,9 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
                     'Larder: set "kv_load_failure_policy": "recompute", or a chunk '
                     "that is lost between lookup and load fails its request"
                 )
-            self._scheduler = SchedulerHalf(geometry, Finder(geometry, complain))
+            self._scheduler = SchedulerHalf(
+                geometry, Finder(geometry, complain), complain
+            )
         else:
             self._worker = WorkerHalf(
                 geometry, vllm_config.parallel_config.rank, complain

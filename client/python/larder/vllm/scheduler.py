@@ -22,6 +22,9 @@ from .steps import BlockIds, LoadOrder, SaveOrder, Step
 # A hold lives 30 s unless renewed; what is older is asked for again.
 _HOLD_AGE_MAX = 10.0
 _RECONNECT_SECONDS = 1.0
+# What one id takes (larder_c.h).
+_KEYS_MAX = 64
+_KEY_BYTES_MAX = 256
 # Of what ended otherwise, not all KV may be right.
 _ENDED_WELL = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
 _THERE = (larder.State.READY, larder.State.DURABLE)
@@ -42,6 +45,8 @@ class Tracked:
         # Asked and no answer yet: found is None.
         self.asked = False
         self.found: Found | None = None
+        # Tokens that vLLM had itself when it was last told of more.
+        self.computed = 0
         self.blocks: list[list[int]] = []
         # An id cannot be made: its KV depends on what has no digest.
         self.uncacheable = False
@@ -114,6 +119,7 @@ class Finder:
                 found = Found()
                 self._complain("lookup", error)
             tracked.found = found
+            del tracked, found  # one that was aborted lets go of its hold
 
     def _connect(self) -> bool:
         if self.space is not None:
@@ -199,9 +205,10 @@ def keys_in(
 class SchedulerHalf:
     """One per vLLM instance; on the scheduler's thread alone."""
 
-    def __init__(self, geometry: Geometry, finder: Finder):
+    def __init__(self, geometry: Geometry, finder: Finder, complain: Complaints):
         self._geometry = geometry
         self._finder = finder
+        self._complain = complain
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
         self._saves: list[SaveOrder] = []
@@ -212,9 +219,12 @@ class SchedulerHalf:
         self._requests[request.request_id] = tracked
         try:
             tracked.keys = request_keys(request)
-        except OSError:
+        except Exception as error:  # noqa: BLE001: served without Larder
+            self._complain("a request has no digest", error)
             tracked.uncacheable = True
         if request.prompt_token_ids is None:  # embeddings without tokens
+            tracked.uncacheable = True
+        if len(tracked.keys) > _KEYS_MAX:
             tracked.uncacheable = True
         if not tracked.uncacheable:
             self._finder.ask(tracked)
@@ -234,6 +244,7 @@ class SchedulerHalf:
         there, chunk = tracked.found.tokens, self._geometry.chunk_tokens
         if there // chunk >= tracked.saved:
             tracked.saved, tracked.saved_tail = there // chunk, there % chunk
+        tracked.computed = computed
         more = there - computed
         if more <= 0:
             return 0, False
@@ -244,8 +255,8 @@ class SchedulerHalf:
         tracked = self._requests[request.request_id]
         found, chunk = tracked.found, self._geometry.chunk_tokens
         assert found is not None and found.hold is not None
-        end = found.tokens
-        begin = end - external
+        begin = tracked.computed
+        end = begin + external
         first, last = begin // chunk, -(-end // chunk)
         blocks = tuple(
             self._wanted(group.block_tokens, ids, first * chunk, last * chunk, begin, end)
@@ -290,7 +301,10 @@ class SchedulerHalf:
 
     def step(self, output: Any) -> Step:
         if self._geometry.settings.save:
-            self._plan_saves(output)
+            try:
+                self._plan_saves(output)
+            except Exception as error:  # noqa: BLE001: not saved
+                self._complain("cannot plan saves", error)
         step = Step(self._loads, self._saves, self._ended)
         self._loads, self._saves, self._ended = [], [], []
         return step
@@ -388,14 +402,22 @@ class SchedulerHalf:
         if not self._geometry.settings.save or not tracked.blocks or not ended_well:
             return False
         before = len(self._saves)
-        end = min(request.num_computed_tokens, len(request.all_token_ids) - 1)
-        have = min(len(ids) * g.block_tokens
-                   for g, ids in zip(self._geometry.groups, block_ids))
-        self._save_up_to(tracked, min(end, have), block_ids, with_tail=True)
+        try:
+            self._save_the_rest(tracked, request, block_ids)
+        except Exception as error:  # noqa: BLE001: not saved
+            self._complain("cannot plan saves", error)
         if len(self._saves) == before:
             return False
         self._ended.append(request.request_id)
         return True
+
+    def _save_the_rest(
+        self, tracked: Tracked, request: Any, block_ids: BlockIds
+    ) -> None:
+        end = min(request.num_computed_tokens, len(request.all_token_ids) - 1)
+        have = min(len(ids) * g.block_tokens
+                   for g, ids in zip(self._geometry.groups, block_ids))
+        self._save_up_to(tracked, min(end, have), block_ids, with_tail=True)
 
     def shutdown(self) -> None:
         self._finder.stop()
@@ -407,7 +429,10 @@ def request_keys(request: Any) -> list[tuple[int, bytes, int]]:
     """What else than tokens the KV of a request depends on."""
     keys: list[tuple[int, bytes, int]] = []
     if request.cache_salt:
-        keys.append((KeyKind.SALT, request.cache_salt.encode(), 0))
+        salt = request.cache_salt.encode()
+        if len(salt) > _KEY_BYTES_MAX:
+            salt = hashlib.sha256(salt).digest()
+        keys.append((KeyKind.SALT, salt, 0))
     if request.lora_request is not None:
         keys.append((KeyKind.LORA, _lora_digest(request.lora_request), 0))
     for feature in request.mm_features or ():

@@ -2,6 +2,7 @@
 together the space."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -56,6 +57,7 @@ class Settings:
             token=self.token,
             name=name,
             deadline=self.lookup_deadline,
+            connect_deadline=self.lookup_deadline,
             staging_bytes=self.staging_bytes,
             worker_threads=2,
         )
@@ -92,6 +94,17 @@ class Geometry:
         # A chunk's tail must be whole blocks of every group.
         self.tail_tokens = whole
 
+    @functools.cached_property
+    def weights(self) -> bytes:
+        """Reads all of them the first time: not for a thread that serves.
+
+        Raises FileNotFoundError if there is nothing to read.
+        """
+        told = self.settings.weights
+        return bytes.fromhex(told) if told else weights_digest(
+            self.config.model_config.model
+        )
+
     def open(self, client: larder.Client) -> larder.Space:
         """Raises larder.Error, FileNotFoundError (no weights to be read)."""
         model = self.config.model_config
@@ -103,14 +116,11 @@ class Geometry:
             for name in ("rope_theta", "rope_scaling", "rope_parameters")
             if getattr(hf, name, None) is not None
         }
-        weights = self.settings.weights
         return larder.Space(
             client,
             # Not the name it is served by, which others may choose otherwise.
             model=" ".join(model.hf_config.architectures or ["unknown"]),
-            weights=(
-                bytes.fromhex(weights) if weights else weights_digest(model.model)
-            ),
+            weights=self.weights,
             cache_dtype=dtype if cache.cache_dtype == "auto" else cache.cache_dtype,
             kv_scales="in the weights",
             rope=json.dumps(rope, sort_keys=True, default=str) or "none",

@@ -68,8 +68,10 @@ class WorkerHalf:
                 )
                 for group in self._geometry.groups
             ]
-        except (KeyError, ValueError) as error:
-            self._complain("cannot keep this cache's layout", error)
+            _ = self._geometry.weights  # read now, not when the daemon comes
+        except (KeyError, ValueError, OSError) as error:
+            self._pages = []
+            self._complain("cannot keep this cache", error)
             return
         for group in self._geometry.groups:
             for layer, name in enumerate(group.layer_names):
@@ -160,7 +162,7 @@ class WorkerHalf:
                 if completion.good < running.order.count:
                     self._complain(
                         "a load was cut short",
-                        larder.reason_name(max(completion.per_key)),
+                        larder.reason_name(max(completion.per_key, default=0)),
                     )
                     self._failed |= running.failed_blocks(
                         self._geometry, completion.good
