@@ -142,8 +142,10 @@ void Saver::Abort() {
   reservation_ = ReservationId{};
 }
 
-StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
-                                              const SaveRequest& request) {
+StatusOr<std::unique_ptr<Saver>> Saver::Describe(Space& space,
+                                                 const Space::At& at,
+                                                 const SaveRequest& request,
+                                                 wire::Reserve& body) {
   const SpaceDescriptor& descriptor = space.descriptor();
   if (Raw(request.group) >= descriptor.groups.size()) {
     return absl::InvalidArgumentError("save: there is no such group");
@@ -160,12 +162,10 @@ StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
   }
   LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
                           LayoutRecord(group, shape, tokens));
-  LARDER_ASSIGN_OR_RETURN(Space::At at, space.Reach(request.deadline));
   std::unique_ptr<Saver> saver(new Saver(space, at.link, request.group, shape,
                                          tokens, std::move(layout)));
   saver->id_ = request.id;
-
-  wire::Reserve body;
+  body = {};
   body.space = at.handle;
   body.group = Raw(request.group);
   body.has_id = request.id.has_value() ? 1 : 0;
@@ -173,6 +173,15 @@ StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
   body.record_bytes = saver->layout_.record_bytes;
   body.shape = shape;
   if (request.id) body.id = *request.id;
+  return saver;
+}
+
+StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
+                                              const SaveRequest& request) {
+  LARDER_ASSIGN_OR_RETURN(const Space::At at, space.Reach(request.deadline));
+  wire::Reserve body;
+  LARDER_ASSIGN_OR_RETURN(std::unique_ptr<Saver> saver,
+                          Describe(space, at, request, body));
   Clock& clock = space.client().clock();
   for (;;) {
     at.link->Drain();  // what was read makes room for more completions
@@ -189,29 +198,62 @@ StatusOr<std::unique_ptr<Saver>> Saver::Begin(Space& space,
     }
     absl::SleepFor(kRoomGrain);
   }
+  LARDER_RETURN_IF_ERROR(saver->TakeStaging(request.wait, request.deadline));
+  return saver;
+}
 
+std::vector<StatusOr<std::unique_ptr<Saver>>> Saver::Reserve(
+    Space& space, std::span<const SaveRequest> requests, absl::Time deadline) {
+  std::vector<StatusOr<std::unique_ptr<Saver>>> savers;
+  savers.reserve(requests.size());
+  const StatusOr<Space::At> at = space.Reach(deadline);
+  std::vector<wire::Reserve> bodies;
+  for (const SaveRequest& request : requests) {
+    wire::Reserve body;
+    savers.push_back(at.ok() ? Describe(space, *at, request, body)
+                             : at.status());
+    if (savers.back().ok()) bodies.push_back(body);
+  }
+  if (bodies.empty()) return savers;
+  at->link->Drain();
+  std::vector<StatusOr<Packet>> replies =
+      at->link->channel().CallEach<wire::Reserve>(wire::Type::kReserve, bodies,
+                                                  deadline);
+  auto reply = replies.begin();
+  for (auto& saver : savers) {
+    if (!saver.ok()) continue;
+    if (reply->ok()) {
+      (*saver)->reservation_ =
+          ReservationId{(*reply)->Body<wire::ReserveReply>().reservation};
+    } else {
+      saver = reply->status();
+    }
+    ++reply;
+  }
+  return savers;
+}
+
+Status Saver::TakeStaging(bool wait, absl::Time deadline) {
+  Client& client = space_->client();
   LARDER_ASSIGN_OR_RETURN(
       const std::shared_ptr<Staging> staging,
-      at.link->GetStaging(space.client().options().staging_bytes,
-                          request.deadline));
-  const uint64_t bytes = saver->layout_.record_bytes;
+      link_->GetStaging(client.options().staging_bytes, deadline));
+  const uint64_t bytes = layout_.record_bytes;
   if (bytes > staging->pool.capacity()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "save: ", bytes, " bytes, but staging has ", staging->pool.capacity()));
   }
   for (;;) {
-    at.link->Drain();
+    link_->Drain();
     const uint64_t frees = staging->pool.frees();
     if (const std::optional<uint64_t> offset = staging->pool.Allocate(bytes)) {
-      saver->offset_ = *offset;
-      saver->staging_ = staging;
-      return saver;
+      offset_ = *offset;
+      staging_ = staging;
+      return absl::OkStatus();
     }
-    if (!request.wait) {
-      return absl::ResourceExhaustedError("save: staging is full");
-    }
-    if (at.link->broken()) return absl::UnavailableError("the daemon is gone");
-    if (clock.Now() >= request.deadline) {
+    if (!wait) return absl::ResourceExhaustedError("save: staging is full");
+    if (link_->broken()) return absl::UnavailableError("the daemon is gone");
+    if (client.clock().Now() >= deadline) {
       return absl::DeadlineExceededError("save: staging stayed full");
     }
     // Freed by a completion that we or others drain, or by an abort.

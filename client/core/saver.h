@@ -56,6 +56,12 @@ class Saver {
   // staging, or the daemon's). DeadlineExceeded only with `wait`.
   static StatusOr<std::unique_ptr<Saver>> Begin(Space& space,
                                                 const SaveRequest& request);
+  // Begins several for about one round trip, but for their staging: call
+  // TakeStaging before filling one. Keep what is reserved at once small: it
+  // counts against the daemon's capacity.
+  static std::vector<StatusOr<std::unique_ptr<Saver>>> Reserve(
+      Space& space, std::span<const SaveRequest> requests, absl::Time deadline);
+  Status TakeStaging(bool wait, absl::Time deadline);
   ~Saver();
   Saver(const Saver&) = delete;
   Saver& operator=(const Saver&) = delete;
@@ -80,6 +86,11 @@ class Saver {
 
   Saver(Space& space, std::shared_ptr<Link> link, GroupIndex group,
         const PartShape& shape, uint32_t tokens, RecordLayout layout);
+  // Nothing reserved yet.
+  static StatusOr<std::unique_ptr<Saver>> Describe(Space& space,
+                                                   const Space::At& at,
+                                                   const SaveRequest& request,
+                                                   wire::Reserve& body);
   MutableByteSpan Record();
   MutableByteSpan Stripe(const SegmentEntry& segment, uint32_t stripe);
   const SegmentEntry* Find(uint32_t layer) const;

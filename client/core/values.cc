@@ -18,6 +18,8 @@ constexpr uint64_t kUnitsMax = 1 << 20;  // tokens of a chunk
 // A value up to this size that has to be scattered is copied out first, so
 // that what lands is what was hashed.
 constexpr uint64_t kScratchMax = 8_MiB;
+// Bytes of values that a put reserves room for at once.
+constexpr uint64_t kWindow = 16_MiB;
 
 MissReason ReasonOf(const Status& status) {
   switch (status.code()) {
@@ -69,31 +71,41 @@ void Count(ValueOutcome& outcome) {
   }
 }
 
-StatusOr<std::unique_ptr<Saver>> StartPut(Space& space,
-                                          const ValueRequest& request,
-                                          size_t key) {
+// Units of one value; InvalidArgument if the space has no room for so many.
+StatusOr<uint32_t> UnitsOf(const Space& space, uint64_t bytes) {
   const uint64_t unit = space.value_unit();
-  const auto pieces = PiecesOf(request, key);
-  const uint64_t bytes = TotalBytes(pieces);
   const uint64_t units = std::max<uint64_t>((bytes + unit - 1) / unit, 1);
   if (units > space.descriptor().chunk_tokens) {
     return absl::InvalidArgumentError("a value over value_bytes_max");
   }
+  return static_cast<uint32_t>(units);
+}
+
+StatusOr<SaveRequest> SaveOf(const Space& space, const ValueRequest& request,
+                             size_t key) {
   SaveRequest save;
-  save.token_count = static_cast<uint32_t>(units);
+  LARDER_ASSIGN_OR_RETURN(save.token_count,
+                          UnitsOf(space, TotalBytes(PiecesOf(request, key))));
   save.id = request.ids[key];
   save.wait = true;
   save.deadline = request.deadline;
-  LARDER_ASSIGN_OR_RETURN(std::unique_ptr<Saver> saver,
-                          Saver::Begin(space, save));
-  std::vector<ByteSpan> sources(pieces.begin(), pieces.end());
-  LARDER_RETURN_IF_ERROR(saver->FillOpaque(0, sources));
+  return save;
+}
+
+// Fills a save that has its staging, and commits it.
+Status Put(Space& space, const ValueRequest& request, size_t key,
+           Saver& saver) {
+  const auto pieces = PiecesOf(request, key);
+  const uint64_t bytes = TotalBytes(pieces);
+  const std::vector<ByteSpan> sources(pieces.begin(), pieces.end());
+  LARDER_RETURN_IF_ERROR(saver.FillOpaque(0, sources));
+  LARDER_ASSIGN_OR_RETURN(const uint64_t units, UnitsOf(space, bytes));
   CommitHints hints;
-  hints.token_begin = static_cast<uint32_t>(units * unit - bytes);  // padding
+  hints.token_begin =
+      static_cast<uint32_t>(units * space.value_unit() - bytes);  // padding
   hints.want_durable = request.want_durable;
   hints.priority = request.priority;
-  LARDER_RETURN_IF_ERROR(saver->Commit(hints));
-  return saver;
+  return saver.Commit(hints);
 }
 
 // Takes one value out of its record. `unproved` is set if it was hashed in
@@ -170,18 +182,47 @@ ValueOutcome RunPut(Space& space, const ValueRequest& request,
   const size_t count = request.ids.size();
   outcome.reasons.assign(count, kMissNotTried);
   std::vector<std::unique_ptr<Saver>> savers(count);
-  for (size_t i = 0; i < count; ++i) {
-    if (IsCancelled(cancelled)) {
-      outcome.reasons[i] = kMissCancelled;
-      continue;
+  for (size_t begin = 0; begin < count;) {
+    // A window of keys is reserved at once, then filled one by one.
+    std::vector<SaveRequest> saves;
+    std::vector<size_t> keys;
+    size_t end = begin;
+    for (uint64_t bytes = 0; end < count && (end == begin || bytes < kWindow);
+         ++end) {
+      bytes += TotalBytes(PiecesOf(request, end));
+      StatusOr<SaveRequest> save = SaveOf(space, request, end);
+      outcome.reasons[end] = ReasonOf(save.status());
+      if (!save.ok()) continue;
+      saves.push_back(*std::move(save));
+      keys.push_back(end);
     }
-    StatusOr<std::unique_ptr<Saver>> saver = StartPut(space, request, i);
-    outcome.reasons[i] = ReasonOf(saver.status());
-    if (saver.ok()) {
-      savers[i] = *std::move(saver);
-    } else if (absl::IsUnavailable(saver.status())) {
-      outcome.status = saver.status();
+    auto reserved = IsCancelled(cancelled)
+                        ? std::vector<StatusOr<std::unique_ptr<Saver>>>()
+                        : Saver::Reserve(space, saves, request.deadline);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const size_t key = keys[i];
+      if (IsCancelled(cancelled)) {
+        outcome.reasons[key] = kMissCancelled;
+        continue;
+      }
+      StatusOr<std::unique_ptr<Saver>> saver = std::move(reserved[i]);
+      Status status = saver.status();
+      if (absl::IsResourceExhausted(status)) {
+        // No room for the whole window: in turn, with patience.
+        saver = Saver::Begin(space, saves[i]);
+        status = saver.status();
+      } else if (status.ok()) {
+        status = (*saver)->TakeStaging(true, request.deadline);
+      }
+      if (status.ok()) status = Put(space, request, key, **saver);
+      outcome.reasons[key] = ReasonOf(status);
+      if (status.ok()) {
+        savers[key] = *std::move(saver);
+      } else if (absl::IsUnavailable(status)) {
+        outcome.status = status;
+      }
     }
+    begin = end;
   }
   const SaveStage stage =
       request.want_durable ? SaveStage::kDurable : SaveStage::kVolatile;

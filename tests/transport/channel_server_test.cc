@@ -362,6 +362,58 @@ TEST_F(ServerTest, ManyCallersOnOneChannel) {
   EXPECT_EQ(wrong, 0);
 }
 
+// Many calls from many threads, all of each thread's sent before it reads:
+// every one gets its own reply, and whoever waits always has somebody who
+// reads.
+TEST_F(ServerTest, CallsSentTogether) {
+  Start();
+  auto channel = *Connect();
+  const uint32_t space = OpenSpace(*channel);
+  std::vector<std::thread> threads;
+  std::atomic<int> good{0};
+  for (uint32_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int round = 0; round < 20; ++round) {
+        std::vector<wire::HoldRef> wrong(t * 50 + 1);
+        for (const auto& reply : channel->CallEach<wire::HoldRef>(
+                 Type::kRenewHold, wrong, Never())) {
+          if (!reply.ok() && !channel->broken()) ++good;
+        }
+        std::vector<wire::Lookup> empty(t * 50 + 1);
+        for (wire::Lookup& body : empty) body.space = space;
+        for (const auto& reply :
+             channel->CallEach<wire::Lookup>(Type::kLookup, empty, Never())) {
+          if (reply.ok()) ++good;
+        }
+        if (Hold(*channel, 3).ok()) ++good;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(good, 20 * (2 * (1 + 51 + 101 + 151) + 4));
+}
+
+TEST_F(ServerTest, CallsSentTogetherEndWithTheDeadlineOrTheDaemon) {
+  RawDaemon daemon(dir_.Socket());
+  const auto channel = daemon.Welcome(dir_.Socket());
+  ASSERT_NE(channel, nullptr);
+  const std::vector<wire::SpaceRef> bodies(500);
+  const auto late = channel->CallEach<wire::SpaceRef>(
+      Type::kStats, bodies, After(absl::Milliseconds(20)));
+  ASSERT_EQ(late.size(), bodies.size());
+  for (const auto& reply : late) {
+    EXPECT_TRUE(absl::IsDeadlineExceeded(reply.status())) << reply.status();
+  }
+  EXPECT_FALSE(channel->broken());
+  channel->Close();
+  const auto gone =
+      channel->CallEach<wire::SpaceRef>(Type::kStats, bodies, Never());
+  ASSERT_EQ(gone.size(), bodies.size());
+  for (const auto& reply : gone) {
+    EXPECT_TRUE(absl::IsUnavailable(reply.status())) << reply.status();
+  }
+}
+
 TEST_F(ServerTest, CommitsAndCompletions) {
   Start();
   const auto channel = *Connect();

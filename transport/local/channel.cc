@@ -91,6 +91,8 @@ namespace {
 // with less time than twice this poll with their exact deadline.
 constexpr absl::Duration kTick = absl::Milliseconds(20);
 constexpr size_t kMaxArrays = 6;
+// Sent before the first reply is read: what a socket's buffer takes.
+constexpr size_t kCallsAtOnce = 64;
 // Calls whose reply may still come after their deadline; what the oldest gave
 // is left to its time to live.
 constexpr size_t kMaxAbandoned = 4096;
@@ -195,6 +197,9 @@ class ChannelImpl final : public LocalChannel,
   StatusOr<Packet> CallBytes(wire::Type type, ByteSpan body,
                              std::span<const ByteSpan> arrays,
                              absl::Time deadline, int fd) override;
+  std::vector<StatusOr<Packet>> CallEachBytes(wire::Type type,
+                                              std::span<const ByteSpan> bodies,
+                                              absl::Time deadline) override;
   Status SendBytes(wire::Type type, ByteSpan body,
                    std::span<const ByteSpan> arrays, absl::Time deadline,
                    uint64_t request) override;
@@ -235,9 +240,11 @@ class ChannelImpl final : public LocalChannel,
 
  private:
   struct Waiter {
+    uint64_t request = 0;
     Packet reply;
     bool done = false;
-    absl::CondVar turn;  // its reply came, or it may become the reader
+    // The waiting thread's: a reply came, or it may become the reader.
+    absl::CondVar* turn = nullptr;
   };
   enum class Read { kPacket, kNothing, kEnd };
 
@@ -275,11 +282,18 @@ class ChannelImpl final : public LocalChannel,
   void OnSlab(const wire::SlabNotice& notice, UniqueFd fd);
   void OnSlabRetired(uint32_t slab);
   void PassReaderOn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (!reading_ && !waiting_.empty()) waiting_.begin()->second->turn.Signal();
+    if (!reading_ && !waiting_.empty())
+      waiting_.begin()->second->turn->Signal();
   }
-  StatusOr<Packet> Await(uint64_t request, Waiter& waiter, wire::Type type,
-                         ByteSpan body, absl::Time deadline)
+  // Sends a call and registers who waits for its reply.
+  Status Ask(Waiter& waiter, wire::Type type, ByteSpan body,
+             std::span<const ByteSpan> arrays, absl::Time deadline, int fd)
       ABSL_LOCKS_EXCLUDED(mu_);
+  // The reply, or the daemon's status if that is not OK.
+  StatusOr<Packet> Await(Waiter& waiter, wire::Type type, ByteSpan body,
+                         absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  StatusOr<Packet> AwaitReply(Waiter& waiter, wire::Type type, ByteSpan body,
+                              absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   void Abandon(uint64_t request, wire::Type type, ByteSpan body)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(wire::Type type, const Packet& late)
@@ -636,7 +650,7 @@ void ChannelImpl::OnReply(Packet packet) {
       waiting_.erase(it);
       waiter.reply = std::move(packet);
       waiter.done = true;
-      waiter.turn.Signal();
+      waiter.turn->Signal();
       return;
     }
     const auto late = abandoned_.find(request);
@@ -691,9 +705,8 @@ void ChannelImpl::Abandon(uint64_t request, wire::Type type, ByteSpan body) {
   if (abandoned_.size() < kMaxAbandoned) abandoned_.emplace(request, type);
 }
 
-StatusOr<Packet> ChannelImpl::Await(uint64_t request, Waiter& waiter,
-                                    wire::Type type, ByteSpan body,
-                                    absl::Time deadline) {
+StatusOr<Packet> ChannelImpl::AwaitReply(Waiter& waiter, wire::Type type,
+                                         ByteSpan body, absl::Time deadline) {
   absl::MutexLock lock(&mu_);
   bool late = false;
   while (!waiter.done && !broken()) {
@@ -705,20 +718,37 @@ StatusOr<Packet> ChannelImpl::Await(uint64_t request, Waiter& waiter,
       mu_.Lock();
       reading_ = false;
     } else if (deadline == absl::InfiniteFuture()) {
-      waiter.turn.Wait(&mu_);
+      waiter.turn->Wait(&mu_);
     } else {
       const absl::Duration left = deadline - Clock::Real().Now();
       late = left <= absl::ZeroDuration();
-      if (!late) waiter.turn.WaitWithTimeout(&mu_, left);
+      if (!late) waiter.turn->WaitWithTimeout(&mu_, left);
     }
     if (late && !waiter.done) break;
   }
-  waiting_.erase(request);
+  waiting_.erase(waiter.request);
   PassReaderOn();
   if (waiter.done) return std::move(waiter.reply);
   if (broken()) return reason_;
-  Abandon(request, type, body);
+  Abandon(waiter.request, type, body);
   return absl::DeadlineExceededError("the daemon did not answer in time");
+}
+
+Status ChannelImpl::Ask(Waiter& waiter, wire::Type type, ByteSpan body,
+                        std::span<const ByteSpan> arrays, absl::Time deadline,
+                        int fd) {
+  waiter.request = NewRequestId();
+  {
+    absl::MutexLock lock(&mu_);
+    waiting_.emplace(waiter.request, &waiter);
+  }
+  Status sent = SendPacket(type, waiter.request, body, arrays, fd, deadline);
+  if (!sent.ok()) {
+    absl::MutexLock lock(&mu_);
+    waiting_.erase(waiter.request);
+    PassReaderOn();
+  }
+  return sent;
 }
 
 StatusOr<Packet> ChannelImpl::CallBytes(wire::Type type, ByteSpan body,
@@ -726,21 +756,41 @@ StatusOr<Packet> ChannelImpl::CallBytes(wire::Type type, ByteSpan body,
                                         absl::Time deadline, int fd) {
   LARDER_RETURN_IF_ERROR(Usable());
   if (owes_.load(std::memory_order_acquire)) SendOwed();
-  const uint64_t request = NewRequestId();
-  Waiter waiter;
-  {
-    absl::MutexLock lock(&mu_);
-    waiting_.emplace(request, &waiter);
+  absl::CondVar turn;
+  Waiter waiter{.turn = &turn};
+  LARDER_RETURN_IF_ERROR(Ask(waiter, type, body, arrays, deadline, fd));
+  return Await(waiter, type, body, deadline);
+}
+
+std::vector<StatusOr<Packet>> ChannelImpl::CallEachBytes(
+    wire::Type type, std::span<const ByteSpan> bodies, absl::Time deadline) {
+  std::vector<StatusOr<Packet>> replies;
+  replies.reserve(bodies.size());
+  while (replies.size() < bodies.size()) {
+    const auto window = bodies.subspan(
+        replies.size(), std::min(kCallsAtOnce, bodies.size() - replies.size()));
+    Status status = Usable();
+    if (status.ok() && owes_.load(std::memory_order_acquire)) SendOwed();
+    absl::CondVar turn;
+    std::vector<Waiter> waiters(window.size());
+    for (Waiter& waiter : waiters) waiter.turn = &turn;
+    size_t asked = 0;
+    while (asked < window.size() && status.ok()) {
+      status = Ask(waiters[asked], type, window[asked], {}, deadline, -1);
+      if (status.ok()) ++asked;
+    }
+    for (size_t i = 0; i < window.size(); ++i) {
+      replies.push_back(i < asked ? Await(waiters[i], type, window[i], deadline)
+                                  : StatusOr<Packet>(status));
+    }
   }
-  const Status sent = SendPacket(type, request, body, arrays, fd, deadline);
-  if (!sent.ok()) {
-    absl::MutexLock lock(&mu_);
-    waiting_.erase(request);
-    PassReaderOn();
-    return sent;
-  }
+  return replies;
+}
+
+StatusOr<Packet> ChannelImpl::Await(Waiter& waiter, wire::Type type,
+                                    ByteSpan body, absl::Time deadline) {
   LARDER_ASSIGN_OR_RETURN(Packet reply,
-                          Await(request, waiter, type, body, deadline));
+                          AwaitReply(waiter, type, body, deadline));
   const auto head = reply.Body<wire::ReplyHead>();
   if (head.status != 0) {
     return Status(static_cast<absl::StatusCode>(head.status), reply.Detail());
@@ -770,7 +820,7 @@ void ChannelImpl::Break(const Status& reason) {
     if (broken()) return;
     reason_ = reason;
     broken_.store(true, std::memory_order_release);
-    for (const auto& [request, waiter] : waiting_) waiter->turn.Signal();
+    for (const auto& [request, waiter] : waiting_) waiter->turn->Signal();
   }
   // Wakes whoever reads or polls it.
   if (getpid() == process_) shutdown(socket_.get(), SHUT_RDWR);

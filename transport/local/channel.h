@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
@@ -177,6 +179,18 @@ class LocalChannel {
                      deadline, fd);
   }
 
+  // The same for each of `bodies`, all of which are sent (in windows) before a
+  // reply is waited for: many calls for little more than one round trip.
+  template <class Body>
+  std::vector<StatusOr<Packet>> CallEach(wire::Type type,
+                                         std::span<const Body> bodies,
+                                         absl::Time deadline) {
+    std::vector<ByteSpan> bytes;
+    bytes.reserve(bodies.size());
+    for (const Body& body : bodies) bytes.push_back(BytesOf(body));
+    return CallEachBytes(type, bytes, deadline);
+  }
+
   // Sends a one-way message: OK = given to the kernel. Never blocks longer than
   // its deadline (DeadlineExceeded: the daemon does not read; nothing was
   // sent). `request` = 0: a new number.
@@ -204,6 +218,9 @@ class LocalChannel {
   virtual StatusOr<Packet> CallBytes(wire::Type type, ByteSpan body,
                                      std::span<const ByteSpan> arrays,
                                      absl::Time deadline, int fd) = 0;
+  virtual std::vector<StatusOr<Packet>> CallEachBytes(
+      wire::Type type, std::span<const ByteSpan> bodies,
+      absl::Time deadline) = 0;
   virtual Status SendBytes(wire::Type type, ByteSpan body,
                            std::span<const ByteSpan> arrays,
                            absl::Time deadline, uint64_t request) = 0;
