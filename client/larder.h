@@ -335,6 +335,15 @@ class Hold : public internal::Owner<larder_hold, larder_hold_close> {
   uint32_t usable() const { return usable_; }
   const std::vector<uint8_t>& reasons() const { return reasons_; }
   uint64_t token() const { return larder_hold_token(get()); }
+  // Of the chunks it was opened with, for Space::AttachHold.
+  Result<std::vector<Id>> Ids() const {
+    size_t count = 0;
+    larder_hold_ids(get(), nullptr, 0, &count);
+    std::vector<Id> ids(count);
+    const int32_t status = larder_hold_ids(get(), ids.data(), count, &count);
+    if (status < 0) return Outcome::From(status);
+    return ids;
+  }
   Outcome Check() const { return Outcome::From(larder_hold_check(get())); }
   Result<std::chrono::milliseconds> Renew(std::chrono::milliseconds ttl,
                                           Deadline deadline = {}) {
@@ -368,6 +377,36 @@ class Hold : public internal::Owner<larder_hold, larder_hold_close> {
  private:
   uint32_t usable_ = 0;
   std::vector<uint8_t> reasons_;
+};
+
+// What became of a find.
+struct Found {
+  Outcome status;       // ok, a miss too; or what went wrong
+  uint64_t tokens = 0;  // from the first on, there and held; whole blocks
+  Reason reason = LARDER_REASON_NONE;  // why no more
+  Hold hold;                           // empty if there are no tokens
+};
+
+// A scheduler's question under way; dropped by the destructor.
+class Find : public internal::Owner<larder_find, larder_find_close> {
+ public:
+  using Owner::Owner;
+  Find() = default;
+
+  // Never blocks.
+  bool Ended() const { return larder_find_check(get()) == LARDER_OK; }
+  larder_job job() const { return larder_find_job(get()); }
+  Found Wait(Deadline deadline = {}) {
+    auto raw = internal::Sized<larder_found>();
+    larder_hold* hold = nullptr;
+    Found found;
+    found.status =
+        Outcome::From(larder_find_wait(get(), deadline.ms(), &raw, &hold));
+    found.tokens = raw.tokens;
+    found.reason = static_cast<Reason>(raw.reason);
+    found.hold = Hold(hold);
+    return found;
+  }
 };
 
 // A load under way; cancelled by the destructor, after which nothing lands.
@@ -504,12 +543,7 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
 
   Result<Prompt> Ids(const Tokens& tokens,
                      const std::vector<PromptKey>& keys = {}) const {
-    std::vector<larder_request_key> raw;
-    raw.reserve(keys.size());
-    for (const PromptKey& key : keys) {
-      raw.push_back({static_cast<uint32_t>(key.kind), key.offset,
-                     key.value.data(), key.value.size()});
-    }
+    const std::vector<larder_request_key> raw = ToC(keys);
     Prompt prompt;
     prompt.ids.resize(tokens.size() / 64 + 1);
     for (;;) {
@@ -549,11 +583,7 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
 
   Result<larder::Hold> Hold(const std::vector<Id>& ids,
                             const HoldOptions& options = {}) {
-    auto opts = internal::Sized<larder_hold_opts>();
-    opts.deadline_ms = options.deadline.ms();
-    opts.ttl_ms = static_cast<uint32_t>(options.ttl.count());
-    opts.worst_lineage = options.worst_lineage;
-    opts.flags = options.each ? LARDER_HOLD_EACH : 0;
+    const larder_hold_opts opts = ToC(options);
     std::vector<uint8_t> reasons(ids.size());
     uint32_t usable = 0;
     larder_hold* hold = nullptr;
@@ -561,6 +591,29 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
         get(), ids.data(), ids.size(), &opts, reasons.data(), &usable, &hold);
     if (status < 0) return Outcome::From(status);
     return larder::Hold(hold, usable, std::move(reasons));
+  }
+  // Behind the caller's back: how much of a prompt is there, and the hold of
+  // it. tokens_max 0 = all.
+  Result<larder::Find> StartFind(const Tokens& tokens,
+                                 const std::vector<PromptKey>& keys = {},
+                                 uint64_t tokens_max = 0,
+                                 const HoldOptions& options = {},
+                                 Queue* queue = nullptr,
+                                 uint64_t user_data = 0) {
+    const std::vector<larder_request_key> raw = ToC(keys);
+    auto prompt = internal::Sized<larder_prompt>();
+    prompt.tokens = tokens.data();
+    prompt.token_count = tokens.size();
+    prompt.keys = raw.data();
+    prompt.key_count = static_cast<uint32_t>(raw.size());
+    prompt.tokens_max = tokens_max;
+    const larder_hold_opts opts = ToC(options);
+    larder_find* find = nullptr;
+    const int32_t status = larder_find_start(
+        get(), &prompt, &opts, queue != nullptr ? queue->get() : nullptr,
+        user_data, &find);
+    if (status < 0) return Outcome::From(status);
+    return larder::Find(find);
   }
   Result<larder::Hold> AttachHold(uint64_t token, const std::vector<Id>& ids,
                                   Deadline deadline = {}) {
@@ -665,6 +718,24 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
     answer.group_hits.assign(result.group_hits,
                              result.group_hits + result.group_count);
     return answer;
+  }
+  static std::vector<larder_request_key> ToC(
+      const std::vector<PromptKey>& keys) {
+    std::vector<larder_request_key> raw;
+    raw.reserve(keys.size());
+    for (const PromptKey& key : keys) {
+      raw.push_back({static_cast<uint32_t>(key.kind), key.offset,
+                     key.value.data(), key.value.size()});
+    }
+    return raw;
+  }
+  static larder_hold_opts ToC(const HoldOptions& options) {
+    auto opts = internal::Sized<larder_hold_opts>();
+    opts.deadline_ms = options.deadline.ms();
+    opts.ttl_ms = static_cast<uint32_t>(options.ttl.count());
+    opts.worst_lineage = options.worst_lineage;
+    opts.flags = options.each ? LARDER_HOLD_EACH : 0;
+    return opts;
   }
   static larder_load_opts ToC(const LoadOptions& options) {
     auto opts = internal::Sized<larder_load_opts>();

@@ -134,6 +134,7 @@ typedef struct larder_space larder_space;   /* an opened space */
 typedef struct larder_hold larder_hold;     /* the right to read chunks */
 typedef struct larder_load larder_load;     /* a load under way */
 typedef struct larder_save larder_save;     /* one part of one chunk */
+typedef struct larder_find larder_find;     /* a question under way */
 typedef struct larder_queue larder_queue;   /* completions, with an eventfd */
 typedef struct larder_region larder_region; /* memory imported by descriptor */
 
@@ -342,7 +343,8 @@ typedef enum larder_op {
   LARDER_OP_SAVE = 4, /* one completion per stage that was asked for */
   LARDER_OP_PUT = 5,
   LARDER_OP_GET = 6,
-  LARDER_OP_DELETE = 7
+  LARDER_OP_DELETE = 7,
+  LARDER_OP_FIND = 8
 } larder_op;
 
 /* How far a save got. */
@@ -360,10 +362,12 @@ typedef struct larder_completion {
   uint32_t op;    /* larder_op */
   uint32_t stage; /* LARDER_OP_SAVE: larder_stage */
   uint32_t count; /* ids or keys of the operation */
-  uint32_t good;  /* usable prefix (match, load), keys served (others) */
+  uint32_t good;  /* usable prefix (match, load), tokens (find), keys served
+                     (others) */
   uint64_t bytes; /* moved */
   /* `count` bytes: larder_state (match, lookup) or larder_reason (load, put,
-   * get, delete); NULL for saves. Valid until the next poll of this queue. */
+   * get, delete); NULL for saves and finds. Valid until the next poll of this
+   * queue. */
   const uint8_t* per_key;
   /* LARDER_OP_GET: `count` sizes of the values; else NULL. As per_key. */
   const uint64_t* per_key_bytes;
@@ -483,6 +487,11 @@ LARDER_API larder_status larder_hold_open(larder_space* space,
 /* Unguessable; give it to the workers. It stays valid while any process has
  * the hold open. */
 LARDER_API uint64_t larder_hold_token(const larder_hold* hold);
+/* The ids that it was opened with, in order, for larder_hold_attach. Sets
+ * *count to how many there are; LARDER_E_EXHAUSTED if `capacity` is smaller. */
+LARDER_API larder_status larder_hold_ids(const larder_hold* hold,
+                                         larder_id* ids, size_t capacity,
+                                         size_t* count);
 /* Joins a hold of another process of the same tenant. `ids` are those of its
  * open, in order: what is read is checked against them.
  * LARDER_E_ABORTED if it is gone. */
@@ -528,6 +537,51 @@ LARDER_API larder_status larder_hold_map(larder_hold* hold, uint32_t index,
                                          uint32_t deadline_ms,
                                          larder_mapped* mapped, size_t capacity,
                                          size_t* count);
+
+/* ----------------------------------------------------------------- find -- */
+
+typedef struct larder_prompt {
+  uint32_t struct_size;
+  uint32_t key_count; /* at most 64 */
+  const uint32_t* tokens;
+  uint64_t token_count;
+  const larder_request_key* keys;
+  /* No more than so many tokens are of use (an engine computes the last one
+   * itself, for its logits); 0 = all. */
+  uint64_t tokens_max;
+} larder_prompt;
+
+typedef struct larder_found {
+  uint32_t struct_size;
+  uint32_t reason; /* larder_reason: why no more; 0 = all that is of use */
+  uint64_t tokens; /* from the first on, there and held; whole blocks */
+} larder_found;
+
+/* A scheduler's whole question, behind its back: how much of a prompt is there,
+ * in whole chunks and the longest tail behind them that anybody saved? Does on
+ * a worker thread what larder_ids_from_tokens, larder_match, larder_lookup and
+ * larder_hold_open do; the call itself copies the prompt and never waits.
+ * opts->flags must be 0. `queue` may be NULL: then larder_find_wait tells.
+ * LARDER_E_EXHAUSTED if queued_jobs_max are waiting. */
+LARDER_API larder_status larder_find_start(larder_space* space,
+                                           const larder_prompt* prompt,
+                                           const larder_hold_opts* opts,
+                                           larder_queue* queue,
+                                           uint64_t user_data,
+                                           larder_find** out);
+/* Never blocks: LARDER_RETRY while it is under way, LARDER_OK once it ended. */
+LARDER_API larder_status larder_find_check(larder_find* find);
+/* Waits for the end; LARDER_E_DEADLINE if *this wait* was too short. A miss is
+ * LARDER_OK with 0 tokens; otherwise what went wrong, with the reason set.
+ * `hold` (may be NULL) receives a handle on the hold of what was found, or
+ * NULL; the caller closes it. The hold lives as long as it or `find` does. */
+LARDER_API larder_status larder_find_wait(larder_find* find,
+                                          uint32_t deadline_ms,
+                                          larder_found* found,
+                                          larder_hold** hold);
+LARDER_API larder_job larder_find_job(const larder_find* find);
+/* Cancels if it is under way, without waiting. */
+LARDER_API void larder_find_close(larder_find* find);
 
 /* ----------------------------------------------------------------- view -- */
 

@@ -123,6 +123,15 @@ PromptIds ComputeChunkIds(const SpaceId& space,
   return prompt;
 }
 
+std::vector<RequestKey> KeysWithin(std::span<const RequestKey> keys,
+                                   size_t begin, size_t end) {
+  std::vector<RequestKey> within;
+  for (const RequestKey& key : keys) {
+    if (key.offset >= begin && key.offset < end) within.push_back(key);
+  }
+  return within;
+}
+
 ChunkId ChunkIdFromEngineHash(const SpaceId& space, ByteSpan hash) {
   Sha256& sha = ThreadHash();
   sha.Update(kEngineHashTag, sizeof kEngineHashTag);

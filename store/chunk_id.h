@@ -59,6 +59,10 @@ ChunkId ComputeChunkId(const SpaceId& space,
                        std::span<const uint32_t> tokens,
                        std::span<const RequestKey> keys);
 
+// Those that enter the id of tokens [begin, end) of a prompt.
+std::vector<RequestKey> KeysWithin(std::span<const RequestKey> keys,
+                                   size_t begin, size_t end);
+
 // An engine's own hash of a chunk's last block, bound to the space:
 // SHA-256("larder.engine-hash.1" | space | length | hash).
 ChunkId ChunkIdFromEngineHash(const SpaceId& space, ByteSpan hash);

@@ -129,6 +129,21 @@ PartShape BoxOf(uint16_t layer_begin, uint16_t layer_count, uint16_t head_begin,
   return box;
 }
 
+larder_status TakeHold(core::Client& client, const larder_hold_opts* opts,
+                       core::HoldOptions& out) {
+  larder_hold_opts raw;
+  if (const larder_status bad = Take(opts, raw); bad != LARDER_OK) return bad;
+  if (raw.worst_lineage > LARDER_LINEAGE_ANY ||
+      (raw.flags & ~LARDER_HOLD_EACH) != 0) {
+    return Invalid("hold: options out of range");
+  }
+  out.deadline = ToDeadline(client, raw.deadline_ms);
+  out.ttl = absl::Milliseconds(raw.ttl_ms);
+  out.worst_lineage = static_cast<Lineage>(raw.worst_lineage);
+  out.prefix_only = (raw.flags & LARDER_HOLD_EACH) == 0;
+  return LARDER_OK;
+}
+
 larder_status TakeView(const SpaceDescriptor& space, const larder_view* in,
                        std::vector<core::View>& out) {
   larder_view raw;

@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 
 #include "client/core/client.h"
+#include "client/core/find.h"
 #include "client/core/hold.h"
 #include "client/core/jobs.h"
 #include "client/core/loader.h"
@@ -40,6 +41,9 @@ struct larder_space {
 };
 struct larder_hold {
   std::shared_ptr<larder::client::Hold> hold;
+};
+struct larder_find {
+  std::shared_ptr<larder::client::FindJob> job;
 };
 struct larder_load {
   std::shared_ptr<larder::client::LoadJob> job;
@@ -148,6 +152,8 @@ std::string Text(const char* text);
 PartShape BoxOf(uint16_t layer_begin, uint16_t layer_count, uint16_t head_begin,
                 uint16_t head_count, uint16_t interleave_index,
                 uint16_t interleave_count);
+larder_status TakeHold(core::Client& client, const larder_hold_opts* opts,
+                       core::HoldOptions& out);
 // Appends to `out`.
 larder_status TakeView(const SpaceDescriptor& space, const larder_view* in,
                        std::vector<core::View>& out);

@@ -16,18 +16,12 @@ larder_status larder_hold_open(larder_space* space, const larder_id* ids,
   if (space == nullptr || out == nullptr || ids == nullptr || count == 0) {
     return Invalid("space, ids or out is NULL, or there are no ids");
   }
-  larder_hold_opts raw;
-  if (const larder_status bad = Take(opts, raw); bad != LARDER_OK) return bad;
-  if (raw.worst_lineage > LARDER_LINEAGE_ANY ||
-      (raw.flags & ~LARDER_HOLD_EACH) != 0) {
-    return Invalid("hold: options out of range");
-  }
   core::Space& s = *space->space;
   core::HoldOptions options;
-  options.deadline = ToDeadline(s.client(), raw.deadline_ms);
-  options.ttl = absl::Milliseconds(raw.ttl_ms);
-  options.worst_lineage = static_cast<Lineage>(raw.worst_lineage);
-  options.prefix_only = (raw.flags & LARDER_HOLD_EACH) == 0;
+  if (const larder_status bad = TakeHold(s.client(), opts, options);
+      bad != LARDER_OK) {
+    return bad;
+  }
   StatusOr<std::shared_ptr<core::Hold>> hold =
       core::Hold::Open(s, Ids(ids, count), options);
   if (!hold.ok()) return Answer(hold.status());
@@ -54,6 +48,21 @@ larder_status larder_hold_open(larder_space* space, const larder_id* ids,
 
 uint64_t larder_hold_token(const larder_hold* hold) {
   return hold == nullptr ? 0 : Raw(hold->hold->id());
+}
+
+larder_status larder_hold_ids(const larder_hold* hold, larder_id* ids,
+                              size_t capacity, size_t* count) {
+  if (hold == nullptr || count == nullptr ||
+      (ids == nullptr && capacity != 0)) {
+    return Invalid("hold, ids or count is NULL");
+  }
+  const core::Hold& h = *hold->hold;
+  *count = h.size();
+  if (h.size() > capacity) {
+    return Refuse(LARDER_E_EXHAUSTED, "there are more ids");
+  }
+  for (size_t i = 0; i < h.size(); ++i) FromId(h.chunk_id(i), ids + i);
+  return LARDER_OK;
 }
 
 larder_status larder_hold_attach(larder_space* space, uint64_t token,

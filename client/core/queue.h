@@ -25,6 +25,7 @@ enum class Operation : uint32_t {
   kPut = 5,
   kGet = 6,
   kDelete = 7,
+  kFind = 8,
 };
 
 struct Done {

@@ -530,6 +530,133 @@ TEST_F(ClientTest, SchedulersAskWithoutWaiting) {
   EXPECT_EQ(row, 1u);
 }
 
+class FindTest : public ClientTest {
+ protected:
+  // Three chunks and a tail of one block.
+  static constexpr uint32_t kSaved = 3 * kChunk + kBlock;
+
+  void Save(const std::vector<PromptKey>& keys = {}) {
+    auto prompt = space_.Ids(PromptOf(kSaved), keys);
+    ASSERT_TRUE(prompt.ok());
+    ASSERT_EQ(prompt->tail_tokens, kBlock);
+    for (uint32_t i = 0; i < 4; ++i) {
+      SaveOptions options;
+      options.token_count = i < 3 ? 0 : kBlock;
+      const Outcome saved = SaveChunk(space_, prompt->ids[i], i, options);
+      ASSERT_TRUE(saved.ok()) << saved.ToString();
+    }
+  }
+  Found FindNow(const Tokens& tokens, const std::vector<PromptKey>& keys = {},
+                uint64_t tokens_max = 0) {
+    auto find = space_.StartFind(tokens, keys, tokens_max);
+    EXPECT_TRUE(find.ok()) << find.status().ToString();
+    return find.ok() ? find->Wait(kLong) : Found();
+  }
+};
+
+TEST_F(FindTest, HoldsTheLongestPrefixWithItsTail) {
+  Save();
+  // A longer prompt; and the one that was saved.
+  for (const uint32_t tokens : {kSaved + 3 * kChunk, kSaved + 1, kSaved}) {
+    Found found = FindNow(PromptOf(tokens));
+    ASSERT_DONE(found.status);
+    EXPECT_EQ(found.tokens, kSaved) << tokens;
+    EXPECT_EQ(found.reason == LARDER_REASON_NONE, tokens < kSaved + kBlock);
+    auto ids = found.hold.Ids();
+    ASSERT_TRUE(ids.ok());
+    ASSERT_EQ(ids->size(), 4u);
+    Plain plain(4);
+    LoadOptions options;
+    options.hold = &found.hold;
+    EXPECT_EQ(space_.Load(*ids, {plain.View()}, options).tokens, kSaved);
+    for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(plain.Holds(i, i)) << i;
+    EXPECT_TRUE(plain.Holds(3, 3, kBlock));
+    // Another process joins by token.
+    auto joined = space_.AttachHold(found.hold.token(), *ids);
+    EXPECT_TRUE(joined.ok()) << joined.status().ToString();
+  }
+}
+
+TEST_F(FindTest, NoMoreThanIsOfUseInWholeBlocks) {
+  Save();
+  const Tokens tokens = PromptOf(kSaved);
+  const auto count = [&](uint64_t tokens_max) {
+    const Found found = FindNow(tokens, {}, tokens_max);
+    EXPECT_TRUE(found.status.ok());
+    EXPECT_EQ(found.reason, LARDER_REASON_NONE);
+    return found.tokens;
+  };
+  EXPECT_EQ(count(kSaved), kSaved);
+  EXPECT_EQ(count(kSaved - 1), 3 * kChunk);
+  // A part of a chunk that is there whole.
+  EXPECT_EQ(count(3 * kChunk - 1), 2 * kChunk + kBlock);
+  EXPECT_EQ(count(kBlock), kBlock);
+  EXPECT_EQ(count(kBlock - 1), 0u);
+  EXPECT_EQ(FindNow({}).tokens, 0u);
+}
+
+TEST_F(FindTest, ShorterThanAChunkIsATail) {
+  const Tokens tokens = PromptOf(kBlock);
+  auto prompt = space_.Ids(tokens);
+  SaveOptions options;
+  options.token_count = kBlock;
+  ASSERT_DONE(SaveChunk(space_, prompt->ids[0], 0, options));
+  EXPECT_EQ(FindNow(tokens).tokens, kBlock);
+  EXPECT_EQ(FindNow(PromptOf(kBlock, 2)).tokens, 0u);
+}
+
+TEST_F(FindTest, WhatElseThanTokensCounts) {
+  const PromptKey salt{LARDER_KEY_SALT, "salt", 0};
+  const PromptKey image{LARDER_KEY_IMAGE, "one", kChunk + 1};
+  const PromptKey other{LARDER_KEY_IMAGE, "two", kChunk + 1};
+  const PromptKey late{LARDER_KEY_IMAGE, "one", 3 * kChunk};
+  Save({salt, image});
+  const Tokens tokens = PromptOf(kSaved);
+  EXPECT_EQ(FindNow(tokens, {image, salt}).tokens, kSaved);
+  EXPECT_EQ(FindNow(tokens, {salt, other}).tokens, kChunk);
+  EXPECT_EQ(FindNow(tokens, {salt, image, late}).tokens, 3 * kChunk);
+  const Found missed = FindNow(tokens, {image});
+  ASSERT_DONE(missed.status);
+  EXPECT_EQ(missed.tokens, 0u);
+  EXPECT_EQ(missed.reason, LARDER_REASON_NEVER_SEEN);
+  EXPECT_FALSE(missed.hold);
+}
+
+TEST_F(FindTest, TellsAQueueAndMayBeDropped) {
+  Save();
+  auto queue = client_.OpenQueue();
+  ASSERT_TRUE(queue.ok());
+  const Tokens tokens = PromptOf(kSaved);
+  auto find = space_.StartFind(tokens, {}, 0, {}, &*queue, 77);
+  ASSERT_TRUE(find.ok());
+  auto done = queue->Poll(1, kLong);
+  ASSERT_TRUE(done.ok());
+  ASSERT_EQ(done->size(), 1u);
+  EXPECT_EQ((*done)[0].op, static_cast<uint32_t>(LARDER_OP_FIND));
+  EXPECT_EQ((*done)[0].user_data, 77u);
+  EXPECT_EQ((*done)[0].job, find->job());
+  EXPECT_EQ((*done)[0].good, kSaved);
+  EXPECT_TRUE(find->Ended());
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_TRUE(space_.StartFind(tokens).ok());
+  }
+  ASSERT_DONE(client_.Drain(kLong));
+  // What was dropped holds nothing.
+  AwaitThat([&] { return daemon_.engine().Stats().holds <= 1; });
+}
+
+TEST_F(FindTest, ADaemonThatIsGoneIsAMiss) {
+  daemon_.Stop();
+  HoldOptions options;
+  options.deadline = milliseconds(50);
+  auto find = space_.StartFind(PromptOf(kSaved), {}, 0, options);
+  ASSERT_TRUE(find.ok());
+  const Found found = find->Wait(kLong);
+  EXPECT_EQ(found.status.code(), Code::kUnavailable);
+  EXPECT_EQ(found.reason, LARDER_REASON_UNAVAILABLE);
+  EXPECT_EQ(found.tokens, 0u);
+}
+
 TEST_F(ClientTest, AnAdvancedEpochStopsMatches) {
   const std::vector<Id> ids = SavePrompt(2);
   auto hold = space_.Hold(ids);
@@ -760,6 +887,61 @@ TEST_F(ValuesTest, PutsAndGetsInPieces) {
   EXPECT_EQ(sizes[3], data[0].size() + data[1].size());  // what it takes
   EXPECT_EQ(sizes[1], 0u);
   EXPECT_EQ(got[3][0], 0xee);
+}
+
+// More keys and bytes than are reserved at once, than staging holds, and than
+// there are replies under way; twice the same key, one that is too long.
+TEST_F(ValuesTest, PutsManyAtOnce) {
+  ClientOptions small;
+  small.staging_bytes = 4 * 1024 * 1024;
+  Client client = Connect(daemon_, small);
+  SpaceOptions options = SmallSpaceOptions();
+  options.block_tokens = 0;
+  options.chunk_tokens = 0;
+  options.groups.clear();
+  options.value_bytes_max = 1 << 20;
+  Space space = OpenSpace(client, options);
+  const uint32_t count = 150;
+  std::vector<uint32_t> names(count);
+  std::iota(names.begin(), names.end(), 1000);
+  names[149] = names[3];
+  std::vector<std::vector<uint8_t>> data(count);
+  std::vector<larder_piece> pieces;
+  for (uint32_t i = 0; i < count; ++i) {
+    data[i].assign(i % 10 == 9 ? 900'000 : 100 + i,
+                   static_cast<uint8_t>(names[i]));
+    if (i == 7) data[i].resize((1 << 20) + 65);
+    if (i == 149) data[i] = data[3];
+    pieces.push_back({data[i].data(), data[i].size()});
+  }
+  const larder_keys keys{names.data(), 4, 0, count, 0};
+  for (int round = 0; round < 2; ++round) {  // the second finds them there
+    std::vector<uint8_t> reasons(count, 99);
+    ASSERT_EQ(larder_put(space.get(), &keys, pieces.data(), 1, nullptr,
+                         reasons.data()),
+              LARDER_OK)
+        << larder_last_error();
+    for (uint32_t i = 0; i < count; ++i) {
+      EXPECT_EQ(reasons[i],
+                i == 7 ? LARDER_REASON_NOT_TRIED : LARDER_REASON_NONE)
+          << i;
+    }
+  }
+  EXPECT_EQ(daemon_.engine().Stats().reservations, 0u);
+  std::vector<std::vector<uint8_t>> got(count,
+                                        std::vector<uint8_t>(1'000'000, 0xee));
+  std::vector<larder_piece> into;
+  for (auto& buffer : got) into.push_back({buffer.data(), buffer.size()});
+  std::vector<uint64_t> sizes(count);
+  ASSERT_EQ(larder_get(space.get(), &keys, into.data(), 1, nullptr, nullptr,
+                       sizes.data()),
+            LARDER_OK);
+  for (uint32_t i = 0; i < count; ++i) {
+    if (i == 7) continue;
+    ASSERT_EQ(sizes[i], data[i].size()) << i;
+    got[i].resize(sizes[i]);
+    EXPECT_EQ(got[i], data[i]) << i;
+  }
 }
 
 TEST_F(ValuesTest, AValueOfAnotherSizeIsAMissIfTheSizeMustBeExact) {
