@@ -26,6 +26,8 @@ from ._errors import (
 from ._larder import (
     Client,
     Completion,
+    Find,
+    Found,
     Group,
     Hold,
     Ids,
@@ -65,6 +67,8 @@ __all__ = [
     "Denied",
     "Error",
     "Exhausted",
+    "Find",
+    "Found",
     "Group",
     "GroupKind",
     "Hold",

@@ -49,6 +49,7 @@ class Op(enum.IntEnum):
     PUT = 5
     GET = 6
     DELETE = 7
+    FIND = 8
 
 
 class GroupKind(enum.IntEnum):

@@ -66,6 +66,7 @@ using SpaceHandle = Owned<larder_space, larder_space_close>;
 using QueueHandle = Owned<larder_queue, larder_queue_close>;
 using RegionHandle = Owned<larder_region, larder_region_close>;
 using HoldHandle = Owned<larder_hold, larder_hold_close>;
+using FindHandle = Owned<larder_find, larder_find_close>;
 using LoadHandle = Owned<larder_load, larder_load_close>;
 using SaveHandle = Owned<larder_save, larder_save_close>;
 

@@ -88,7 +88,8 @@ void BindQueue(nb::module_& module) {
       .def_ro("user_data", &Completion::user_data, "What was submitted.")
       .def_ro("count", &Completion::count, "Keys or ids of the operation.")
       .def_ro("good", &Completion::good,
-              "Usable prefix (match, load) or keys served (others).")
+              "Usable prefix (match, load), tokens (find) or keys served "
+              "(others).")
       .def_ro("byte_count", &Completion::bytes, "Moved.")
       .def_ro("per_key", &Completion::per_key,
               "One byte for each key: a State (match, lookup) or a Reason.")

@@ -391,3 +391,55 @@ def test_epochs_and_keys(client):
     assert space.advance_epoch() == before + 1
     match = space.match(ids)
     assert match.usable == 0 and match.reason == Reason.EPOCH
+
+
+def test_finds_a_prompt_behind_the_callers_back(client):
+    space = open_space(client, b"find")
+    tokens = list(range(7000, 7005 + 3 * CHUNK + 2 * BLOCK))
+    find = space.start_find(tokens)
+    missed = find.wait(20)
+    assert find.ended and missed.status == 0
+    assert missed.tokens == 0 and missed.hold is None
+    assert missed.reason == Reason.NEVER_SEEN
+    ids = save_prompt(space, tokens, "find")
+
+    queue = client.queue()
+    find = space.start_find(tokens + [1] * CHUNK, queue=queue, user_data="mine")
+    completion = None
+    while completion is None:
+        completion = next(iter(queue.poll(wait=20)), None)
+    assert completion.op == larder.Op.FIND and completion.user_data == "mine"
+    assert completion.job == find.job and completion.good == 3 * CHUNK + 2 * BLOCK
+    found = find.wait()
+    assert found.tokens == 3 * CHUNK + 2 * BLOCK and found.hold.valid
+    assert list(found.hold.ids) == list(ids) and found.hold.usable == 4
+    # Whoever has the token may load: here the same process.
+    attached = space.attach(found.hold.token, found.hold.ids)
+    cache = new_cache()
+    blocks = list(range(14))
+    assert space.load(ids, [paged(cache).blocks(blocks)], hold=attached).usable == 4
+    assert_holds(cache, "find", blocks, 14, 14)
+
+    # An engine computes at least one token itself.
+    exact = tokens[: 3 * CHUNK]
+    shorter = space.start_find(exact, tokens_max=len(exact) - 1).wait()
+    assert shorter.tokens == 3 * CHUNK - BLOCK and shorter.hold.usable == 3
+    keys = [(larder.KeyKind.SALT, b"salt", 0)]
+    assert space.start_find(tokens, keys).wait().tokens == 0
+    with pytest.raises(larder.InvalidArgument):
+        space.start_find(tokens, [(99, b"", 0)])
+
+
+def test_a_find_that_is_dropped_holds_nothing(daemon):
+    with larder.Client(daemon.socket) as client:
+        space = open_space(client)
+        tokens = list(range(2 * CHUNK))
+        save_prompt(space, tokens, "dropped")
+        for _ in range(20):
+            space.start_find(tokens)
+        kept = space.start_find(tokens)
+        daemon.kill()
+        found = kept.wait(20)
+        assert found.tokens in (0, 2 * CHUNK)
+        gone = space.start_find(tokens, deadline=0.05).wait(20)
+        assert gone.tokens == 0 and gone.status < 0 and gone.hold is None
