@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import os
 import pathlib
 import signal
 import statistics
@@ -11,12 +13,19 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
+# Of objects, from a small chunk to a large one.
+SIZES = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20]
+
+
+def short(size: int) -> str:
+    """64k, 1m: what rows are called."""
+    return f"{size >> 20}m" if size >= 1 << 20 else f"{size >> 10}k"
 
 
 @contextlib.contextmanager
-def larderd(*flags: str):
-    """Yields the socket of a running daemon. With `--nvme.path=`... in flags it has
-    an NVMe tier; its folder goes at the end."""
+def larderd(*flags: str, cpu: int | None = None):
+    """Yields the socket of a running daemon, on `cpu` alone if that is given. With
+    `--nvme.path=`... in flags it has an NVMe tier; its folder goes at the end."""
     with tempfile.TemporaryDirectory(prefix="larder-bench-") as folder:
         socket = f"{folder}/engine.sock"
         admin = f"{folder}/admin.sock"
@@ -27,6 +36,7 @@ def larderd(*flags: str):
             + [flag.replace("{nvme}", str(nvme)) for flag in flags],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
         )
         try:
             status = [BIN / "larder", "--socket", admin, "status"]
@@ -52,8 +62,10 @@ class Rows:
             row=name, limit=limit, ours=ours, ratio=ours / limit, unit=unit, goal=goal
         )
         self.rows.append(row | more)
+        interval = more.get("interval")
         print(
-            f"{name:32} {limit:12.4g} {ours:12.4g} {unit:4} {ours / limit:8.3f}  {goal}",
+            f"{name:34} {limit:10.4g} {ours:10.4g} {unit:4} {ours / limit:8.3f}  {goal:8}"
+            + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""),
             flush=True,
         )
 
@@ -65,6 +77,14 @@ class Rows:
 
 def median(values: list[float]) -> float:
     return statistics.median(values)
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Where the median lies in 95 of 100 such samples, by its order statistics:
+    nothing is assumed of the distribution. All there is, of fewer than six."""
+    ordered, count = sorted(values), len(values)
+    first = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    return ordered[first], ordered[count - 1 - first]
 
 
 def percentile(values: list[float], share: float) -> float:
