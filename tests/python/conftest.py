@@ -1,5 +1,6 @@
 """What the tests of every engine share: a real larderd of their own."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -84,37 +85,32 @@ class Daemon:
         self._folder.cleanup()
 
 
-@pytest.fixture
-def daemon():
-    """A running daemon, for one test."""
-    made = Daemon()
+@contextlib.contextmanager
+def running(*flags: str):
+    """A running daemon with flags of its own; killed at the end."""
+    made = Daemon(*flags)
     try:
         yield made.start()
     finally:
         made.close()
+
+
+@pytest.fixture
+def daemon():
+    """A running daemon, for one test."""
+    with running() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
 def shared_daemon():
     """A running daemon, for tests that leave it as it is."""
-    made = Daemon()
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    with running() as made:
+        yield made
 
 
 @pytest.fixture
 def make_daemon():
-    """Daemons with flags of the test's own."""
-    made = []
-
-    def make(*flags: str) -> Daemon:
-        made.append(Daemon(*flags))
-        return made[-1].start()
-
-    try:
-        yield make
-    finally:
-        for one in made:
-            one.close()
+    """Running daemons with flags of the test's own."""
+    with contextlib.ExitStack() as all_of_them:
+        yield lambda *flags: all_of_them.enter_context(running(*flags))

@@ -1,7 +1,9 @@
-"""A larderd for benchmarks, in a folder of its own, and rows of figures."""
+"""What benchmarks share: a larderd of their own, and rows of figures."""
 
 import contextlib
 import json
+import math
+import os
 import pathlib
 import signal
 import statistics
@@ -11,34 +13,84 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
+# Of objects, from a small chunk to a large one.
+SIZES = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20]
+
+
+def short(size: int) -> str:
+    """64k, 1m: what rows are called."""
+    return f"{size >> 20}m" if size >= 1 << 20 else f"{size >> 10}k"
+
+
+class Daemon:
+    """A running larderd, on `cpu` alone if that is given; with an NVMe tier in the
+    folder `nvme`, which it makes."""
+
+    def __init__(
+        self, *flags: str, nvme: pathlib.Path | None = None, cpu: int | None = None
+    ):
+        # Not beside the NVMe tier: a Unix socket's path is at most 107 bytes long.
+        self._run = tempfile.TemporaryDirectory(prefix="larder-bench-")
+        self.socket = f"{self._run.name}/engine.sock"
+        self._admin = f"{self._run.name}/admin.sock"
+        self._cpu = cpu
+        self._flags = list(flags)
+        if nvme is not None:
+            nvme.mkdir(mode=0o700, parents=True)
+            self._flags += [
+                f"--nvme.path={nvme}",
+                "--nvme.capacity=8GiB",
+                "--nvme.segment_file=256MiB",
+            ]
+        self.start()
+
+    def start(self) -> None:
+        cpu = self._cpu
+        self._process = subprocess.Popen(
+            [
+                BIN / "larderd",
+                f"--server.socket={self.socket}",
+                f"--admin.socket={self._admin}",
+                *self._flags,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
+        )
+        status = [BIN / "larder", "--socket", self._admin, "status"]
+        until = time.monotonic() + 60
+        while subprocess.run(status, capture_output=True).returncode != 0:
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("larderd did not start")
+            time.sleep(0.05)
+
+    def everything_to_nvme(self) -> None:
+        """Waits until all is durable; afterwards none of it is in memory."""
+        import larder
+
+        with larder.Client(self.socket) as client:
+            while client.usage()["durable_backlog"] != 0:
+                time.sleep(0.01)
+        self.end()
+        self.start()
+
+    def end(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(60)
+
+    def close(self) -> None:
+        self.end()
+        self._run.cleanup()
 
 
 @contextlib.contextmanager
-def larderd(*flags: str):
-    """Yields the socket of a running daemon. With `--nvme.path=`... in flags it has
-    an NVMe tier; its folder goes at the end."""
-    with tempfile.TemporaryDirectory(prefix="larder-bench-") as folder:
-        socket = f"{folder}/engine.sock"
-        admin = f"{folder}/admin.sock"
-        nvme = pathlib.Path(folder, "nvme")
-        nvme.mkdir(mode=0o700)
-        process = subprocess.Popen(
-            [BIN / "larderd", f"--server.socket={socket}", f"--admin.socket={admin}"]
-            + [flag.replace("{nvme}", str(nvme)) for flag in flags],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            status = [BIN / "larder", "--socket", admin, "status"]
-            until = time.monotonic() + 60
-            while subprocess.run(status, capture_output=True).returncode != 0:
-                if process.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError("larderd did not start")
-                time.sleep(0.05)
-            yield socket
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+def larderd(*flags: str, cpu: int | None = None):
+    """Yields the socket of a running daemon."""
+    daemon = Daemon(*flags, cpu=cpu)
+    try:
+        yield daemon.socket
+    finally:
+        daemon.close()
 
 
 class Rows:
@@ -52,8 +104,10 @@ class Rows:
             row=name, limit=limit, ours=ours, ratio=ours / limit, unit=unit, goal=goal
         )
         self.rows.append(row | more)
+        interval = more.get("interval")
         print(
-            f"{name:32} {limit:12.4g} {ours:12.4g} {unit:4} {ours / limit:8.3f}  {goal}",
+            f"{name:34} {limit:10.4g} {ours:10.4g} {unit:4} {ours / limit:8.3f}  {goal:8}"
+            + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""),
             flush=True,
         )
 
@@ -65,6 +119,14 @@ class Rows:
 
 def median(values: list[float]) -> float:
     return statistics.median(values)
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Where the median lies in 95 of 100 such samples, by its order statistics:
+    nothing is assumed of the distribution. All there is, of fewer than six."""
+    ordered, count = sorted(values), len(values)
+    first = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    return ordered[first], ordered[count - 1 - first]
 
 
 def percentile(values: list[float], share: float) -> float:

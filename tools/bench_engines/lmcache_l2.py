@@ -24,10 +24,7 @@ import os
 import pathlib
 import platform
 import select
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -48,68 +45,15 @@ from lmcache.v1.memory_management import (
 )
 from lmcache.v1.platform import consume_fd
 
-import larder
+from bench_daemon import SIZES, Daemon
 
-BIN = pathlib.Path(__file__).resolve().parents[2] / "build" / "release" / "bin"
 KIB, MIB = 1 << 10, 1 << 20
-SIZES = [64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 32 * MIB]
 PAGE = 4096
 PATIENCE = 120.0
 
 
 class Failure(Exception):
     """Something that the user can act on."""
-
-
-class Daemon:
-    """larderd with DRAM and NVMe in a folder of its own."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        (folder / "nvme").mkdir(mode=0o700, parents=True)
-        # Paths of Unix sockets are short; the folder's may be long.
-        self.run = pathlib.Path(tempfile.mkdtemp(prefix="larder-"))
-        self.socket = str(self.run / "engine.sock")
-        self.start()
-
-    def start(self) -> None:
-        with open(self.folder / "log", "a") as log:
-            self.process = subprocess.Popen(
-                [BIN / "larderd", f"--server.socket={self.socket}",
-                 f"--admin.socket={self.run / 'admin.sock'}",
-                 "--dram.capacity=2GiB", f"--nvme.path={self.folder / 'nvme'}",
-                 "--nvme.capacity=8GiB", "--nvme.segment_file=256MiB"],
-                stdout=log, stderr=log)  # fmt: skip
-        until = time.monotonic() + 60
-        while not self.serves():
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise Failure("larderd did not start:\n"
-                              + (self.folder / "log").read_text())  # fmt: skip
-            time.sleep(0.02)
-
-    def serves(self) -> bool:
-        try:
-            larder.Client(self.socket).close()
-        except larder.Error:
-            return False
-        return True
-
-    def everything_to_nvme(self) -> None:
-        """Waits until all is durable; afterwards none of it is in memory."""
-        with larder.Client(self.socket) as client:
-            while client.usage()["durable_backlog"] != 0:
-                time.sleep(0.01)
-        self.end()
-        self.start()
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        shutil.rmtree(self.run, ignore_errors=True)
 
 
 class Memory:
@@ -262,7 +206,10 @@ def measure(size: int, count: int, rounds: int, parent: str | None) -> list[Subj
     with tempfile.TemporaryDirectory(prefix="larder-bench-", dir=parent) as name:
         folder = pathlib.Path(name)
         # Two, because one of them is restarted again and again.
-        daemons = [Daemon(folder / "dram"), Daemon(folder / "nvme")]
+        daemons = [
+            Daemon("--dram.capacity=2GiB", nvme=folder / each)
+            for each in ("dram", "nvme")
+        ]
         rows = subjects(folder, *daemons)
         source, target = Memory(count, size), Memory(count, size)
         try:

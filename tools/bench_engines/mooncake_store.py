@@ -1,26 +1,25 @@
 """Put and get through Mooncake's calls: Mooncake's own store over TCP (its master,
 a process that lends memory, and a client), and Larder in its place.
 
-Batches of `batch_put_from` and `batch_get_into` on registered memory; single gets
-for the latency. Every byte got is compared. One run, store after store, size by
-size in turns."""
+Batches of `batch_put_from` and `batch_get_into` on registered memory for the
+throughput, single `put_from` and `get_into` for the latency. Every byte got is
+compared. One run: a round of one store, a round of the other, in turns.
+"""
 
 import argparse
 import contextlib
 import importlib.metadata
 import json
 import os
-import pathlib
 import socket
-import statistics
 import subprocess
 import sys
 import time
 
-from bench_daemon import larderd
+from bench_daemon import SIZES, Rows, larderd, median, percentile, short
 
-SIZES = [64 << 10, 1 << 20, 4 << 20, 32 << 20]
 BATCH_BYTES = 128 << 20
+SINGLES = 40  # in a round
 LENT = 3 << 30
 
 
@@ -33,9 +32,10 @@ def client(master: str, metadata: str, lent: int):
     return store
 
 
-def measure(master: str, metadata: str, rounds: int) -> None:
-    """In a process of its own: sizes come in, a line of JSON goes out for each.
-    With `master` "larder", Larder at the socket `metadata` takes the store's place."""
+def measure(master: str, metadata: str) -> None:
+    """In a process of its own: a line "SIZE ROUND" comes in for each round, a line
+    of JSON goes out. With `master` "larder", Larder at the socket `metadata` takes
+    the store's place."""
     import numpy as np
 
     if master == "larder":
@@ -47,38 +47,42 @@ def measure(master: str, metadata: str, rounds: int) -> None:
     target = np.zeros(BATCH_BYTES, np.uint8)
     for memory in (source, target):
         store.register_buffer(memory.ctypes.data, memory.nbytes)
+
+    def timed(call, *arguments):
+        start = time.perf_counter()
+        answer = call(*arguments)
+        return answer, time.perf_counter() - start
+
     for line in sys.stdin:
-        size = int(line)
+        size, turn = map(int, line.split())
         count = min(BATCH_BYTES // size, 256)
         total = count * size
-        puts, gets, singles = [], [], []
-        for turn in range(rounds):
-            # Different bytes each time, or nothing would be sent.
-            source[:total:4096] = turn + 1
-            keys = [f"{size}.{turn}.{i}" for i in range(count)]
-            outs = [source.ctypes.data + i * size for i in range(count)]
-            ins = [target.ctypes.data + i * size for i in range(count)]
-            start = time.perf_counter()
-            codes = store.batch_put_from(keys, outs, [size] * count)
-            puts.append(total / (time.perf_counter() - start))
-            assert not any(codes), codes
-            target[:] = 0
-            start = time.perf_counter()
-            got = store.batch_get_into(keys, ins, [size] * count)
-            gets.append(total / (time.perf_counter() - start))
-            assert got == [size] * count, got
-            assert np.array_equal(source[:total], target[:total])
-            for key in keys[:16]:
-                start = time.perf_counter()
-                assert store.get_into(key, target.ctypes.data, size) == size
-                singles.append(time.perf_counter() - start)
-            for key in keys:
-                store.remove(key)
-        answer = dict(
-            put=statistics.median(puts) / 1e9,
-            get=statistics.median(gets) / 1e9,
-            one_us=statistics.median(singles) * 1e6,
-        )
+        # Different bytes each time.
+        source[:total:4096] = turn + 1
+        keys = [f"{size}.{turn}.{i}" for i in range(count)]
+        outs = [source.ctypes.data + i * size for i in range(count)]
+        ins = [target.ctypes.data + i * size for i in range(count)]
+        codes, put = timed(store.batch_put_from, keys, outs, [size] * count)
+        assert not any(codes), codes
+        target[:] = 0
+        got, get = timed(store.batch_get_into, keys, ins, [size] * count)
+        assert got == [size] * count, got
+        assert np.array_equal(source[:total], target[:total])
+        puts, gets = [], []
+        for i in range(SINGLES):
+            one = f"{size}.{turn}.one.{i}"
+            code, seconds = timed(store.put_from, one, outs[i % count], size)
+            assert code == 0, code
+            puts.append(seconds)
+            store.remove(one)
+        for i in range(SINGLES):
+            got, seconds = timed(store.get_into, keys[i % count], ins[0], size)
+            assert got == size, got
+            gets.append(seconds)
+            assert np.array_equal(target[:size], source[i % count * size :][:size])
+        for key in keys:
+            store.remove(key)
+        answer = dict(put=total / put, get=total / get, put_one=puts, get_one=gets)
         print(json.dumps(answer), flush=True)
     store.close()
 
@@ -145,6 +149,32 @@ def mooncake():
                 process.wait(60)
 
 
+def ask(process: subprocess.Popen, size: int, turn: int) -> dict:
+    """One round of what `measure` does there."""
+    print(size, turn, file=process.stdin, flush=True)
+    while not (line := process.stdout.readline()).startswith("{"):
+        assert line, "a store's process ended"  # else: what libraries print
+    return json.loads(line)
+
+
+def add_rows(rows: Rows, size: int, theirs: list[dict], ours: list[dict]) -> None:
+    """Throughput in GB/s, the larger the better; times in us, the smaller."""
+    name = short(size)
+    for what in ("put", "get"):
+        both = [[one[what] / 1e9 for one in rounds] for rounds in (theirs, ours)]
+        rows.add(f"engines.mooncake.{what}.{name}", *map(median, both), "GB/s", ">= 1",
+                 theirs_rounds=both[0], ours_rounds=both[1])
+    for what in ("put_one", "get_one"):
+        both = [
+            [seconds * 1e6 for one in rounds for seconds in one[what]]
+            for rounds in (theirs, ours)
+        ]
+        for suffix, share in (("", 0.5), ("_p99", 0.99)):
+            rows.add(f"engines.mooncake.{what}{suffix}.{name}",
+                     *(percentile(times, share) for times in both), "us", "<= 1",
+                     samples=len(both[0]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -153,40 +183,33 @@ def main() -> None:
     parser.add_argument("--lend", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        return measure(*options.measure, options.rounds)
+        return measure(*options.measure)
     if options.lend:
         return lend(*options.lend)
-    rows = []
+    rows = Rows()
     with (
         larderd("--dram.capacity=3GiB", "--dram.slab=256MiB") as path,
         mooncake() as addresses,
     ):
-        rounds = ["--rounds", str(options.rounds)]
-        theirs = child(__file__, "--measure", *addresses, *rounds)
-        ours = child(__file__, "--measure", "larder", path, *rounds)
-        print("GB/s put, get; us for one get".rjust(44))
+        stores = {
+            "theirs": child(__file__, "--measure", *addresses),
+            "ours": child(__file__, "--measure", "larder", path),
+        }
         for size in SIZES:
-            for name, process in (("mooncake tcp", theirs), ("larder", ours)):
-                print(size, file=process.stdin, flush=True)
-                line = process.stdout.readline()
-                while line and not line.startswith("{"):  # what libraries print
-                    line = process.stdout.readline()
-                row = dict(store=name, size=size) | json.loads(line)
-                rows.append(row)
-                print(
-                    f"{size >> 10:6} KiB  {name:13} {row['put']:6.2f} {row['get']:6.2f}"
-                    f" {row['one_us']:9.1f}",
-                    flush=True,
-                )
-        for process in (theirs, ours):
+            rounds: dict[str, list[dict]] = {name: [] for name in stores}
+            # One more: the first touches memory and is not counted.
+            for turn in range(options.rounds + 1):
+                for name in list(stores)[:: 1 if turn % 2 else -1]:
+                    rounds[name].append(ask(stores[name], size, turn))
+            add_rows(rows, size, rounds["theirs"][1:], rounds["ours"][1:])
+        for process in stores.values():
             process.stdin.close()
             process.wait(60)
-    if options.json:
-        about = dict(
-            mooncake=importlib.metadata.version("mooncake-transfer-engine-non-cuda"),
-            rows=rows,
-        )
-        pathlib.Path(options.json).write_text(json.dumps(about, indent=1) + "\n")
+    rows.write(
+        options.json,
+        mooncake=importlib.metadata.version("mooncake-transfer-engine-non-cuda"),
+        rounds=options.rounds,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import logging
 import runpy
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ._errors import DeadlineExceeded, Error, Unavailable
@@ -50,6 +50,9 @@ UNAVAILABLE_IN_CURRENT_STATUS = -1010  # before setup, after close
 UNAVAILABLE_IN_CURRENT_MODE = -1011  # Larder has nothing like it
 
 VALUE_BYTES_MAX = 256 << 20
+
+Pieces = list[Any]  # of a value's memory: buffers, or (address, bytes)
+Answers = tuple[bytes, list[int]]  # reasons, and what is said where there is none
 
 # What is not here is a miss, as it is with Mooncake.
 _CODES = {
@@ -187,20 +190,16 @@ class MooncakeDistributedStore:
     # ---- Put: the first value of a key stays ----
 
     def put(self, key: str, value: Any, config: object = None) -> int:
-        return self._put([key], [[_buffer(value)]])[0]
+        return self.put_parts(key, value)
 
     def put_batch(
         self, keys: Sequence[str], values: Sequence[Any], config: object = None
     ) -> int:
         """The first error, or 0."""
-        if len(keys) != len(values):
-            return INVALID_PARAMS
-        return min(self._put(keys, [[_buffer(value)] for value in values]), default=OK)
+        return _first_error(self._put, keys, values)
 
     def put_parts(self, key: str, *parts: Any, config: object = None) -> int:
-        if not parts:
-            return OK
-        return self._put([key], [[_buffer(part) for part in parts]])[0]
+        return self._put([key], [_buffers(parts)])[0] if parts else OK
 
     def put_from(
         self, key: str, buffer_ptr: int, size: int, config: object = None
@@ -214,9 +213,7 @@ class MooncakeDistributedStore:
         sizes: Sequence[int],
         config: object = None,
     ) -> list[int]:
-        if not len(keys) == len(buffer_ptrs) == len(sizes):
-            return [INVALID_PARAMS] * len(keys)
-        return self._put(keys, [[piece] for piece in zip(buffer_ptrs, sizes)])
+        return self._put(keys, _one_each(buffer_ptrs, sizes))
 
     def batch_put_from_multi_buffers(
         self,
@@ -225,26 +222,20 @@ class MooncakeDistributedStore:
         all_sizes: Sequence[Sequence[int]],
         config: object = None,
     ) -> list[int]:
-        pieces = _pieces(keys, all_buffer_ptrs, all_sizes)
-        return self._put(keys, pieces) if pieces else [INVALID_PARAMS] * len(keys)
+        return self._put(keys, _several_each(all_buffer_ptrs, all_sizes))
 
     # ---- Upsert: remove, then put. Readers may see the moment between ----
 
     def upsert(self, key: str, value: Any, config: object = None) -> int:
-        return self._upsert([key], [[_buffer(value)]])[0]
+        return self.upsert_parts(key, value)
 
     def upsert_batch(
         self, keys: Sequence[str], values: Sequence[Any], config: object = None
     ) -> int:
-        if len(keys) != len(values):
-            return INVALID_PARAMS
-        pieces = [[_buffer(value)] for value in values]
-        return min(self._upsert(keys, pieces), default=OK)
+        return _first_error(self._upsert, keys, values)
 
     def upsert_parts(self, key: str, *parts: Any, config: object = None) -> int:
-        if not parts:
-            return OK
-        return self._upsert([key], [[_buffer(part) for part in parts]])[0]
+        return self._upsert([key], [_buffers(parts)])[0] if parts else OK
 
     def upsert_from(
         self, key: str, buffer_ptr: int, size: int, config: object = None
@@ -258,9 +249,7 @@ class MooncakeDistributedStore:
         sizes: Sequence[int],
         config: object = None,
     ) -> list[int]:
-        if not len(keys) == len(buffer_ptrs) == len(sizes):
-            return [INVALID_PARAMS] * len(keys)
-        return self._upsert(keys, [[piece] for piece in zip(buffer_ptrs, sizes)])
+        return self._upsert(keys, _one_each(buffer_ptrs, sizes))
 
     # ---- Get ----
 
@@ -291,9 +280,7 @@ class MooncakeDistributedStore:
     def batch_get_into(
         self, keys: Sequence[str], buffer_ptrs: Sequence[int], sizes: Sequence[int]
     ) -> list[int]:
-        if not len(keys) == len(buffer_ptrs) == len(sizes):
-            return [INVALID_PARAMS] * len(keys)
-        return self._get(keys, [[piece] for piece in zip(buffer_ptrs, sizes)])
+        return self._get(keys, _one_each(buffer_ptrs, sizes))
 
     def batch_get_into_multi_buffers(
         self,
@@ -302,8 +289,7 @@ class MooncakeDistributedStore:
         all_sizes: Sequence[Sequence[int]],
         prefer_alloc_in_same_node: bool = False,
     ) -> list[int]:
-        pieces = _pieces(keys, all_buffer_ptrs, all_sizes)
-        return self._get(keys, pieces) if pieces else [INVALID_PARAMS] * len(keys)
+        return self._get(keys, _several_each(all_buffer_ptrs, all_sizes))
 
     # ---- Presence ----
 
@@ -386,41 +372,56 @@ class MooncakeDistributedStore:
             _log.warning("%s", error)
             return [_code_of(error)] * len(keys)
 
-    def _put(self, keys: Sequence[str], pieces: list[list[Any]]) -> list[int]:
-        def put(values: Values) -> list[int]:
-            codes = [INVALID_PARAMS] * len(keys)
-            for chosen in _alike(keys, pieces):
-                reasons = values.put(
-                    [_digest(keys[i]) for i in chosen], [pieces[i] for i in chosen]
-                )
-                for i, reason in zip(chosen, reasons):
-                    code = _CODES.get(Reason(reason), INTERNAL_ERROR)
-                    codes[i] = code if reason else OK
-            return codes
+    def _put(self, keys: Sequence[str], pieces: list[Pieces] | None) -> list[int]:
+        def put(values: Values, *batch: Any) -> Answers:
+            return values.put(*batch), [OK] * len(keys)
 
-        return self._each(keys, put)
+        return self._move(keys, pieces, put, INTERNAL_ERROR)
 
-    def _upsert(self, keys: Sequence[str], pieces: list[list[Any]]) -> list[int]:
+    def _get(self, keys: Sequence[str], pieces: list[Pieces] | None) -> list[int]:
+        return self._move(keys, pieces, Values.get, OBJECT_NOT_FOUND)
+
+    def _upsert(self, keys: Sequence[str], pieces: list[Pieces] | None) -> list[int]:
         def drop(values: Values) -> list[int]:
             values.delete(_ids(values, keys))
             return [OK] * len(keys)
 
+        if pieces is None or len(pieces) != len(keys):
+            return [INVALID_PARAMS] * len(keys)
         failed = min(self._each(keys, drop), default=OK)
         return [failed] * len(keys) if failed else self._put(keys, pieces)
 
-    def _get(self, keys: Sequence[str], pieces: list[list[Any]]) -> list[int]:
-        def get(values: Values) -> list[int]:
+    def _move(
+        self,
+        keys: Sequence[str],
+        pieces: list[Pieces] | None,
+        call: Callable[..., Answers],
+        otherwise: int,
+    ) -> list[int]:
+        """For each key, whose memory `pieces` is, what `call` answers or the code
+        of its reason, `otherwise` if there is none. Keys with as many pieces are
+        one call; those with no name or no memory are wrong by themselves."""
+        if pieces is None or len(pieces) != len(keys):
+            return [INVALID_PARAMS] * len(keys)
+        alike: dict[int, list[int]] = {}
+        for i, key in enumerate(keys):
+            if key and sum(map(_bytes_of, pieces[i])) > 0:
+                alike.setdefault(len(pieces[i]), []).append(i)
+
+        def move(values: Values) -> list[int]:
             codes = [INVALID_PARAMS] * len(keys)
-            for chosen in _alike(keys, pieces):
-                reasons, sizes = values.get(
-                    [_digest(keys[i]) for i in chosen], [pieces[i] for i in chosen]
+            for chosen in alike.values():
+                reasons, answers = call(
+                    values,
+                    [_digest(keys[i]) for i in chosen],
+                    [pieces[i] for i in chosen],
                 )
-                for i, reason, size in zip(chosen, reasons, sizes):
-                    code = _CODES.get(Reason(reason), OBJECT_NOT_FOUND)
-                    codes[i] = code if reason else size
+                for i, reason, answer in zip(chosen, reasons, answers):
+                    code = _CODES.get(Reason(reason), otherwise)
+                    codes[i] = code if reason else answer
             return codes
 
-        return self._each(keys, get)
+        return self._each(keys, move)
 
     def _sizes(self, keys: Sequence[str]) -> list[int]:
         def ask(values: Values) -> list[int]:
@@ -450,36 +451,41 @@ def _code_of(error: Error) -> int:
     return RPC_FAIL if isinstance(error, Unavailable) else INTERNAL_ERROR
 
 
-def _buffer(value: Any) -> Any:
-    """`value` as bytes: whatever has a buffer, but no text."""
-    return memoryview(value).cast("B") if not isinstance(value, bytes) else value
+def _buffers(parts: Iterable[Any]) -> Pieces:
+    """Each as bytes: whatever has a buffer, but no text."""
+    return [
+        part if isinstance(part, bytes) else memoryview(part).cast("B")
+        for part in parts
+    ]
 
 
 def _bytes_of(piece: Any) -> int:
     return piece[1] if isinstance(piece, tuple) else len(piece)
 
 
-def _alike(keys: Sequence[str], pieces: list[list[Any]]) -> list[list[int]]:
-    """The keys that one call can take: those with as many pieces each. Those with
-    no name or no memory are left out."""
-    groups: dict[int, list[int]] = {}
-    for i, key in enumerate(keys):
-        if key and sum(_bytes_of(piece) for piece in pieces[i]) > 0:
-            groups.setdefault(len(pieces[i]), []).append(i)
-    return list(groups.values())
-
-
-def _pieces(
+def _first_error(
+    store: Callable[[Sequence[str], list[Pieces]], list[int]],
     keys: Sequence[str],
-    pointers: Sequence[Sequence[int]],
-    sizes: Sequence[Sequence[int]],
-) -> list[list[Any]]:
-    """Empty if the numbers of them do not agree."""
-    if not len(keys) == len(pointers) == len(sizes):
-        return []
-    if any(len(p) != len(s) for p, s in zip(pointers, sizes)):
-        return []
-    return [list(zip(p, s)) for p, s in zip(pointers, sizes)]
+    values: Sequence[Any],
+) -> int:
+    if len(keys) != len(values):
+        return INVALID_PARAMS
+    return min(store(keys, [_buffers([value]) for value in values]), default=OK)
+
+
+def _one_each(pointers: Sequence[int], sizes: Sequence[int]) -> list[Pieces] | None:
+    """None, here and below: as many sizes as addresses there are not."""
+    if len(pointers) != len(sizes):
+        return None
+    return [[piece] for piece in zip(pointers, sizes)]
+
+
+def _several_each(
+    pointers: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]
+) -> list[Pieces] | None:
+    if [len(each) for each in pointers] != [len(each) for each in sizes]:
+        return None
+    return [list(zip(*both)) for both in zip(pointers, sizes)]
 
 
 def install(socket: str | None = None, token: str | None = None) -> None:

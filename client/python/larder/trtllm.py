@@ -7,18 +7,18 @@ chunk is there once every rank has saved its piece.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
 import threading
-import time
 from typing import Any
 
 import larder
 from larder import Group, GroupKind, KeyKind, Layout
 
-from ._engine import Complaints, weights_digest
+from ._engine import Complaints, Connection, weights_told
 
 try:  # newer releases, then older ones
     from tensorrt_llm._torch.pyexecutor.connectors import kv_cache_connector as _base
@@ -32,8 +32,6 @@ _Scheduler: Any = object if _base is None else _base.KvCacheConnectorScheduler
 _Worker: Any = object if _base is None else _base.KvCacheConnectorWorker
 
 logger = logging.getLogger(__name__)
-
-_RECONNECT_SECONDS = 1.0
 
 
 class LoadFailed(RuntimeError):
@@ -63,6 +61,21 @@ class Settings:
             if text:
                 found[field.name] = int(text) if field.type is int else text
         return cls(**found)
+
+    def connection(self, name: str, complain: Complaints) -> "Connection[larder.Space]":
+        """To be asked for the space of a Geometry."""
+        return Connection(
+            lambda deadline: larder.Client(
+                self.socket,
+                token=self.token,
+                name=f"trtllm {name}",
+                deadline=self.lookup_deadline_ms / 1000,
+                connect_deadline=deadline,
+            ),
+            lambda client, deadline, geometry: geometry.open(client, deadline),
+            complain,
+            deadline=self.lookup_deadline_ms / 1000,
+        )
 
 
 class Unsupported(Exception):
@@ -98,16 +111,17 @@ class Geometry:
         self._settings = settings
         self._pool = f"{tuple(pool.shape[1:])} {pool.dtype}"
 
-    def open(self, name: str) -> larder.Space:
-        """Raises larder.Error, FileNotFoundError (no weights to be read)."""
-        settings, args = self._settings, self._args
-        client = larder.Client(
-            settings.socket,
-            token=settings.token,
-            name=f"trtllm {name}",
-            deadline=settings.lookup_deadline_ms / 1000,
-            connect_deadline=settings.lookup_deadline_ms / 1000,
-        )
+    @functools.cached_property
+    def weights(self) -> bytes:
+        """Reads all of them the first time: not for a thread that serves.
+
+        Raises ValueError or FileNotFoundError.
+        """
+        return weights_told(self._settings.weights, str(self._args.model))
+
+    def open(self, client: larder.Client, deadline: float) -> larder.Space:
+        """Raises larder.Error."""
+        args = self._args
         cache_dtype = getattr(args.kv_cache_config, "dtype", "auto")
         about = {
             "version": _version(),
@@ -121,11 +135,7 @@ class Geometry:
         return larder.Space(
             client,
             model=str(args.model),
-            weights=(
-                bytes.fromhex(settings.weights)
-                if settings.weights
-                else weights_digest(str(args.model))
-            ),
+            weights=self.weights,
             cache_dtype=f"{cache_dtype}/{self._pool.rsplit('.', 1)[-1]}",
             rope="config.json",
             kv_scales="in the weights",
@@ -145,6 +155,7 @@ class Geometry:
                     interleave=self.ranks,
                 )
             ],
+            deadline=deadline,
         )
 
 
@@ -184,27 +195,6 @@ class _Local:
 
 
 _local = _Local()
-
-
-class _Door:
-    """The space, opened when it can be; at most one try a second."""
-
-    def __init__(self, name: str, complain: Complaints):
-        self._name = name
-        self._complain = complain
-        self._next_try = 0.0
-        self._space: larder.Space | None = None
-
-    def space(self, geometry: Geometry | None) -> larder.Space | None:
-        if self._space is None and geometry is not None:
-            if time.monotonic() < self._next_try:
-                return None
-            try:
-                self._space = geometry.open(self._name)
-            except Exception as error:  # noqa: BLE001: a miss, whatever it is
-                self._complain("cannot open the space", error)
-                self._next_try = time.monotonic() + _RECONNECT_SECONDS
-        return self._space
 
 
 # ---- From the scheduler to the workers, pickled ----
@@ -267,7 +257,7 @@ class LarderScheduler(_Scheduler):
         self._llm_args = llm_args
         self._settings = Settings.of_environment()
         self._complain = Complaints(logger)
-        self._door = _Door("scheduler", self._complain)
+        self._connection = self._settings.connection("scheduler", self._complain)
         self._requests: dict[int, _Request] = {}
 
     def wait_for_initialization(self) -> None:
@@ -295,7 +285,7 @@ class LarderScheduler(_Scheduler):
     def _match(
         self, tracked: _Request, request: Any, computed: int, geometry: Geometry
     ) -> None:
-        space = self._door.space(geometry)
+        space = self._connection.space(geometry)
         block, chunk = geometry.block_tokens, geometry.chunk_tokens
         if space is None or computed % block != 0:
             return
@@ -368,7 +358,7 @@ class LarderScheduler(_Scheduler):
         self, step: Step, tracked: _Request, end: int, geometry: Geometry
     ) -> None:
         """After this step tokens [0, end) have KV."""
-        space = self._door.space(geometry)
+        space = self._connection.space(geometry)
         if space is None:
             return
         chunk, per_chunk = geometry.chunk_tokens, geometry.chunk_tokens // (
@@ -438,7 +428,9 @@ class LarderWorker(_Worker):
         self._settings = Settings.of_environment()
         self._complain = Complaints(logger)
         self._rank = _rank()
-        self._door = _Door(f"worker {self._rank}", self._complain)
+        self._connection = self._settings.connection(
+            f"worker {self._rank}", self._complain
+        )
         self._geometry: Geometry | None = None
         self._pages: Any = None
 
@@ -458,13 +450,14 @@ class LarderWorker(_Worker):
             layers = [kv_cache_tensor[:, layer] for layer in range(geometry.layers)]
             rank = self._rank % geometry.ranks
             self._pages = pages_of(layers, geometry, rank, geometry.ranks)
-        except (Unsupported, ValueError) as error:
+            _ = geometry.weights  # read now, not when the daemon comes
+        except (Unsupported, ValueError, OSError) as error:
             self._complain("cannot keep this cache, nothing will be", error)
             return
         self._geometry = geometry
         if self._rank == 0:
             _local.put(self._llm_args, geometry)
-        self._door.space(geometry)
+        self._connection.space(geometry)
 
     def start_load_kv(self, stream: Any) -> None:
         """Fills the promised blocks. Device memory: by the current stream, which
@@ -477,8 +470,7 @@ class LarderWorker(_Worker):
 
     def _load(self, order: LoadOrder) -> None:
         geometry = self._geometry
-        space = self._door.space(geometry)
-        if space is None or geometry is None:
+        if geometry is None or (space := self._connection.space(geometry)) is None:
             raise larder.Unavailable("not connected")
         count = len(order.blocks) * geometry.block_tokens // geometry.chunk_tokens
         ids = larder.Ids(order.held_ids)
@@ -524,8 +516,7 @@ class LarderWorker(_Worker):
 
     def _save(self, order: SaveOrder) -> None:
         geometry = self._geometry
-        space = self._door.space(geometry)
-        if space is None or geometry is None:
+        if geometry is None or (space := self._connection.space(geometry)) is None:
             return
         save = space.save(
             order.id,

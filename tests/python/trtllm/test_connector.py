@@ -238,7 +238,7 @@ def test_a_load_that_comes_short_is_an_error(make):
     one = make()
     one.run(tokens[: CHUNK + 1])
     eventually(lambda: hit(one, tokens[: CHUNK + 1]), CHUNK)
-    space = one.workers[0]._door.space(one.workers[0]._geometry)
+    space = one.workers[0]._connection.space(one.workers[0]._geometry)
     ids = space.ids(tokens[: 2 * CHUNK])
     hold = space.hold(ids)
     assert hold.usable == 1

@@ -13,14 +13,11 @@ from importlib import metadata
 from typing import Any
 
 import larder
-from larder._engine import Complaints, weights_digest
+from larder._engine import Complaints, Connection, weights_digest
 
 logger = logging.getLogger(__name__)
 
-# Between attempts to reach a daemon that was never reached, in seconds. Once it
-# was, the client library reconnects by itself.
-_PAUSE_MIN = 0.05
-_PAUSE_MAX = 1.0
+# Seconds that the constructor waits for a daemon, and close() for what is under way.
 _OPEN_DEADLINE = 1.0
 
 _LOADABLE = (larder.State.READY, larder.State.DURABLE)
@@ -89,17 +86,23 @@ def present(states: bytes) -> list[bool]:
     return [state in _LOADABLE for state in states]
 
 
-class Store:
-    """A space of values, a queue for its completions, and their coming to be.
+class _Opened:
+    """A space, and a queue for its completions."""
 
-    The constructor tries once, for a second at most, to open them. If that
-    fails, a thread goes on trying until it succeeds or the store is closed;
-    meanwhile `submit` refuses, which its callers report as misses. `opened` is
-    called once, with the queue's descriptor, by whichever thread succeeded.
+    def __init__(self, client: larder.Client, values: larder.Values) -> None:
+        self.client, self.values, self.queue = client, values, client.queue()
+
+
+class Store:
+    """A space of values and a queue for its completions, at a daemon that may come
+    late.
+
+    The constructor waits for the daemon's answer, a second at most. Until there is
+    one `submit` refuses, which its callers report as misses. `opened` is called
+    once, with the queue's descriptor, by whichever thread opened it.
 
     Thread-safe, but for `poll`, which has one caller at a time, and none during
-    `close`. Nothing here
-    raises for what the daemon does or fails to do.
+    `close`. Nothing here raises for what the daemon does or fails to do.
     """
 
     def __init__(
@@ -110,53 +113,40 @@ class Store:
     ) -> None:
         self._settings = settings
         self._description = description
-        self._opened = opened
-        self._lock = threading.Lock()
-        self._client: larder.Client | None = None
-        self._values: Any = None
-        self._queue: Any = None
-        self._closed = threading.Event()
+        self._told = opened
+        self._lock = threading.Lock()  # no submit() once close() has begun
         self._complain = Complaints(logger)
-        if not self._try_open():
-            threading.Thread(
-                target=self._keep_trying, name="larder-open", daemon=True
-            ).start()
+        self._connection: Connection[_Opened] = Connection(
+            self._connect,
+            self._open,
+            self._complain,
+            deadline=_OPEN_DEADLINE,
+            in_background=True,
+        )
+        self._connection.wait(_OPEN_DEADLINE)
 
-    def _try_open(self) -> bool:
-        try:
-            client = larder.Client(
-                self._settings.socket,
-                token=self._settings.token,
-                name="lmcache",
-                deadline=self._settings.deadline,
-                connect_deadline=_OPEN_DEADLINE,
-                staging_bytes=self._settings.staging_bytes,
-                worker_threads=self._settings.workers,
-            )
-            values = larder.Values(
-                client,
-                value_bytes_max=self._settings.value_bytes_max,
-                deadline=_OPEN_DEADLINE,
-                **self._description,
-            )
-            queue = client.queue()
-        except Exception as error:  # pylint: disable=broad-except
-            self._complain("not in use, everything misses", error)
-            return False
-        with self._lock:
-            if self._closed.is_set():
-                return True
-            self._client, self._values, self._queue = client, values, queue
-        self._opened(queue.fileno())
+    def _connect(self, deadline: float) -> larder.Client:
+        return larder.Client(
+            self._settings.socket,
+            token=self._settings.token,
+            name="lmcache",
+            deadline=self._settings.deadline,
+            connect_deadline=deadline,
+            staging_bytes=self._settings.staging_bytes,
+            worker_threads=self._settings.workers,
+        )
+
+    def _open(self, client: larder.Client, deadline: float, of: object) -> _Opened:
+        values = larder.Values(
+            client,
+            value_bytes_max=self._settings.value_bytes_max,
+            deadline=deadline,
+            **self._description,
+        )
+        opened = _Opened(client, values)
+        self._told(opened.queue.fileno())
         logger.info("Larder is in use")
-        return True
-
-    def _keep_trying(self) -> None:
-        pause = _PAUSE_MIN
-        while not self._closed.wait(pause):
-            if self._try_open():
-                return
-            pause = min(2 * pause, _PAUSE_MAX)
+        return opened
 
     def submit(
         self,
@@ -169,17 +159,16 @@ class Store:
         was not taken. `buffers` are kept alive until the completion."""
         named = [digest_of(key) for key in keys]
         with self._lock:
-            values = self._values
-            if values is None:
+            if (opened := self._connection.space()) is None:
                 return None
             try:
                 over = (
-                    (values.ids_from_hashes(named),)
+                    (opened.values.ids_from_hashes(named),)
                     if buffers is None
                     else (named, buffers)
                 )
-                job: int = getattr(values, "submit_" + operation)(
-                    self._queue,
+                job: int = getattr(opened.values, "submit_" + operation)(
+                    opened.queue,
                     *over,
                     deadline=self._settings.deadline,
                     **options,
@@ -191,15 +180,14 @@ class Store:
 
     def poll(self) -> list[Any]:
         """Completions that wait, none if there are none. Does not wait."""
-        with self._lock:
-            queue = self._queue
-        return [] if queue is None else queue.poll()
+        opened = self._connection.space()
+        return [] if opened is None else opened.queue.poll()
 
     def cancel(self, job: int) -> None:
         """Takes a job back; its completion still comes, and soon."""
-        with self._lock, contextlib.suppress(larder.Error):
-            if self._client is not None:
-                self._client.cancel(job)
+        if (opened := self._connection.space()) is not None:
+            with contextlib.suppress(larder.Error):
+                opened.client.cancel(job)
 
     def lookup(self, keys: Sequence[str]) -> list[bool]:
         """Which keys there are. Waits for the daemon's answer."""
@@ -211,13 +199,11 @@ class Store:
 
     def _ask(self, method: str, keys: Sequence[str], otherwise: Any) -> Any:
         named = [digest_of(key) for key in keys]
-        with self._lock:
-            values = self._values
-        if values is None:
+        if (opened := self._connection.space()) is None:
             return otherwise
         try:
-            return getattr(values, method)(
-                values.ids_from_hashes(named), deadline=self._settings.deadline
+            return getattr(opened.values, method)(
+                opened.values.ids_from_hashes(named), deadline=self._settings.deadline
             )
         except Exception as error:  # pylint: disable=broad-except
             self._complain(f"did not answer a {method}", error)
@@ -225,34 +211,28 @@ class Store:
 
     def ping(self, deadline: float) -> bool:
         """Whether the daemon answers."""
-        with self._lock:
-            client = self._client
+        if (opened := self._connection.space()) is None:
+            return False
         try:
-            if client is not None:
-                client.ping(deadline=deadline)
+            opened.client.ping(deadline=deadline)
         except Exception:  # pylint: disable=broad-except
             return False
-        return client is not None
+        return True
 
     def close(self) -> list[Any]:
         """After the return nothing touches anybody's memory. Returns the
         completions that nobody had polled. Idempotent."""
-        self._closed.set()
         with self._lock:
-            client, queue = self._client, self._queue
-            self._client = self._values = self._queue = None
-        if client is None or queue is None:
-            return []
+            was = self._connection.close()
         left: list[Any] = []
-        try:
-            with contextlib.suppress(larder.DeadlineExceeded):
-                client.drain(deadline=_OPEN_DEADLINE)
-            # Cancelled by now. What waits for a daemon that does not answer has
-            # its own deadline.
-            while queue.pending:
-                left += queue.poll(wait=0.1)
-        except Exception as error:  # pylint: disable=broad-except
-            self._complain("at the end", error)
-        del queue
-        client.close()
+        for opened in was:
+            try:
+                with contextlib.suppress(larder.DeadlineExceeded):
+                    opened.client.drain(deadline=_OPEN_DEADLINE)
+                # Cancelled by now. What waits for a daemon that does not answer has
+                # its own deadline.
+                while opened.queue.pending:
+                    left += opened.queue.poll(wait=0.1)
+            except Exception as error:  # pylint: disable=broad-except
+                self._complain("at the end", error)
         return left
