@@ -2,7 +2,7 @@
 that two ranks can share, windows, images. Made from a seed, read by vLLM alone.
 
 What such a model says is noise, but noise that depends on every token before: a
-wrong byte of KV is another answer. answer() says what is right, without vLLM."""
+wrong byte of KV is another answer. right() says what is right, without vLLM."""
 
 import json
 import pathlib
@@ -85,21 +85,20 @@ def llava(folder: pathlib.Path) -> pathlib.Path:
 
 
 @torch.no_grad()
-def answer(folder: pathlib.Path, tokens: list[int], count: int) -> list[int]:
-    """What llama() says to `tokens`, greedily, computed here in one piece."""
+def right(folder: pathlib.Path, tokens: list[int], said: list[int]) -> list[int]:
+    """What llama() says greedily to `tokens`, if it had said `said` up to each: the
+    same as `said` exactly if that is right. Computed here, in one piece."""
     config = json.loads((folder / "config.json").read_text())
+    language = "language_model." if "text_config" in config else ""
     weights = load_file(folder / "model.safetensors")
     window = config.get("sliding_window", 0)
-    said: list[int] = []
-    for _ in range(count):
-        ids = torch.tensor(tokens + said)
-        x = weights["model.embed_tokens.weight"][ids]
-        for i in range(LAYERS):
-            seen = window if window and i % 2 == 0 else len(ids)
-            x = _layer(weights, f"model.layers.{i}.", x, seen)
-        last = _normed(x[-1])
-        said.append(int((weights["lm_head.weight"] @ last).argmax()))
-    return said
+    ids = torch.tensor(tokens + said[:-1])
+    x = weights[f"{language}model.embed_tokens.weight"][ids]
+    for i in range(LAYERS):
+        seen = window if window and i % 2 == 0 else len(ids)
+        x = _layer(weights, f"{language}model.layers.{i}.", x, seen)
+    last = _normed(x[len(tokens) - 1 :])
+    return (last @ weights[f"{language}lm_head.weight"].T).argmax(-1).tolist()
 
 
 def _normed(x: torch.Tensor) -> torch.Tensor:
