@@ -290,6 +290,7 @@ def test_under_a_promotion(make, what):
         assert not two.manager._jobs
     two.run()
     assert two.ask("again", A) == WHOLE
+    assert two.in_larder("other")
     assert two.ask("other again", tiny.prompt(2, 200)) == WHOLE
     assert two.outputs["other again"] == two.outputs["other"]
 
