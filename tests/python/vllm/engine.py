@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 import torch
 from vllm.config import KVTransferConfig, set_current_vllm_config
+from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
@@ -47,10 +48,12 @@ class Engine:
         budget: int = 64,
         seed_of_weights: str = "a",
         policy: str = "recompute",
+        implementation: str = "auto",
         **extra,
     ):
         arguments = EngineArgs(
             model=str(model),
+            model_impl=implementation,
             max_model_len=1024,
             max_num_batched_tokens=budget,
             max_num_seqs=8,
@@ -58,19 +61,13 @@ class Engine:
             enforce_eager=True,
             async_scheduling=False,
             kv_transfer_config=KVTransferConfig(
-                kv_connector="LarderConnector",
-                kv_connector_module_path="larder.vllm",
                 kv_role="kv_both",
                 kv_load_failure_policy=policy,
-                kv_connector_extra_config={
-                    "socket": socket,
-                    "weights": hashlib.sha256(seed_of_weights.encode()).hexdigest(),
-                    "chunk_tokens": 64,
-                    "lookup_deadline": 10.0,
-                    "save_deadline": 10.0,
-                    "load_deadline": 20.0,
-                }
-                | extra,
+                **self._connector(
+                    socket,
+                    hashlib.sha256(seed_of_weights.encode()).hexdigest(),
+                    extra,
+                ),
             ),
         )
         self.config = arguments.create_engine_config()
@@ -113,9 +110,7 @@ class Engine:
             self.workers = []
             for rank in range(ranks):
                 self.config.parallel_config.rank = rank
-                self.workers.append(
-                    LarderConnector(self.config, KVConnectorRole.WORKER, cache)
-                )
+                self.workers.append(self._worker(cache))
         self.caches = []
         for worker in self.workers:
             tensors = {
@@ -129,7 +124,29 @@ class Engine:
         self.requests: dict[str, Request] = {}
         self.external: dict[str, int] = {}
         self.lost_blocks: set[int] = set()
+        self.lost_requests: set[str] = set()
+        self.aggregator = KVOutputAggregator(ranks)
         self.waits = 0
+
+    @staticmethod
+    def _connector(socket: str, weights: str, extra: dict) -> dict:
+        """Of the transfer's configuration: which connector, and what it is told."""
+        return dict(
+            kv_connector="LarderConnector",
+            kv_connector_module_path="larder.vllm",
+            kv_connector_extra_config={
+                "socket": socket,
+                "weights": weights,
+                "chunk_tokens": 64,
+                "lookup_deadline": 10.0,
+                "save_deadline": 10.0,
+                "load_deadline": 20.0,
+            }
+            | extra,
+        )
+
+    def _worker(self, cache: KVCacheConfig):
+        return LarderConnector(self.config, KVConnectorRole.WORKER, cache)
 
     @staticmethod
     def _spec() -> dict:
@@ -172,6 +189,7 @@ class Engine:
         for new in output.scheduled_new_reqs:
             self.external.setdefault(new.req_id, new.num_computed_tokens)
         for rank, worker in enumerate(self.workers):
+            worker.handle_preemptions(output.kv_connector_metadata)
             worker.bind_connector_metadata(output.kv_connector_metadata)
             if sync:
                 worker.start_load_kv(None)
@@ -179,45 +197,36 @@ class Engine:
             if not sync:
                 worker.start_load_kv(None)
             worker.wait_for_save()
-            sent, received = worker.get_finished(output.finished_req_ids)
-            bad = worker.get_block_ids_with_load_errors()
-            results.append((sent or set(), received or set(), bad))
+            done = worker.get_transfer_results(output.finished_req_ids)
+            results.append(
+                KVConnectorOutput(
+                    finished_sending=done.finished_sending,
+                    finished_recving=done.finished_recving,
+                    failed_recving=done.failed_recving,
+                    invalid_block_ids=worker.get_block_ids_with_load_errors(),
+                    kv_connector_worker_meta=worker.build_connector_worker_meta(),
+                )
+            )
             worker.clear_connector_metadata()
-        sent, received, bad = self._aggregated(results)
-        self.lost_blocks |= bad
         names = list(output.num_scheduled_tokens)
         sampled = [[self._sample(n, output)] if self._samples(n, output) else []
                    for n in names]
-        connector = KVConnectorOutput(
-            finished_sending=sent, finished_recving=received, invalid_block_ids=bad
-        )
-        self.scheduler.update_from_output(
-            output,
+        answers = [
             ModelRunnerOutput(
                 req_ids=names,
                 req_id_to_index={name: i for i, name in enumerate(names)},
                 sampled_token_ids=sampled,
-                kv_connector_output=connector,
-            ),
-        )
+                kv_connector_output=result,
+            )
+            for result in results
+        ]
+        answer = self.aggregator.aggregate(answers)
+        assert answer is not None and answer.kv_connector_output is not None
+        self.lost_blocks |= answer.kv_connector_output.invalid_block_ids
+        self.lost_requests |= answer.kv_connector_output.failed_recving
+        self.scheduler.update_from_output(output, answer)
         for name in names:
             self.outputs[name] = list(self.requests[name].output_token_ids)
-
-    def _aggregated(self, results):
-        """As KVOutputAggregator: done when every rank is."""
-        if not hasattr(self, "_counts"):
-            self._counts = ({}, {})
-        done = []
-        for which in (0, 1):
-            counts, ready = self._counts[which], set()
-            for result in results:
-                for name in result[which]:
-                    counts[name] = counts.get(name, 0) + 1
-                    if counts[name] == len(self.workers):
-                        ready.add(name)
-                        del counts[name]
-            done.append(ready)
-        return done[0], done[1], set().union(*(result[2] for result in results))
 
     def _forward(self, rank, worker, output, tables) -> None:
         computed = {r.req_id: r.num_computed_tokens for r in output.scheduled_new_reqs}
@@ -251,8 +260,8 @@ class Engine:
 
     def _void(self) -> set[int]:
         """Blocks that a load within this step has lost: the step is void."""
-        halves = [worker._worker for worker in self.workers]
-        return set().union(*(half._failed for half in halves if half is not None))
+        halves = [getattr(worker, "_worker", None) for worker in self.workers]
+        return set().union(*(getattr(half, "_failed", ()) for half in halves))
 
     def _kv(self, rank, request_id, name, position) -> torch.Tensor:
         request = self.requests[request_id]

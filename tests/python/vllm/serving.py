@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+DOCUMENT = ROOT / "client" / "python" / "docs" / "vllm.md"
 STARTS_WITHIN = 600  # seconds; a watchdog, not a measure
 
 
@@ -18,6 +21,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def documented_flag(socket: str, connector: dict | None = None, **extra) -> list[str]:
+    """The documented line, to the letter but for the socket's path."""
+    line = re.search(r"--kv-transfer-config '(\{.*?\})'\n", DOCUMENT.read_text(), re.S)
+    config = json.loads(line.group(1)) | (connector or {})
+    # Deadlines for a busy machine: what is tested is what comes, not how fast.
+    patient = {"lookup_deadline": 30, "load_deadline": 60, "save_deadline": 30}
+    config["kv_connector_extra_config"] |= {"socket": socket} | patient | extra
+    return ["--kv-transfer-config", json.dumps(config)]
 
 
 class Server:
@@ -41,6 +54,10 @@ class Server:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
+            # For /reset_prefix_cache.
+            "VLLM_SERVER_DEV_MODE": "1",
+            # For connectors of the tests' own.
+            "PYTHONPATH": str(pathlib.Path(__file__).resolve().parent),
         }
         if threads is not None:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = threads
@@ -84,6 +101,19 @@ class Server:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]
 
+    def post(self, path: str, body: dict):
+        """The open answer."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        return urllib.request.urlopen(request, timeout=600)
+
+    def forget(self) -> None:
+        """Empties vLLM's own prefix cache."""
+        self.post("/reset_prefix_cache", {}).close()
+
     def complete(self, prompt: list[int], tokens: int = 16, **more) -> "Answer":
         """Greedy; streamed, so that the first token's time is known."""
         body = {
@@ -94,14 +124,9 @@ class Server:
             "stream": True,
             "return_token_ids": True,
         } | more
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
         started = time.monotonic()
         answer = Answer()
-        with urllib.request.urlopen(request, timeout=600) as stream:
+        with self.post("/v1/completions", body) as stream:
             for line in stream:
                 if not line.startswith(b"data: {"):
                     continue

@@ -6,7 +6,6 @@ run in order and share what the daemon keeps."""
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import sys
@@ -19,21 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import checkpoint  # noqa: E402
 from conftest import Daemon  # noqa: E402
 
-from serving import Server  # noqa: E402
+from serving import ROOT, Server, documented_flag  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 DEPS = pathlib.Path(os.environ.get("LARDER_DEPS_DIR") or ROOT / ".deps")
-DOCUMENT = ROOT / "client" / "python" / "docs" / "vllm.md"
-
-
-def documented_flag(socket: str, **extra) -> list[str]:
-    """The documented line, to the letter but for the socket's path."""
-    line = re.search(r"--kv-transfer-config '(\{.*?\})'\n", DOCUMENT.read_text(), re.S)
-    config = json.loads(line.group(1))
-    # Deadlines for a busy machine: what is tested is what comes, not how fast.
-    patient = {"lookup_deadline": 30, "load_deadline": 60, "save_deadline": 30}
-    config["kv_connector_extra_config"] |= {"socket": socket} | patient | extra
-    return ["--kv-transfer-config", json.dumps(config)]
 
 
 def prompt(seed: int, count: int) -> list[int]:

@@ -15,7 +15,7 @@ from .._engine import Complaints
 from .scheduler import Finder, SchedulerHalf
 from .settings import Geometry, Settings, Unsupported
 from .steps import Step
-from .worker import WorkerHalf
+from .worker import IdleWorker, WorkerHalf
 
 if TYPE_CHECKING:
     import torch
@@ -54,12 +54,19 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
         settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
         complain = Complaints(logger)
         self._scheduler: SchedulerHalf | None = None
-        self._worker: WorkerHalf | None = None
+        self._worker: WorkerHalf | IdleWorker | None = None
         try:
             geometry = Geometry(vllm_config, kv_cache_config, settings)
         except Unsupported as error:
             logger.error("Larder cannot keep the KV of this vLLM: %s", error)
+            if role == KVConnectorRole.WORKER:
+                # The scheduler's half may see another geometry, and order.
+                self._worker = IdleWorker()
             return
+        if len(geometry.groups) > 1 and settings.load == "layerwise":
+            # vLLM has no way to report a load within a step that was lost.
+            logger.warning("Larder: with several groups of layers loads are async")
+            settings.load = "async"
         if role == KVConnectorRole.SCHEDULER:
             if self._kv_transfer_config.kv_load_failure_policy != "recompute":
                 logger.warning(
@@ -109,6 +116,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.loads_ended(
                 connector_output.finished_recving or (),
                 connector_output.invalid_block_ids,
+                connector_output.failed_recving,
             )
 
     def request_finished(
@@ -156,6 +164,12 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is None:
             return None, None
         return self._worker.finished()
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        results = super().get_transfer_results(finished_req_ids)
+        if self._worker is not None:
+            results.failed_recving |= self._worker.take_failed_requests()
+        return results
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return set() if self._worker is None else self._worker.take_failed_blocks()

@@ -222,8 +222,10 @@ class SchedulerHalf:
         except Exception as error:  # noqa: BLE001: served without Larder
             self._complain("a request has no digest", error)
             tracked.uncacheable = True
-        if request.prompt_token_ids is None:  # embeddings without tokens
-            tracked.uncacheable = True
+        if request.prompt_token_ids is None or request.prompt_embeds is not None:
+            tracked.uncacheable = True  # embeddings, perhaps among tokens
+        if request.resumable:
+            tracked.uncacheable = True  # what was said before may change
         if len(tracked.keys) > _KEYS_MAX:
             tracked.uncacheable = True
         if not tracked.uncacheable:
@@ -287,8 +289,16 @@ class SchedulerHalf:
             for i in range(first // size, last // size)
         ]
 
-    def loads_ended(self, received: Iterable[str], failed_blocks: set[int]) -> None:
+    def loads_ended(
+        self,
+        received: Iterable[str],
+        failed_blocks: set[int],
+        failed_requests: Iterable[str] = (),
+    ) -> None:
         """What the workers said of loads: whole ones, and those that were not."""
+        for request_id in failed_requests:
+            if (tracked := self._requests.get(request_id)) is not None:
+                tracked.gave_up = True
         if failed_blocks:
             for tracked in self._requests.values():
                 if tracked.loading & failed_blocks:

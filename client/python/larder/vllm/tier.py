@@ -71,7 +71,8 @@ class LarderTier(SecondaryTierManager):
             offloading_spec, primary_kv_view, tier_type, backpressure_detector
         )
         # An address and a stride; the array keeps the view alive.
-        self._slab = np.asarray(primary_kv_view).view(np.uint8)
+        self._slab: np.ndarray | None = np.asarray(primary_kv_view).view(np.uint8)
+        self._row_bytes = self._slab.shape[1]
         self._deadline = deadline
         self._durable = durable
         self._complain = Complaints(logger)
@@ -97,7 +98,7 @@ class LarderTier(SecondaryTierManager):
         about = {
             "engine": "vllm tier",
             "version": version_of(_distribution()),
-            "row": self._slab.shape[1],
+            "row": self._row_bytes,
             "layout": config.kv_cache_layout,
             "canonical": config.canonical_layout,
             "replicated": config.replicated_layout,
@@ -126,7 +127,7 @@ class LarderTier(SecondaryTierManager):
                         else weights_digest(config.model.name)
                     ),
                     cache_dtype=config.model.dtype,
-                    value_bytes_max=self._slab.shape[1],
+                    value_bytes_max=self._row_bytes,
                     engine_layout=layout_text(about),
                     hash_scheme="vllm block hash and group",
                 )
@@ -156,11 +157,11 @@ class LarderTier(SecondaryTierManager):
     def _submit(self, job: TransferJob, call: str, **more: Any) -> None:
         keys = list(job.keys)
         try:
-            if self._values is None:
+            if self._values is None or self._slab is None:
                 raise larder.Unavailable("not connected")
             base, stride = self._slab.ctypes.data, self._slab.strides[0]
             rows = [
-                (base + int(row) * stride, self._slab.shape[1]) for row in job.chunk_ids
+                (base + int(row) * stride, self._row_bytes) for row in job.chunk_ids
             ]
             if any(not 0 <= int(row) < len(self._slab) for row in job.chunk_ids):
                 raise larder.InvalidArgument("a row outside the slab")
@@ -209,4 +210,8 @@ class LarderTier(SecondaryTierManager):
         self._stopping.set()
         self._opener.join(2.0)
         self.drain_jobs()
+        if self._jobs:
+            # vLLM keeps the slab mapped then.
+            raise larder.DeadlineExceeded("Larder still copies to or from the slab")
         self._values = self._queue = self._client = None
+        self._slab = None

@@ -26,6 +26,8 @@ class RunningLoad:
         self.load: larder.Load | None = None
         self.hold: larder.Hold | None = None
         self.landing: list[PinnedPages | None] = []
+        # Layers (group, layer) that the step has waited for.
+        self.waited: set[tuple[int, int]] = set()
 
     def failed_blocks(self, geometry: Geometry, usable: int) -> set[int]:
         failed: set[int] = set()
@@ -53,6 +55,7 @@ class WorkerHalf:
         self._received: set[str] = set()
         self._sent: set[str] = set()
         self._failed: set[int] = set()
+        self._failed_requests: set[str] = set()
         self._step_is_void = False
 
     # ---- Setting up ----
@@ -135,14 +138,23 @@ class WorkerHalf:
         )
 
     def _fail(self, running: RunningLoad, usable: int = 0) -> None:
-        self._failed |= running.failed_blocks(self._geometry, usable)
+        self._lose(running, usable)
         if running.order.between_steps:
             self._received.add(running.order.request_id)
         else:
             self._step_is_void = True
 
+    def _lose(self, running: RunningLoad, usable: int) -> None:
+        if len(self._geometry.groups) > 1:
+            # vLLM takes no block ids then: they are unique within a group only.
+            self._failed_requests.add(running.order.request_id)
+        else:
+            self._failed |= running.failed_blocks(self._geometry, usable)
+
     def wait_layer(self, name: str) -> None:
-        group, layer = self._layer_of.get(name, (0, 0))
+        if name not in self._layer_of:
+            return  # uses the pages of a layer before it
+        group, layer = self._layer_of[name]
         for running in self._within[:]:
             assert running.load is not None
             if not running.load.wait_layer(layer, self._geometry.settings.load_deadline):
@@ -151,7 +163,9 @@ class WorkerHalf:
                 self._within.remove(running)
                 self._fail(running, usable)
                 self._complain("a layer did not come", running.order.request_id)
-            elif (landing := running.landing[group]) is not None:
+                continue
+            running.waited.add((group, layer))
+            if (landing := running.landing[group]) is not None:
                 landing.land(layer)
 
     def finished(self) -> tuple[set[str] | None, set[str] | None]:
@@ -164,9 +178,7 @@ class WorkerHalf:
                         "a load was cut short",
                         larder.reason_name(max(completion.per_key, default=0)),
                     )
-                    self._failed |= running.failed_blocks(
-                        self._geometry, completion.good
-                    )
+                    self._lose(running, completion.good)
                 for landing in running.landing:
                     if landing is not None:
                         landing.land()
@@ -179,9 +191,21 @@ class WorkerHalf:
         failed, self._failed = self._failed, set()
         return failed
 
+    def take_failed_requests(self) -> set[str]:
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed
+
     # ---- Saving ----
 
     def save(self, step: Step) -> None:
+        for running in self._within:
+            if len(running.waited) < len(self._layer_of):
+                # Some layer's attention read its pages without asking.
+                self._complain("loaded, but not waited for", running.order.request_id)
+                assert running.load is not None
+                running.load.cancel()
+                running.load.wait()
+                self._fail(running)
         self._within.clear()
         # A load that failed within the step: what was computed over it is wrong,
         # whosever it is.
@@ -232,3 +256,37 @@ class WorkerHalf:
         self._between.clear()
         self._within.clear()
         self._queue = self._space = self._client = None
+
+
+class IdleWorker:
+    """Where Larder stays out of this worker: what the scheduler's half ordered
+    must still come to an end, or its blocks would never be free again."""
+
+    def __init__(self) -> None:
+        self._step = Step()
+
+    def register(self, kv_caches: dict[str, Any]) -> None:
+        pass
+
+    def start_loads(self, step: Step) -> None:
+        self._step = step
+
+    def wait_layer(self, name: str) -> None:
+        pass
+
+    def save(self, step: Step) -> None:
+        pass
+
+    def finished(self) -> tuple[set[str] | None, set[str] | None]:
+        received = {o.request_id for o in self._step.loads if o.between_steps}
+        return set(self._step.ended) or None, received or None
+
+    def take_failed_blocks(self) -> set[int]:
+        failed = [block for o in self._step.loads for ids in o.blocks for block in ids]
+        return {block for block in failed if block >= 0}
+
+    def take_failed_requests(self) -> set[str]:
+        return set()
+
+    def shutdown(self) -> None:
+        pass
