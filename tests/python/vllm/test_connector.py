@@ -412,7 +412,7 @@ def test_images_enter_the_chunks_that_hold_them(engine):
 
     one.add("r", prompt(1, 20))
     one.run()
-    space = one.scheduler.connector._scheduler._finder.space
+    space = one.scheduler.connector._scheduler._connection.space()
     tokens = prompt(1, 4 * CHUNK)
 
     def ids(*images, salt=None):

@@ -72,7 +72,7 @@ class Tier:
 
     def connected(self):
         until = time.monotonic() + PATIENCE
-        while self.tier._values is None:
+        while self.tier._connection.space() is None:
             assert time.monotonic() < until
             time.sleep(0.01)
         return self

@@ -12,7 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from .._engine import Complaints
-from .scheduler import Finder, SchedulerHalf
+from .scheduler import SchedulerHalf
 from .settings import Geometry, Settings, Unsupported
 from .steps import Step
 from .worker import IdleWorker, WorkerHalf
@@ -34,7 +34,7 @@ class LarderMetadata(KVConnectorMetadata):
 class LarderConnector(KVConnectorBase_V1, SupportsHMA):
     """Keeps vLLM's KV in Larder, as chunks named by their tokens.
 
-    The scheduler's half asks the daemon on a thread of its own and answers "ask
+    The scheduler's half asks the daemon behind its back and answers "ask
     again" meanwhile; what it promises is held, so that it will not be evicted.
     The workers' half loads between steps (or layer by layer within one) and saves
     whole chunks as the prompt is computed.
@@ -73,9 +73,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
                     'Larder: set "kv_load_failure_policy": "recompute", or a chunk '
                     "that is lost between lookup and load fails its request"
                 )
-            self._scheduler = SchedulerHalf(
-                geometry, Finder(geometry, complain), complain
-            )
+            self._scheduler = SchedulerHalf(geometry, complain)
         else:
             self._worker = WorkerHalf(
                 geometry, vllm_config.parallel_config.rank, complain

@@ -1,13 +1,11 @@
 """The scheduler's half: what of a prompt is there, what is to be saved.
 
-Runs on vLLM's scheduler thread and never waits: the daemon is asked by a thread
-of its own.
+Runs on vLLM's scheduler thread and never waits: the daemon is asked by threads of
+the client library, without the interpreter's lock.
 """
 
 import hashlib
 import pathlib
-import queue
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -21,13 +19,11 @@ from .steps import BlockIds, LoadOrder, SaveOrder, Step
 
 # A hold lives 30 s unless renewed; what is older is asked for again.
 _HOLD_AGE_MAX = 10.0
-_RECONNECT_SECONDS = 1.0
 # What one id takes (larder_c.h).
 _KEYS_MAX = 64
 _KEY_BYTES_MAX = 256
 # Of what ended otherwise, not all KV may be right.
 _ENDED_WELL = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
-_THERE = (larder.State.READY, larder.State.DURABLE)
 
 
 class Tracked:
@@ -37,14 +33,15 @@ class Tracked:
         self.request = request
         self.prompt_tokens = prompt
         self.keys: list[tuple[int, bytes, int]] = []
-        # Chunks [0, saved) are saved or need not be; `tail` tokens of the next.
+        # Of whole chunks, as far as they were needed.
         self.ids: list[bytes] = []
+        # Chunks [0, saved) are saved or need not be; `tail` tokens of the next.
         self.saved = 0
         self.saved_tail = 0
-        self.root_content: bytes | None = None
-        # Asked and no answer yet: found is None.
-        self.asked = False
-        self.found: Found | None = None
+        # The question, since when; and its answer once that was looked at.
+        self.find: larder.Find | None = None
+        self.asked_at = 0.0
+        self.found: larder.Found | None = None
         # Tokens that vLLM had itself when it was last told of more.
         self.computed = 0
         self.blocks: list[list[int]] = []
@@ -56,139 +53,15 @@ class Tracked:
 
     def forget(self) -> None:
         """Lets go of what was found; it may be asked for again."""
-        if self.found is not None:
-            self.found.close()
-        self.found = None
-        self.asked = False
+        self.find = self.found = None
 
-
-class Found:
-    """The daemon's answer: whole chunks and the longest tail, held."""
-
-    def __init__(self) -> None:
-        self.hold: larder.Hold | None = None
-        self.ids: list[bytes] = []
-        self.tokens = 0
-        self._when = time.monotonic()
-
-    def fresh(self) -> bool:
-        """Whether what it promises will still be there."""
-        if self.tokens == 0:
+    def still_there(self) -> bool:
+        """Whether what was found is still promised."""
+        found = self.found
+        if found is None or found.hold is None:
             return True
-        young = time.monotonic() - self._when < _HOLD_AGE_MAX
-        return young and self.hold is not None and self.hold.valid
-
-    def close(self) -> None:
-        if self.hold is not None:
-            self.hold.close()
-            self.hold = None
-
-
-class Finder:
-    """Asks the daemon, on its own thread; connects when it is there."""
-
-    def __init__(self, geometry: Geometry, complain: Complaints):
-        self._geometry = geometry
-        self._complain = complain
-        self._questions: queue.SimpleQueue[Tracked | None] = queue.SimpleQueue()
-        self._next_try = 0.0
-        self.space: larder.Space | None = None
-        self._thread = threading.Thread(
-            target=self._run, name="larder-finder", daemon=True
-        )
-        self._thread.start()
-
-    def ask(self, tracked: Tracked) -> None:
-        """`tracked.found` will be set, within the lookup deadline or so."""
-        tracked.asked = True
-        self._questions.put(tracked)
-
-    def stop(self) -> None:
-        self._questions.put(None)
-        self._thread.join(5)
-
-    def _run(self) -> None:
-        self._connect()
-        while (tracked := self._questions.get()) is not None:
-            found = Found()
-            try:
-                if self._connect():
-                    self._find(tracked, found)
-            except Exception as error:  # noqa: BLE001: a miss, whatever it is
-                found.close()
-                found = Found()
-                self._complain("lookup", error)
-            tracked.found = found
-            del tracked, found  # one that was aborted lets go of its hold
-
-    def _connect(self) -> bool:
-        if self.space is not None:
-            return True
-        if time.monotonic() < self._next_try:
-            return False
-        try:
-            settings = self._geometry.settings
-            self.space = self._geometry.open(settings.client("vllm scheduler"))
-        except Exception as error:  # noqa: BLE001
-            self._complain("cannot open the space", error)
-            self._next_try = time.monotonic() + _RECONNECT_SECONDS
-            return False
-        return True
-
-    def _find(self, tracked: Tracked, found: Found) -> None:
-        space, geometry = self.space, self._geometry
-        assert space is not None
-        tokens = tracked.request.all_token_ids[: tracked.request.num_tokens]
-        chunk, block = geometry.chunk_tokens, geometry.tail_tokens
-        if not tracked.ids and len(tokens) >= block:
-            tracked.ids = list(space.ids(tokens[: len(tokens) // chunk * chunk],
-                                         tracked.keys))
-            tracked.root_content = larder.root_content(
-                tokens[:chunk], keys_in(tracked.keys, 0, chunk)
-            )
-        # One token at least is computed, or there would be no logits.
-        most = (len(tokens) - 1) // block * block
-        whole = tracked.ids[: -(-most // chunk)]
-        usable = 0
-        if whole:
-            # With its content a miss is explained, by `larder why-miss` too.
-            usable = space.match(
-                larder.Ids(whole), root_content=tracked.root_content
-            ).usable
-        # Where the whole chunks end, a shorter one may go on: the tail of a
-        # prompt that was saved before.
-        ids = whole[:usable]
-        if tails := self._tails(tracked, tokens, usable, most):
-            states = space.lookup(larder.Ids(tails))
-            there = [i for i, state in enumerate(states) if state in _THERE]
-            if there:
-                ids = ids + [tails[there[-1]]]
-                most = min(most, usable * chunk + (there[-1] + 1) * block)
-        if not ids:
-            return
-        found.hold = space.hold(larder.Ids(ids))
-        if found.hold is None:
-            return  # evicted meanwhile
-        found.ids = ids
-        found.tokens = min(most, found.hold.usable * chunk)
-
-    def _tails(
-        self, tracked: Tracked, tokens: list[int], usable: int, most: int
-    ) -> list[bytes]:
-        chunk, block = self._geometry.chunk_tokens, self._geometry.tail_tokens
-        begin = usable * chunk
-        end = min(most, begin + chunk - block)
-        return [
-            self.tail_id(tracked, tokens, begin, stop)
-            for stop in range(begin + block, end + 1, block)
-        ]
-
-    def tail_id(
-        self, tracked: Tracked, tokens: list[int], begin: int, end: int
-    ) -> bytes:
-        assert self.space is not None
-        parent = tracked.ids[begin // self._geometry.chunk_tokens - 1] if begin else None
-        return self.space.next_id(parent, tokens[begin:end], keys_in(tracked.keys, begin, end))
+        young = time.monotonic() - self.asked_at < _HOLD_AGE_MAX
+        return young and found.hold.valid
 
 
 def keys_in(
@@ -205,10 +78,14 @@ def keys_in(
 class SchedulerHalf:
     """One per vLLM instance; on the scheduler's thread alone."""
 
-    def __init__(self, geometry: Geometry, finder: Finder, complain: Complaints):
+    def __init__(self, geometry: Geometry, complain: Complaints):
         self._geometry = geometry
-        self._finder = finder
         self._complain = complain
+        self._connection = geometry.connection(
+            "vllm scheduler", complain, lambda client, space: space
+        )
+        # A daemon that is there is used from the first request on.
+        self._connection.wait(geometry.settings.lookup_deadline)
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
         self._saves: list[SaveOrder] = []
@@ -229,19 +106,59 @@ class SchedulerHalf:
         if len(tracked.keys) > _KEYS_MAX:
             tracked.uncacheable = True
         if not tracked.uncacheable:
-            self._finder.ask(tracked)
+            self._ask(tracked)
         return tracked
+
+    def _ask(self, tracked: Tracked) -> None:
+        """Leaves no find behind if there is nobody to ask, or nothing to find."""
+        request, space = tracked.request, self._connection.space()
+        count = request.num_tokens
+        if space is None or count <= self._geometry.tail_tokens:
+            return
+        # The prompt is a list already; a copy of it takes as long as the rest.
+        tokens = (
+            request.prompt_token_ids
+            if count == request.num_prompt_tokens
+            else request.all_token_ids[:count]
+        )
+        tracked.asked_at = time.monotonic()
+        try:
+            # One token at least is computed, or there would be no logits.
+            tracked.find = space.start_find(
+                tokens,
+                tracked.keys,
+                tokens_max=count - 1,
+                deadline=self._geometry.settings.lookup_deadline,
+            )
+        except Exception as error:  # noqa: BLE001: a miss, whatever it is
+            self._complain("cannot ask", error)
+
+    def _answer(self, tracked: Tracked) -> larder.Found:
+        assert tracked.find is not None
+        found = tracked.find.wait()
+        if found.status < 0:
+            self._complain("lookup", larder.reason_name(found.reason))
+        if found.hold is not None:
+            ids = list(found.hold.ids)
+            whole = found.tokens // self._geometry.chunk_tokens
+            if whole > len(tracked.ids):
+                tracked.ids = ids[:whole]
+        return found
 
     def match(self, request: Any, computed: int) -> tuple[int | None, bool]:
         tracked = self._requests.get(request.request_id) or self.begin(request)
         if tracked.uncacheable or tracked.gave_up:
             return 0, False
-        if tracked.found is not None and not tracked.found.fresh():
+        if not tracked.still_there():
             tracked.forget()
+        if tracked.find is None:
+            self._ask(tracked)
+        if tracked.find is None:
+            return 0, False
+        if not tracked.find.ended:
+            return None, False  # until its deadline at most
         if tracked.found is None:
-            if not tracked.asked:
-                self._finder.ask(tracked)
-            return None, False  # the finder answers within its deadline
+            tracked.found = self._answer(tracked)
         # What is there need not be saved; but a tail may still grow.
         there, chunk = tracked.found.tokens, self._geometry.chunk_tokens
         if there // chunk >= tracked.saved:
@@ -269,7 +186,7 @@ class SchedulerHalf:
             LoadOrder(
                 request_id=request.request_id,
                 hold_token=found.hold.token,
-                held_ids=found.ids,
+                held_ids=list(found.hold.ids),
                 first=first,
                 count=last - first,
                 blocks=blocks,
@@ -356,34 +273,38 @@ class SchedulerHalf:
     def _save_up_to(
         self, tracked: Tracked, end: int, blocks: Any, with_tail: bool
     ) -> None:
-        if tracked.uncacheable or self._finder.space is None:
+        space, chunk = self._connection.space(), self._geometry.chunk_tokens
+        if tracked.uncacheable or space is None:
             return
-        space, chunk = self._finder.space, self._geometry.chunk_tokens
         tokens = tracked.request.all_token_ids
         while (tracked.saved + 1) * chunk <= end:
             begin = tracked.saved * chunk
             while len(tracked.ids) <= tracked.saved:
                 at = len(tracked.ids) * chunk
-                parent = tracked.ids[-1] if tracked.ids else None
-                tracked.ids.append(
-                    space.next_id(parent, tokens[at : at + chunk],
-                                  keys_in(tracked.keys, at, at + chunk))
-                )
+                tracked.ids.append(self._id_of(space, tracked, at, at + chunk))
             self._order(tracked, tracked.ids[tracked.saved], begin, chunk, blocks)
             tracked.saved += 1
             tracked.saved_tail = 0
         begin, block = tracked.saved * chunk, self._geometry.tail_tokens
         tail = (end - begin) // block * block
         if with_tail and tail > tracked.saved_tail and len(tracked.ids) >= tracked.saved:
-            id = self._finder.tail_id(tracked, tokens[: begin + tail], begin, begin + tail)
+            id = self._id_of(space, tracked, begin, begin + tail)
             self._order(tracked, id, begin, tail, blocks)
             tracked.saved_tail = tail
+
+    def _id_of(
+        self, space: larder.Space, tracked: Tracked, begin: int, end: int
+    ) -> bytes:
+        parent = tracked.ids[begin // self._geometry.chunk_tokens - 1] if begin else None
+        tokens = tracked.request.all_token_ids[begin:end]
+        return space.next_id(parent, tokens, keys_in(tracked.keys, begin, end))
 
     def _order(
         self, tracked: Tracked, id: bytes, begin: int, count: int, blocks: Any
     ) -> None:
-        if begin == 0 and tracked.root_content is None:
-            tracked.root_content = larder.root_content(
+        root_content = None
+        if begin == 0:  # lets a later miss of it be explained
+            root_content = larder.root_content(
                 tracked.request.all_token_ids[:count], keys_in(tracked.keys, 0, count)
             )
         self._saves.append(
@@ -392,7 +313,7 @@ class SchedulerHalf:
                 parent=tracked.ids[begin // self._geometry.chunk_tokens - 1]
                 if begin
                 else None,
-                root_content=tracked.root_content if begin == 0 else None,
+                root_content=root_content,
                 token_begin=begin,
                 token_count=count,
                 blocks=tuple(
@@ -430,7 +351,7 @@ class SchedulerHalf:
         self._save_up_to(tracked, min(end, have), block_ids, with_tail=True)
 
     def shutdown(self) -> None:
-        self._finder.stop()
+        self._connection.close()
         for tracked in self._requests.values():
             tracked.forget()
 

@@ -8,12 +8,15 @@ import importlib.metadata
 import json
 import math
 import platform
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import larder
 from larder import Group, GroupKind, Layout
 
-from .._engine import weights_digest
+from .._engine import Complaints, Connection, weights_told
+
+Opened = TypeVar("Opened")
 
 
 @dataclasses.dataclass
@@ -49,18 +52,10 @@ class Settings:
         made = cls(**extra)
         if made.load not in ("async", "layerwise"):
             raise ValueError(f'load is "async" or "layerwise", not {made.load!r}')
+        if made.weights is not None:
+            weights_told(made.weights, None)
         return made
 
-    def client(self, name: str) -> larder.Client:
-        return larder.Client(
-            self.socket,
-            token=self.token,
-            name=name,
-            deadline=self.lookup_deadline,
-            connect_deadline=self.lookup_deadline,
-            staging_bytes=self.staging_bytes,
-            worker_threads=2,
-        )
 
 
 class Unsupported(Exception):
@@ -100,9 +95,38 @@ class Geometry:
 
         Raises FileNotFoundError if there is nothing to read.
         """
-        told = self.settings.weights
-        return bytes.fromhex(told) if told else weights_digest(
-            self.config.model_config.model
+        return weights_told(self.settings.weights, self.config.model_config.model)
+
+    def connection(
+        self,
+        name: str,
+        complain: Complaints,
+        opened: Callable[[larder.Client, larder.Space], Opened],
+    ) -> Connection[Opened]:
+        """What a half does its work with, as `opened` makes it of the client and
+        the space; had on a thread of its own, since weights may have to be read."""
+        settings = self.settings
+
+        def connect(deadline: float) -> larder.Client:
+            return larder.Client(
+                settings.socket,
+                token=settings.token,
+                name=name,
+                deadline=settings.lookup_deadline,
+                connect_deadline=deadline,
+                staging_bytes=settings.staging_bytes,
+                worker_threads=2,
+            )
+
+        def open_space(client: larder.Client, _deadline: float, _of: Any) -> Opened:
+            return opened(client, self.open(client))
+
+        return Connection(
+            connect,
+            open_space,
+            complain,
+            deadline=settings.lookup_deadline,
+            in_background=True,
         )
 
     def open(self, client: larder.Client) -> larder.Space:

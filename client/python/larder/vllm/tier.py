@@ -5,7 +5,6 @@ which waits no longer than the deadline of the jobs.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,13 +26,15 @@ from vllm.v1.kv_offload.tiering.base import (
 import larder
 from larder import Op, State
 
-from .._engine import Complaints, weights_digest
+from .._engine import Complaints, Connection, weights_told
 from .settings import _distribution, layout_text, version_of
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingSpec
 
 logger = logging.getLogger("vllm.larder")
+
+Opened = tuple[larder.Values, larder.Queue]
 
 _RESULTS = {
     State.MISS: LookupResult.MISS,
@@ -78,22 +79,27 @@ class LarderTier(SecondaryTierManager):
         self._complain = Complaints(logger)
         self._finished: list[JobResult] = []
         self._jobs: dict[int, list[OffloadKey]] = {}
-        self._client: larder.Client | None = None
-        self._queue: larder.Queue | None = None
-        self._values: larder.Values | None = None
-        self._stopping = threading.Event()
-        # Opening waits for the daemon, which may be started later.
-        self._opener = threading.Thread(
-            target=self._open,
-            args=(offloading_spec.config, socket, token, weights),
-            name="larder-open",
-            daemon=True,
+        if weights is not None:
+            weights_told(weights, None)  # refused at the start
+        config = offloading_spec.config
+
+        def connect(deadline: float) -> larder.Client:
+            return larder.Client(
+                socket, token=token, name="vllm tier", connect_deadline=deadline
+            )
+
+        def open_values(client: larder.Client, _deadline: float, _of: Any) -> Opened:
+            return self._open(client, config, weights), client.queue()
+
+        # In the background, since weights may have to be read.
+        self._connection: Connection[Opened] = Connection(
+            connect, open_values, self._complain, deadline=1.0, in_background=True
         )
-        self._opener.start()
+        self._connection.space()
 
     def _open(
-        self, config: Any, socket: str | None, token: str | None, weights: str | None
-    ) -> None:
+        self, client: larder.Client, config: Any, weights: str | None
+    ) -> larder.Values:
         parallel = config.parallel
         about = {
             "engine": "vllm tier",
@@ -115,35 +121,23 @@ class LarderTier(SecondaryTierManager):
                 [group.tokens_per_block, *group.layer_names] for group in config.groups
             ],
         }
-        while not self._stopping.is_set():
-            try:
-                client = larder.Client(socket, token=token, name="vllm tier")
-                values = larder.Values(
-                    client,
-                    model=config.model.name,
-                    weights=(
-                        bytes.fromhex(weights)
-                        if weights
-                        else weights_digest(config.model.name)
-                    ),
-                    cache_dtype=config.model.dtype,
-                    value_bytes_max=self._row_bytes,
-                    engine_layout=layout_text(about),
-                    hash_scheme="vllm block hash and group",
-                )
-                self._client, self._queue = client, client.queue()
-                self._values = values  # last: says that it is open
-                return
-            except Exception as error:  # noqa: BLE001: tried again
-                self._complain("cannot open the space", error)
-                self._stopping.wait(1.0)
+        return larder.Values(
+            client,
+            model=config.model.name,
+            weights=weights_told(weights, config.model.name),
+            cache_dtype=config.model.dtype,
+            value_bytes_max=self._row_bytes,
+            engine_layout=layout_text(about),
+            hash_scheme="vllm block hash and group",
+        )
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        if self._values is None:
+        if (opened := self._connection.space()) is None:
             return LookupResult.MISS
+        values, _ = opened
         try:
-            ids = self._values.ids_from_hashes([bytes(key)])
-            return _RESULTS[State(self._values.lookup_cached(ids)[0])]
+            ids = values.ids_from_hashes([bytes(key)])
+            return _RESULTS[State(values.lookup_cached(ids)[0])]
         except larder.Error as error:
             self._complain("lookup", error)
             return LookupResult.MISS
@@ -157,16 +151,18 @@ class LarderTier(SecondaryTierManager):
     def _submit(self, job: TransferJob, call: str, **more: Any) -> None:
         keys = list(job.keys)
         try:
-            if self._values is None or self._slab is None:
+            opened = self._connection.space()
+            if opened is None or self._slab is None:
                 raise larder.Unavailable("not connected")
+            values, queue = opened
             base, stride = self._slab.ctypes.data, self._slab.strides[0]
             rows = [
                 (base + int(row) * stride, self._row_bytes) for row in job.chunk_ids
             ]
             if any(not 0 <= int(row) < len(self._slab) for row in job.chunk_ids):
                 raise larder.InvalidArgument("a row outside the slab")
-            getattr(self._values, call)(
-                self._queue,
+            getattr(values, call)(
+                queue,
                 [bytes(key) for key in keys],
                 rows,
                 user_data=job.job_id,
@@ -184,7 +180,8 @@ class LarderTier(SecondaryTierManager):
         return finished
 
     def _take(self, wait: float) -> None:
-        while self._queue is not None and (done := self._queue.poll(wait=wait)):
+        opened = self._connection.space()
+        while opened is not None and (done := opened[1].poll(wait=wait)):
             for completion in done:
                 keys = self._jobs.pop(completion.user_data)
                 good = completion.status == 0 and completion.good == len(keys)
@@ -207,11 +204,9 @@ class LarderTier(SecondaryTierManager):
             self._take(0.1)
 
     def shutdown(self) -> None:
-        self._stopping.set()
-        self._opener.join(2.0)
         self.drain_jobs()
         if self._jobs:
             # vLLM keeps the slab mapped then.
             raise larder.DeadlineExceeded("Larder still copies to or from the slab")
-        self._values = self._queue = self._client = None
+        self._connection.close()
         self._slab = None

@@ -5,17 +5,16 @@ saves copy their pages into shared memory before the step ends, since vLLM may
 overwrite them in the next.
 """
 
-import time
 from typing import Any
 
 import larder
 
-from .._engine import Complaints
+from .._engine import Complaints, Connection
 from .pages import Pages, PinnedPages, pages_of
 from .settings import Geometry
 from .steps import LoadOrder, SaveOrder, Step
 
-_RECONNECT_SECONDS = 1.0
+Opened = tuple[larder.Space, larder.Queue]
 
 
 class RunningLoad:
@@ -46,10 +45,12 @@ class WorkerHalf:
         self._complain = complain
         self._pages: list[Pages] = []
         self._layer_of: dict[str, tuple[int, int]] = {}
-        self._client: larder.Client | None = None
-        self._space: larder.Space | None = None
-        self._queue: larder.Queue | None = None
-        self._next_try = 0.0
+        # The space, and the queue of loads between steps.
+        self._connection: Connection[Opened] = geometry.connection(
+            f"vllm worker {self._rank}",
+            complain,
+            lambda client, space: (space, client.queue()),
+        )
         self._between: dict[str, RunningLoad] = {}
         self._within: list[RunningLoad] = []
         self._received: set[str] = set()
@@ -71,31 +72,14 @@ class WorkerHalf:
                 )
                 for group in self._geometry.groups
             ]
-            _ = self._geometry.weights  # read now, not when the daemon comes
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError) as error:
             self._pages = []
             self._complain("cannot keep this cache", error)
             return
         for group in self._geometry.groups:
             for layer, name in enumerate(group.layer_names):
                 self._layer_of[name] = (group.index, layer)
-        self._connect()
-
-    def _connect(self) -> bool:
-        if self._space is not None:
-            return True
-        if not self._pages or time.monotonic() < self._next_try:
-            return False
-        try:
-            client = self._geometry.settings.client(f"vllm worker {self._rank}")
-            self._space = self._geometry.open(client)
-            self._queue = client.queue()
-            self._client = client
-        except Exception as error:  # noqa: BLE001: a miss, whatever it is
-            self._complain("cannot open the space", error)
-            self._next_try = time.monotonic() + _RECONNECT_SECONDS
-            return False
-        return True
+        self._connection.wait(self._geometry.settings.lookup_deadline)
 
     # ---- Loading ----
 
@@ -114,25 +98,25 @@ class WorkerHalf:
                 self._within.append(running)
 
     def _start(self, running: RunningLoad) -> None:
-        if not self._connect():
+        if not self._pages or (opened := self._connection.space()) is None:
             raise larder.Unavailable("not connected")
-        assert self._space is not None
+        space, queue = opened
         order, settings = running.order, self._geometry.settings
         ids = larder.Ids(order.held_ids)
-        running.hold = self._space.attach(order.hold_token, ids)
+        running.hold = space.attach(order.hold_token, ids)
         views = []
         for pages, blocks in zip(self._pages, order.blocks):
             view, landing = pages.to_load(blocks)
             views.append(view)
             running.landing.append(landing)
-        running.load = self._space.start_load(
+        running.load = space.start_load(
             ids[order.first : order.first + order.count],
             views,
             hold=running.hold,
             hold_first=order.first,
             threads=settings.load_threads,
             layerwise=not order.between_steps,
-            queue=self._queue if order.between_steps else None,
+            queue=queue if order.between_steps else None,
             user_data=order.request_id,
             deadline=settings.load_deadline,
         )
@@ -170,7 +154,8 @@ class WorkerHalf:
 
     def finished(self) -> tuple[set[str] | None, set[str] | None]:
         """(requests whose blocks may go, requests whose load has ended)."""
-        while self._queue is not None and (done := self._queue.poll()):
+        opened = self._connection.space()
+        while opened is not None and (done := opened[1].poll()):
             for completion in done:
                 running = self._between.pop(completion.user_data)
                 if completion.good < running.order.count:
@@ -222,16 +207,15 @@ class WorkerHalf:
         self._sent.update(step.ended)
 
     def _save(self, order: SaveOrder) -> None:
-        if not self._connect():
+        if not self._pages or (opened := self._connection.space()) is None:
             return
-        assert self._space is not None
         settings = self._geometry.settings
         for group, pages, blocks in zip(
             self._geometry.groups, self._pages, order.blocks
         ):
             if 0 in blocks:  # partly out of a window: others may still have it
                 continue
-            save = self._space.save(
+            save = opened[0].save(
                 order.id,
                 token_count=order.token_count,
                 group=group.index,
@@ -255,7 +239,7 @@ class WorkerHalf:
                 running.load.cancel()
         self._between.clear()
         self._within.clear()
-        self._queue = self._space = self._client = None
+        self._connection.close()
 
 
 class IdleWorker:
