@@ -211,7 +211,9 @@ struct EngineStats {
   uint64_t chunks = 0, incomplete_chunks = 0, holds = 0, held_bytes = 0;
   uint64_t reservations = 0, reserved_bytes = 0, clients = 0, spaces = 0;
   uint64_t matches = 0, matched_chunks = 0, missed_chunks = 0;
-  uint64_t holds_granted = 0, holds_expired = 0;
+  // Chunks that holds gave, and that they were asked for in vain.
+  uint64_t held_chunks = 0, unheld_chunks = 0;
+  uint64_t holds_expired = 0;
   uint64_t commits = 0, commits_rejected = 0, commits_present = 0;
   uint64_t saved_bytes = 0, promoted_bytes = 0, demoted_bytes = 0;
   uint64_t evicted_dram = 0, evicted_durable = 0, corrupt = 0;

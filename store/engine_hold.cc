@@ -176,9 +176,12 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
     return status;
   }
   SettlePlans(request, plan, after);
-  const bool any = std::any_of(
+  const auto given = static_cast<uint64_t>(std::count_if(
       plan.slots.begin(), plan.slots.end(),
-      [](const PlannedSlot& p) { return p.slot.chunk != kNoChunk; });
+      [](const PlannedSlot& p) { return p.slot.chunk != kNoChunk; }));
+  const bool any = given != 0;
+  counters_.held_chunks += given;
+  counters_.unheld_chunks += request.ids.size() - given;
   HoldReply reply;
   if (!any && plan.over_budget) {
     return absl::ResourceExhaustedError("the client's held bytes are used up");
@@ -201,7 +204,6 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
   for (const PlannedSlot& planned : plan.slots) {
     hold->slots.push_back(planned.slot);
     bytes += planned.slot.bytes;
-    counters_.holds_granted += planned.slot.chunk != kNoChunk ? 1 : 0;
   }
   hold->bytes += bytes;
   held_bytes_ += bytes;

@@ -62,6 +62,9 @@ void PrintStatus(const GlobalOptions& options, const v1::DaemonStatus& s) {
   facts.Add(
       {"hits", absl::StrCat(FormatRatio(s.matched_chunks(), lookups), " of ",
                             lookups, " chunks in ", s.matches(), " matches")});
+  const uint64_t reads = s.held_chunks() + s.unheld_chunks();
+  facts.Add({"reads", absl::StrCat(FormatRatio(s.held_chunks(), reads), " of ",
+                                   reads, " chunks that were asked for")});
   facts.Add({"moved", absl::StrCat(FormatBytes(s.saved_bytes()), " saved, ",
                                    FormatBytes(s.demoted_bytes()), " to nvme, ",
                                    FormatBytes(s.promoted_bytes()), " back")});

@@ -151,15 +151,15 @@ TEST_F(CliTest, JsonShapes) {
   EXPECT_EQ(status.code, 0) << status.out << status.err;
   EXPECT_THAT(
       Keys(status.json()),
-      ElementsAre("version", "pid", "uptime_ms", "ready", "draining", "checks",
-                  "tiers", "chunks", "incomplete_chunks", "holds", "held_bytes",
-                  "reservations", "reserved_bytes", "clients", "spaces",
-                  "matches", "matched_chunks", "missed_chunks", "holds_granted",
-                  "holds_expired", "commits", "commits_rejected",
-                  "commits_present", "saved_bytes", "promoted_bytes",
-                  "demoted_bytes", "evicted_dram", "evicted_durable", "corrupt",
-                  "refused_full", "durable_backlog_bytes", "index_bytes",
-                  "user_bytes", "device_bytes", "gc_bytes", "socket"));
+      ElementsAre(
+          "version", "pid", "uptime_ms", "ready", "draining", "checks", "tiers",
+          "chunks", "incomplete_chunks", "holds", "held_bytes", "reservations",
+          "reserved_bytes", "clients", "spaces", "matches", "matched_chunks",
+          "missed_chunks", "held_chunks", "unheld_chunks", "holds_expired",
+          "commits", "commits_rejected", "commits_present", "saved_bytes",
+          "promoted_bytes", "demoted_bytes", "evicted_dram", "evicted_durable",
+          "corrupt", "refused_full", "durable_backlog_bytes", "index_bytes",
+          "user_bytes", "device_bytes", "gc_bytes", "socket"));
   EXPECT_EQ(status.json()["chunks"], 3);
   EXPECT_THAT(Keys(status.json()["tiers"][0]),
               ElementsAre("kind", "capacity_bytes", "used_bytes", "waste_bytes",

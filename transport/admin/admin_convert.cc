@@ -145,7 +145,8 @@ void FillStatus(const EngineStats& stats, v1::DaemonStatus& out) {
   out.set_matches(stats.matches);
   out.set_matched_chunks(stats.matched_chunks);
   out.set_missed_chunks(stats.missed_chunks);
-  out.set_holds_granted(stats.holds_granted);
+  out.set_held_chunks(stats.held_chunks);
+  out.set_unheld_chunks(stats.unheld_chunks);
   out.set_holds_expired(stats.holds_expired);
   out.set_commits(stats.commits);
   out.set_commits_rejected(stats.commits_rejected);
