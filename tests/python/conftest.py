@@ -1,7 +1,6 @@
 """What the tests of every engine share: a real larderd of their own."""
 
 import contextlib
-import os
 import pathlib
 import signal
 import subprocess

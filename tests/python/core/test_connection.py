@@ -9,9 +9,10 @@ import threading
 import time
 
 import pytest
+from conftest import Daemon
+from patience import until
 
 import larder
-from conftest import Daemon
 from larder._engine import Complaints, Connection
 
 DEADLINE = 5.0  # seconds: of a busy machine
@@ -69,14 +70,6 @@ class Said(logging.Logger):
 
     def warning(self, text, *arguments, **_):
         self.lines.append(text % arguments)
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not (result := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return result
 
 
 def states(daemon):

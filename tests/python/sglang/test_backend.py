@@ -9,6 +9,7 @@ import time
 import pools
 import pytest
 import torch
+from patience import until
 from pools import backend, content, fill, holds, keep, names, pages_at, raw, wipe
 from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
@@ -423,13 +424,6 @@ def everything_misses(one, keys):
     one.clear()
     one.get_stats()
     return time.monotonic() - started
-
-
-def until(answer, seconds=60):
-    end = time.monotonic() + seconds
-    while not answer():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_no_daemon_at_first(documented, make_daemon, tmp_path):
