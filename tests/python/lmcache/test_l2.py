@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -241,9 +240,7 @@ def test_a_daemon_that_comes_later(make_daemon, connect):
 def test_a_daemon_that_does_not_answer(daemon, connect):
     one = connect(daemon, deadline=1.0)
     assert one.store([key(1)], [MIB])
-    daemon.process.send_signal(signal.SIGSTOP)
-    state = pathlib.Path(f"/proc/{daemon.process.pid}/stat")
-    until(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "T")
+    daemon.freeze()
     try:
         begin = time.monotonic()
         assert one.lookup([key(1)]) == [False]
@@ -255,7 +252,7 @@ def test_a_daemon_that_does_not_answer(daemon, connect):
         assert late.lookup([key(1)]) == [False]
         assert time.monotonic() - begin < 6
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.thaw()
     until(lambda: one.load([key(1)], [MIB]) == [True])
     until(lambda: late.load([key(1)], [MIB]) == [True])
 

@@ -5,7 +5,6 @@ import asyncio
 import functools
 import hashlib
 import re
-import signal
 import threading
 import time
 
@@ -420,7 +419,7 @@ def test_close_answers_whoever_still_waits(daemon, loop):
     keys = [one.key(i) for i in range(16)]
     one.put(keys)
     connection = one.remote.connection
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     waiting = [
         asyncio.run_coroutine_threadsafe(call, loop)
         for call in (connection.exists(keys[0]), connection.batched_get(keys))
@@ -433,7 +432,7 @@ def test_close_answers_whoever_still_waits(daemon, loop):
     assert time.monotonic() - begin < LMCACHE_PATIENCE + 2
     assert one.run(connection.exists(keys[0])) is False
     one.run(connection.close())
-    daemon.process.send_signal(signal.SIGCONT)
+    daemon.thaw()
     one.close()
 
 

@@ -450,13 +450,11 @@ def test_killed_and_started_again(documented, daemon):
 
 def test_a_daemon_that_hangs(documented, daemon):
     """Every call ends at its deadline."""
-    import signal
-
     pool = pools.mha()
     one = backend(documented, daemon.socket, pool, dict(deadline_ms=300))
     keys = names("hangs", 4)
     until(lambda: all(keep(one, pool, keys)))
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     try:
         for call in (
             lambda: one.batch_exists(names("hung", 3)),
@@ -467,7 +465,7 @@ def test_a_daemon_that_hangs(documented, daemon):
             assert call() == 0
             assert time.monotonic() - started < 3
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.thaw()
     until(lambda: one.batch_exists(keys) == 4)
 
 
