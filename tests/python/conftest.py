@@ -76,6 +76,17 @@ class Daemon:
     def kill(self) -> None:
         self.end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """It is there, and answers nothing. A signal takes its time, and threads
+        that still ran could answer: waits until none does."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 

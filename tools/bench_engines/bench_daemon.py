@@ -111,6 +111,26 @@ class Rows:
             flush=True,
         )
 
+    def add_puts_and_gets(
+        self, prefix: str, size: int, batch: int, theirs: list[dict], ours: list[dict]
+    ) -> None:
+        """Of rounds that say their seconds: `put` and `get` of `batch` bytes become
+        GB/s, the larger the better; `put_one` and `get_one` us, the smaller."""
+        for what in ("put", "get", "put_one", "get_one"):
+            both = [
+                [seconds for each in rounds for seconds in each[what]]
+                for rounds in (theirs, ours)
+            ]
+            name = f"{prefix}.{what}"
+            if what in ("put", "get"):
+                speeds = [batch / median(seconds) / 1e9 for seconds in both]
+                self.add(f"{name}.{short(size)}", *speeds, "GB/s", ">= 1", seconds=both)
+                continue
+            for suffix, share in (("", 0.5), ("_p99", 0.99)):
+                times = [percentile(seconds, share) * 1e6 for seconds in both]
+                self.add(f"{name}{suffix}.{short(size)}", *times, "us", "<= 1",
+                         samples=len(both[0]))  # fmt: skip
+
     def write(self, file: str | None, **about) -> None:
         if file:
             text = json.dumps(about | {"rows": self.rows}, indent=1)

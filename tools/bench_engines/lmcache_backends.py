@@ -30,7 +30,7 @@ from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.storage_backend import CreateStorageBackends
 
-from bench_daemon import SIZES, Daemon, Rows, median, percentile, short
+from bench_daemon import SIZES, Daemon, Rows
 
 BATCH_BYTES = 64 << 20
 OBJECTS_MAX = 64
@@ -133,7 +133,7 @@ class Backend:
         ones = keys[:SINGLES]
         rest, body, out = keys[len(ones) :], source[len(ones) :], target[len(ones) :]
         target[:] = 0
-        times = {"put": [self.put(rest, body)]} if rest else {}
+        times = {"put": [self.put(rest, body)]}
         times["put_one"] = [
             self.put([key], source[i : i + 1]) for i, key in enumerate(ones)
         ]
@@ -212,24 +212,13 @@ def measure(size: int, rounds: int, parent: str | None, loop, rows: Rows) -> Non
                 source[:, ::4096] = turn
                 for which in (0, 1) if turn % 2 else (1, 0):
                     times[which].append(pair[which].round(turn, source, target))
-            add_rows(rows, where, size, source[SINGLES:].nbytes, times)
-
-
-def add_rows(rows: Rows, where: str, size: int, batch: int, times) -> None:
-    """Throughput in GB/s, the larger the better; times in us, the smaller."""
-    both: dict[str, list[list[float]]] = {
-        what: [[s for one in side[1:] for s in one[what]] for side in times]
-        for what in ("put", "get", "put_one", "get_one")
-    }
-    for what in ("put", "get"):
-        speeds = [batch / median(side) / 1e9 for side in both[what]]
-        rows.add(f"engines.lmcache.{where}.{what}.{short(size)}", *speeds, "GB/s",
-                 ">= 1", seconds=both[what])  # fmt: skip
-    for what in ("put_one", "get_one"):
-        for suffix, share in (("", 0.5), ("_p99", 0.99)):
-            rows.add(f"engines.lmcache.{where}.{what}{suffix}.{short(size)}",
-                     *(percentile(side, share) * 1e6 for side in both[what]), "us",
-                     "<= 1", samples=len(both[what][0]))  # fmt: skip
+            rows.add_puts_and_gets(
+                f"engines.lmcache.{where}",
+                size,
+                source[SINGLES:].nbytes,
+                times[0][1:],
+                times[1][1:],
+            )
 
 
 def main() -> None:

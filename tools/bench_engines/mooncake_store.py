@@ -16,11 +16,15 @@ import subprocess
 import sys
 import time
 
-from bench_daemon import SIZES, Rows, larderd, median, percentile, short
+from bench_daemon import SIZES, Rows, larderd
 
 BATCH_BYTES = 128 << 20
 SINGLES = 40  # in a round
 LENT = 3 << 30
+
+
+def batch_of(size: int) -> int:
+    return min(BATCH_BYTES // size, 256)
 
 
 def client(master: str, metadata: str, lent: int):
@@ -55,7 +59,7 @@ def measure(master: str, metadata: str) -> None:
 
     for line in sys.stdin:
         size, turn = map(int, line.split())
-        count = min(BATCH_BYTES // size, 256)
+        count = batch_of(size)
         total = count * size
         # Different bytes each time.
         source[:total:4096] = turn + 1
@@ -82,7 +86,7 @@ def measure(master: str, metadata: str) -> None:
             assert np.array_equal(target[:size], source[i % count * size :][:size])
         for key in keys:
             store.remove(key)
-        answer = dict(put=total / put, get=total / get, put_one=puts, get_one=gets)
+        answer = dict(put=[put], get=[get], put_one=puts, get_one=gets)
         print(json.dumps(answer), flush=True)
     store.close()
 
@@ -157,24 +161,6 @@ def ask(process: subprocess.Popen, size: int, turn: int) -> dict:
     return json.loads(line)
 
 
-def add_rows(rows: Rows, size: int, theirs: list[dict], ours: list[dict]) -> None:
-    """Throughput in GB/s, the larger the better; times in us, the smaller."""
-    name = short(size)
-    for what in ("put", "get"):
-        both = [[one[what] / 1e9 for one in rounds] for rounds in (theirs, ours)]
-        rows.add(f"engines.mooncake.{what}.{name}", *map(median, both), "GB/s", ">= 1",
-                 theirs_rounds=both[0], ours_rounds=both[1])
-    for what in ("put_one", "get_one"):
-        both = [
-            [seconds * 1e6 for one in rounds for seconds in one[what]]
-            for rounds in (theirs, ours)
-        ]
-        for suffix, share in (("", 0.5), ("_p99", 0.99)):
-            rows.add(f"engines.mooncake.{what}{suffix}.{name}",
-                     *(percentile(times, share) for times in both), "us", "<= 1",
-                     samples=len(both[0]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -201,7 +187,13 @@ def main() -> None:
             for turn in range(options.rounds + 1):
                 for name in list(stores)[:: 1 if turn % 2 else -1]:
                     rounds[name].append(ask(stores[name], size, turn))
-            add_rows(rows, size, rounds["theirs"][1:], rounds["ours"][1:])
+            rows.add_puts_and_gets(
+                "engines.mooncake",
+                size,
+                batch_of(size) * size,
+                rounds["theirs"][1:],
+                rounds["ours"][1:],
+            )
         for process in stores.values():
             process.stdin.close()
             process.wait(60)

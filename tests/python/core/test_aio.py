@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import os
-import signal
 import time
 
 import numpy as np
@@ -29,12 +27,6 @@ def client(shared_daemon):
         shared_daemon.socket, deadline=20, worker_threads=2
     ) as client:
         yield client
-
-
-def stop(daemon):
-    """The daemon is there, and answers nothing."""
-    daemon.process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)
 
 
 def test_values(client):
@@ -120,7 +112,7 @@ def test_a_daemon_that_does_not_answer_blocks_nobody_else(daemon):
     async def main():
         async with aio.Queue(client) as queue:
             await queue.put(values, [key(1)], [value(1, 100)])
-            stop(daemon)
+            daemon.freeze()
             try:
                 asked = asyncio.create_task(queue.lookup(values, ids, deadline=2))
                 got = asyncio.create_task(
@@ -136,7 +128,7 @@ def test_a_daemon_that_does_not_answer_blocks_nobody_else(daemon):
                 reasons, sizes = await got
                 assert reasons[0] != 0 and sizes == [0]
             finally:
-                daemon.process.send_signal(signal.SIGCONT)
+                daemon.thaw()
 
     asyncio.run(main())
 
@@ -148,7 +140,7 @@ def test_cancelling_a_task_takes_its_operation_back(daemon):
 
     async def main():
         async with aio.Queue(client, limit=4) as queue:
-            stop(daemon)
+            daemon.freeze()
             outs = [bytearray(1000) for _ in range(8)]
             tasks = [
                 asyncio.create_task(
@@ -162,7 +154,7 @@ def test_cancelling_a_task_takes_its_operation_back(daemon):
                 task.cancel()
             await asyncio.sleep(0.1)
             tasks[1].cancel()  # twice: it still waits for the end of its get
-            daemon.process.send_signal(signal.SIGCONT)
+            daemon.thaw()
             done = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(d, asyncio.CancelledError) for d in done[1:])
             assert queue.pending == 0
@@ -186,11 +178,11 @@ def test_a_timeout_is_a_cancellation(daemon):
 
     async def main():
         async with aio.Queue(client) as queue:
-            stop(daemon)
+            daemon.freeze()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await queue.lookup(values, ids, deadline=1)
-            daemon.process.send_signal(signal.SIGCONT)
+            daemon.thaw()
             assert queue.pending == 0
 
     asyncio.run(main())
@@ -203,14 +195,14 @@ def test_closing_ends_those_who_wait(daemon):
 
     async def main():
         queue = aio.Queue(client, limit=2)
-        stop(daemon)
+        daemon.freeze()
         tasks = [
             asyncio.create_task(queue.lookup(values, ids, deadline=2)) for _ in range(5)
         ]
         await asyncio.sleep(0.05)
         await queue.close()
         await queue.close()
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.thaw()
         ends = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(end, larder.Error) for end in ends)
         assert sum(isinstance(end, larder.Cancelled) for end in ends) >= 4

@@ -3,15 +3,14 @@ does not answer, dies and comes back."""
 
 import logging
 import os
-import pathlib
-import signal
 import threading
 import time
 
 import pytest
+from conftest import Daemon
+from patience import until
 
 import larder
-from conftest import Daemon
 from larder._engine import Complaints, Connection
 
 DEADLINE = 5.0  # seconds: of a busy machine
@@ -71,20 +70,6 @@ class Said(logging.Logger):
         self.lines.append(text % arguments)
 
 
-def until(condition):
-    end = time.monotonic() + 30
-    while not (result := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return result
-
-
-def states(daemon):
-    """Of its threads: "T" is stopped."""
-    tasks = pathlib.Path(f"/proc/{daemon.process.pid}/task").glob("*/stat")
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in tasks}
-
-
 def works(values):
     key = os.urandom(8)
     return values.put([key], [b"value"]) == bytes(1)
@@ -142,16 +127,15 @@ def test_a_daemon_that_is_killed_and_started_again(daemon, in_background):
 
 def test_a_daemon_that_does_not_answer_costs_one_deadline(daemon):
     one = Attempts(daemon, deadline=0.3, pause=3600.0)
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     try:
-        until(lambda: states(daemon) == {"T"})
         begin = time.monotonic()
         assert one.space() is None
         first = time.monotonic() - begin
         assert one.space() is None
         both = time.monotonic() - begin
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.thaw()
     assert 0.2 < first < DEADLINE and both - first < 0.2
     assert one.error is not None
 

@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from l2 import UNTOUCHED, Controllers, content, key, memory, spec
+from patience import under_kills, until
 
 import larder
 from larder._engine import weights_digest
@@ -36,16 +36,9 @@ def connect():
         controllers.close()
 
 
-def await_that(holds, patience=30.0):
-    until = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def everything_durable(daemon):
     with larder.Client(daemon.socket) as client:
-        await_that(lambda: client.usage()["durable_backlog"] == 0)
+        until(lambda: client.usage()["durable_backlog"] == 0)
 
 
 def test_the_documented_line(daemon):
@@ -97,7 +90,7 @@ def test_a_serde_that_fills_its_buffer_partly(shared_daemon, connect):
     into = np.full(4096, UNTOUCHED, np.uint8)
     task = one.adapter.submit_load_task([key(1)], [memory(into)])
     found = []
-    await_that(lambda: found.append(one.adapter.query_load_result(task)) or found[-1])
+    until(lambda: found.append(one.adapter.query_load_result(task)) or found[-1])
     assert found[-1].test(0)
     assert np.array_equal(into[:1000], content(key(1), 1000))
 
@@ -195,7 +188,7 @@ def test_what_was_durable_survives_sigkill(daemon, connect):
     assert one.lookup(keys) == [False] * 40
     daemon.start()
     # The adapter that saw it die, and a process that did not.
-    await_that(lambda: one.lookup(keys) == [True] * 40)
+    until(lambda: one.lookup(keys) == [True] * 40)
     assert one.load(keys, [MIB] * 40) == [True] * 40
     assert in_another_process(daemon, "load", 0, 40, MIB) == "loaded 40"
 
@@ -203,8 +196,7 @@ def test_what_was_durable_survives_sigkill(daemon, connect):
 def test_sigkill_under_load(daemon, connect):
     """Two controller threads; whatever is loaded is right, nothing hangs."""
     one = connect(daemon, deadline=5.0)
-    stop = threading.Event()
-    trouble, slowest, hits = [], [0.0], [0, 0]
+    slowest, hits = [0.0], [0]
     batch, size = 8, 256 * KIB
 
     def bounded(call):
@@ -213,44 +205,17 @@ def test_sigkill_under_load(daemon, connect):
         slowest[0] = max(slowest[0], time.monotonic() - begin)
         return answer
 
-    def guarded(loop):
-        def run():
-            try:
-                for number in range(1 << 30):
-                    if stop.is_set():
-                        return
-                    loop(number)
-            except BaseException as error:  # pylint: disable=broad-except
-                trouble.append(error)
-
-        return threading.Thread(target=run)
-
     def store(number):
         keys = [key((number * batch + i) % 400) for i in range(batch)]
         bounded(lambda: one.store(keys, [size] * batch))
 
     def prefetch(number):
         keys = [key((number * 37 + i * 11) % 400) for i in range(batch)]
-        found = bounded(lambda: one.lookup(keys))
+        bounded(lambda: one.lookup(keys))
         loaded = bounded(lambda: one.load(keys, [size] * batch))
         hits[0] += sum(loaded)
-        hits[1] += sum(found)
 
-    threads = [guarded(store), guarded(prefetch)]
-    for thread in threads:
-        thread.start()
-    for _ in range(4):
-        time.sleep(0.7)
-        daemon.kill()
-        time.sleep(0.2)
-        before = hits[0]
-        daemon.start()
-        await_that(lambda: hits[0] > before or trouble)  # noqa: B023
-    stop.set()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert not trouble, trouble
+    under_kills(daemon, [store, prefetch], lambda: hits[0], times=4, pause=0.7)
     assert slowest[0] < 7
     assert hits[0] > 50
 
@@ -268,16 +233,14 @@ def test_a_daemon_that_comes_later(make_daemon, connect):
     assert time.monotonic() - begin < 10  # misses, not waits
     assert one.adapter.report_status()["is_healthy"]
     daemon.start()
-    await_that(lambda: one.store([key(1)], [4096]))
+    until(lambda: one.store([key(1)], [4096]))
     assert one.load([key(1)], [4096]) == [True]
 
 
 def test_a_daemon_that_does_not_answer(daemon, connect):
     one = connect(daemon, deadline=1.0)
     assert one.store([key(1)], [MIB])
-    daemon.process.send_signal(signal.SIGSTOP)
-    state = pathlib.Path(f"/proc/{daemon.process.pid}/stat")
-    await_that(lambda: state.read_text().rsplit(")", 1)[1].split()[0] == "T")
+    daemon.freeze()
     try:
         begin = time.monotonic()
         assert one.lookup([key(1)]) == [False]
@@ -289,9 +252,9 @@ def test_a_daemon_that_does_not_answer(daemon, connect):
         assert late.lookup([key(1)]) == [False]
         assert time.monotonic() - begin < 6
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
-    await_that(lambda: one.load([key(1)], [MIB]) == [True])
-    await_that(lambda: late.load([key(1)], [MIB]) == [True])
+        daemon.thaw()
+    until(lambda: one.load([key(1)], [MIB]) == [True])
+    until(lambda: late.load([key(1)], [MIB]) == [True])
 
 
 def test_delete(shared_daemon, connect):
@@ -339,9 +302,9 @@ def test_larger_than_memory(make_daemon, connect):
 def drained(connector, futures):
     """Completions by number, as LMCache's demultiplexer takes them."""
     done = {}
-    until = time.monotonic() + 60
+    end = time.monotonic() + 60
     while not set(futures) <= done.keys():
-        assert time.monotonic() < until
+        assert time.monotonic() < end
         for number, *rest in connector.drain_completions():
             assert number not in done
             done[number] = rest

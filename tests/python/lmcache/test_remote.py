@@ -2,9 +2,9 @@
 storage backends."""
 
 import asyncio
+import functools
 import hashlib
 import re
-import signal
 import threading
 import time
 
@@ -20,7 +20,8 @@ from lmcache.v1.health_monitor.checks.remote_backend_check import (
 from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.storage_backend import CreateStorageBackends
-from test_l2 import DOCS, await_that, everything_durable
+from patience import under_kills, until
+from test_l2 import DOCS, everything_durable
 
 LAYERS, HEADS, DIM, CHUNK = 4, 2, 32, 256
 TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 2
@@ -337,7 +338,7 @@ def test_lmcaches_health_check(daemon, engine):
     assert not check.check()  # by failed loads
     daemon.start()
     # It stores other bytes under one key each time and wants them back.
-    await_that(check.check)
+    until(check.check)
     for _ in range(3):
         check.failure_time = 1.0
         assert check.check()
@@ -356,7 +357,7 @@ def test_sigkill_and_restart(daemon, engine):
     one.put([one.key(99)])  # lost, but not raised
     assert time.monotonic() - begin < LMCACHE_PATIENCE
     daemon.start()
-    await_that(lambda: one.remote.batched_contains(keys) == 50)
+    until(lambda: one.remote.batched_contains(keys) == 50)
     assert one.get(keys) == [True] * 50
 
 
@@ -372,41 +373,21 @@ def test_a_daemon_that_comes_later(make_daemon, engine):
     assert one.run(one.remote.connection.ping()) != 0
     assert time.monotonic() - begin < LMCACHE_PATIENCE
     daemon.start()
-    await_that(lambda: one.run(one.remote.connection.ping()) == 0)
+    until(lambda: one.run(one.remote.connection.ping()) == 0)
     one.put([one.key(1)])
     assert one.get([one.key(1)]) == [True]
 
 
 def test_sigkill_under_load(daemon, engine):
-    one = engine(daemon)
-    stop, trouble, hits = threading.Event(), [], [0]
+    one, hits = engine(daemon), [0]
 
-    def work(mine):
-        try:
-            for number in range(1 << 30):
-                if stop.is_set():
-                    return
-                keys = [one.key((number * 7 + mine * 31 + i) % 150) for i in range(8)]
-                one.put(keys)
-                hits[0] += sum(one.get(keys))
-        except BaseException as error:  # pylint: disable=broad-except
-            trouble.append(error)
+    def work(number, mine):
+        keys = [one.key((number * 7 + mine * 31 + i) % 150) for i in range(8)]
+        one.put(keys)
+        hits[0] += sum(one.get(keys))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for _ in range(3):
-        time.sleep(0.5)
-        daemon.kill()
-        time.sleep(0.2)
-        before = hits[0]
-        daemon.start()
-        await_that(lambda: hits[0] > before or trouble)  # noqa: B023
-    stop.set()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert not trouble, trouble
+    works = [functools.partial(work, mine=i) for i in range(2)]
+    under_kills(daemon, works, lambda: hits[0], times=3)
 
 
 def test_cancelled_operations_give_memory_back(shared_daemon, engine, loop):
@@ -426,7 +407,7 @@ def test_cancelled_operations_give_memory_back(shared_daemon, engine, loop):
 
     for i in range(60):
         one.run(cancelled(i * 0.0002))
-    await_that(lambda: one.get(keys) == [True] * 32)
+    until(lambda: one.get(keys) == [True] * 32)
     # All of it can be had again: nothing leaked, nothing is still read into.
     taken = [one.object(keys[0]) for _ in range(100)]
     for made in taken:
@@ -438,7 +419,7 @@ def test_close_answers_whoever_still_waits(daemon, loop):
     keys = [one.key(i) for i in range(16)]
     one.put(keys)
     connection = one.remote.connection
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     waiting = [
         asyncio.run_coroutine_threadsafe(call, loop)
         for call in (connection.exists(keys[0]), connection.batched_get(keys))
@@ -451,7 +432,7 @@ def test_close_answers_whoever_still_waits(daemon, loop):
     assert time.monotonic() - begin < LMCACHE_PATIENCE + 2
     assert one.run(connection.exists(keys[0])) is False
     one.run(connection.close())
-    daemon.process.send_signal(signal.SIGCONT)
+    daemon.thaw()
     one.close()
 
 

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 from l2 import spec
-from test_l2 import await_that, everything_durable
+from patience import until
+from test_l2 import everything_durable
 
 LMCACHE = pathlib.Path(sys.executable).with_name("lmcache")
 
@@ -62,7 +63,7 @@ class Server:
                  "--l2-adapter", line],
                 stdout=log, stderr=log, env={**os.environ, "LMCACHE_LOG_LEVEL": "INFO"},
             )  # fmt: skip
-        await_that(self.serves, patience=120)
+        until(self.serves, seconds=120)
 
     def serves(self):
         assert self.process.poll() is None, self.log.read_text()

@@ -17,6 +17,7 @@ import conftest
 import documents
 import numpy as np
 import pytest
+from patience import until
 
 import larder
 import larder.mooncake
@@ -75,7 +76,7 @@ def mooncake_master(tmp_path):
             stdout=log, stderr=log, env=ENVIRONMENT, cwd="/",
         )
     try:
-        until = time.monotonic() + 60
+        end = time.monotonic() + 60
         for port in (rpc, http):
             while True:
                 try:
@@ -83,7 +84,7 @@ def mooncake_master(tmp_path):
                     break
                 except OSError:
                     assert process.poll() is None, (tmp_path / "log").read_text()
-                    assert time.monotonic() < until
+                    assert time.monotonic() < end
                     time.sleep(0.1)
         yield f"127.0.0.1:{rpc}", f"http://127.0.0.1:{http}/metadata"
     finally:
@@ -177,14 +178,14 @@ def test_the_store_service_of_mooncake(shared_daemon, tmp_path):
             return error.code, error.read()
 
     try:
-        until = time.monotonic() + 60
+        end = time.monotonic() + 60
         while True:
             try:
                 ask("GET", "exist/none")
                 break
             except OSError:
                 assert service.poll() is None, service.stderr.read()
-                assert time.monotonic() < until
+                assert time.monotonic() < end
                 time.sleep(0.1)
         assert ask("PUT", "put", {"key": "rest", "value": "a value"})[0] == 200
         assert ask("GET", "get/rest") == (200, b"a value")
@@ -249,9 +250,7 @@ def test_nothing_raises_when_there_is_no_daemon(daemon):
     assert store.get("a") == b"" and store.remove("a") == -900
     assert store.health_check() == -900
     daemon.start()
-    until = time.monotonic() + 60
-    while store.put("b", b"v") != 0:
-        assert time.monotonic() < until
+    until(lambda: store.put("b", b"v") == 0)
     assert store.get("b") == b"v"
     assert store.close() == 0 and store.close() == 0
     assert store.get_size("b") == -1010

@@ -302,11 +302,11 @@ def test_a_daemon_killed_under_transfers_never_means_wrong_bytes(daemon):
 def test_a_daemon_that_does_not_answer_costs_no_more_than_the_deadline(daemon):
     agent = Agent(daemon.socket, deadline_ms=str(SHORT_DEADLINE_S * 1000))
     agent.write(["key"])
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     fails_in_time(nixl.nixlBackendError, agent.read, ["key"])
     fails_in_time(nixl.nixlBackendError, agent.write, ["key"])
     fails_in_time(nixl.nixlBackendError, agent.query, ["key"])
-    daemon.process.send_signal(signal.SIGCONT)
+    daemon.thaw()
     comes_back(agent.write, ["key"])
     assert agent.read(["key"]) == 1
 

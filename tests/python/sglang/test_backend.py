@@ -9,6 +9,7 @@ import time
 import pools
 import pytest
 import torch
+from patience import until
 from pools import backend, content, fill, holds, keep, names, pages_at, raw, wipe
 from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
@@ -425,13 +426,6 @@ def everything_misses(one, keys):
     return time.monotonic() - started
 
 
-def until(answer, seconds=60):
-    end = time.monotonic() + seconds
-    while not answer():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_no_daemon_at_first(documented, make_daemon, tmp_path):
     pool = pools.mha()
     one = backend(documented, tmp_path / "nobody", pool)
@@ -456,13 +450,11 @@ def test_killed_and_started_again(documented, daemon):
 
 def test_a_daemon_that_hangs(documented, daemon):
     """Every call ends at its deadline."""
-    import signal
-
     pool = pools.mha()
     one = backend(documented, daemon.socket, pool, dict(deadline_ms=300))
     keys = names("hangs", 4)
     until(lambda: all(keep(one, pool, keys)))
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     try:
         for call in (
             lambda: one.batch_exists(names("hung", 3)),
@@ -473,7 +465,7 @@ def test_a_daemon_that_hangs(documented, daemon):
             assert call() == 0
             assert time.monotonic() - started < 3
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.thaw()
     until(lambda: one.batch_exists(keys) == 4)
 
 

@@ -3,11 +3,11 @@ to Larder, query and prefetch of them, as its scheduler does it. Copies between
 host and device are SGLang's, and need a GPU: no test here asks for one."""
 
 import threading
-import time
 
 import pools
 import pytest
 import torch
+from patience import until
 from pools import PAGE, fill, holds, wipe
 from sglang.srt.managers.cache_controller import HiCacheController
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
@@ -68,14 +68,6 @@ def controller(documented, socket, host, latent=False, rank=0, size=1, **extra):
         )
     assert isinstance(made.storage_backend, larder.sglang.LarderHiCache)
     return made
-
-
-def until(answer):
-    end = time.monotonic() + WAIT
-    while not (got := answer()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return got
 
 
 def backup(made, key):

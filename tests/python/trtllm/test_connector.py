@@ -12,6 +12,7 @@ import executor
 import pytest
 import torch
 from executor import BLOCK, Executor, environment
+from patience import until
 
 import larder
 import larder.trtllm
@@ -51,10 +52,7 @@ def prompt(first, count):
 
 def eventually(run, wanted):
     """A chunk is visible a moment after its save."""
-    end = time.monotonic() + 60
-    while run() != wanted:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: run() == wanted)
 
 
 def hit(one, tokens, **about):
