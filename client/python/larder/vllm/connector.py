@@ -59,7 +59,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
             geometry = Geometry(vllm_config, kv_cache_config, settings)
             several = len(geometry.groups) > 1
             if several and not hasattr(KVConnectorBase_V1, "get_transfer_results"):
-                raise Unsupported("several groups of layers before vLLM 0.31")
+                raise Unsupported("several groups, and no way to tell of a lost load")
         except Unsupported as error:
             logger.error("Larder cannot keep the KV of this vLLM: %s", error)
             if role == KVConnectorRole.WORKER:
