@@ -73,7 +73,7 @@ class Asking:
         assert tiny.behind(self.model, tokens, said) < tiny.TIE
         return self.hits()
 
-    def at_once(self, prompts: list[list[int]], count: int) -> None:
+    def at_once(self, prompts, count, meanwhile=lambda: None) -> None:
         """All of them together, and as many that hang up at once."""
         wrong: list[object] = []
 
@@ -101,8 +101,11 @@ class Asking:
         ]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            meanwhile()
+        finally:
+            for thread in threads:
+                thread.join()
         assert not wrong, wrong
         self.nothing_is_held()
 
@@ -182,6 +185,17 @@ def test_windows(serve, daemon, tmp_path):
     assert asking.hits() >= 12 * 200
     assert second.metric("vllm:num_preemptions_total") > 0
 
+    def die_under_loads():
+        until = time.monotonic() + PATIENCE
+        while not asking.hits():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        daemon.kill()
+
+    second.forget()
+    asking.at_once(prompts, 60, die_under_loads)
+    daemon.start()
+
 
 def picture(seed: int) -> str:
     """Noise, as the address of a picture."""
@@ -199,7 +213,7 @@ def test_pictures(serve, tmp_path):
     arguments = ["--model-impl=transformers", '--limit-mm-per-prompt={"image": 3}']
     a, b = tiny.prompt(5, 100), tiny.prompt(6, 150)
     # Text, or the seed of a picture (64 tokens). 100 + 64 cross a chunk's border.
-    one, other = [a, 1, b], [a, 2, b]
+    one, other = [a, 1, b], [a, 3, b]
     two, swapped = [a, 1, b, 2], [a, 2, b, 1]
 
     def ask(asking, parts):
