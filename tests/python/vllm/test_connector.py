@@ -56,6 +56,9 @@ SHAPES = [
     {"ranks": 2},
     {"budget": 24},  # prompts come in many small pieces
     {"blocks": 24},  # requests preempt each other
+    {"blocks": 30, "load": "layerwise"},
+    {"blocks": 40, "window": 40},
+    {"ranks": 2, "window": 40, "budget": 24},
 ]
 
 

@@ -2,7 +2,7 @@
 that two ranks can share, windows, images. Made from a seed, read by vLLM alone.
 
 What such a model says is noise, but noise that depends on every token before: a
-wrong byte of KV is another answer. right() says what is right, without vLLM."""
+wrong byte of KV is another answer. behind() says whether it is right, without vLLM."""
 
 import json
 import pathlib
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 VOCAB = 512
 HIDDEN, HEADS, KV_HEADS, HEAD, LAYERS = 128, 4, 2, 32, 4
+TIE = 0.01  # of logits whose standard deviation is 4
 IMAGE_TOKEN = VOCAB - 1
 SIDE, PATCH = 64, 8  # an image is 64 tokens
 
@@ -85,9 +86,10 @@ def llava(folder: pathlib.Path) -> pathlib.Path:
 
 
 @torch.no_grad()
-def right(folder: pathlib.Path, tokens: list[int], said: list[int]) -> list[int]:
-    """What llama() says greedily to `tokens`, if it had said `said` up to each: the
-    same as `said` exactly if that is right. Computed here, in one piece."""
+def behind(folder: pathlib.Path, tokens: list[int], said: list[int]) -> float:
+    """How far the logits of what llama() said to `tokens` lie behind the best ones:
+    nothing, or of a near tie almost nothing, if it is right. Computed here, in one
+    piece."""
     config = json.loads((folder / "config.json").read_text())
     language = "language_model." if "text_config" in config else ""
     weights = load_file(folder / "model.safetensors")
@@ -98,7 +100,9 @@ def right(folder: pathlib.Path, tokens: list[int], said: list[int]) -> list[int]
         seen = window if window and i % 2 == 0 else len(ids)
         x = _layer(weights, f"{language}model.layers.{i}.", x, seen)
     last = _normed(x[len(tokens) - 1 :])
-    return (last @ weights[f"{language}lm_head.weight"].T).argmax(-1).tolist()
+    logits = last @ weights[f"{language}lm_head.weight"].T
+    told = logits.gather(1, torch.tensor(said)[:, None])[:, 0]
+    return float((logits.max(-1).values - told).max())
 
 
 def _normed(x: torch.Tensor) -> torch.Tensor:

@@ -57,13 +57,16 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker: WorkerHalf | IdleWorker | None = None
         try:
             geometry = Geometry(vllm_config, kv_cache_config, settings)
+            several = len(geometry.groups) > 1
+            if several and not hasattr(KVConnectorBase_V1, "get_transfer_results"):
+                raise Unsupported("several groups, and no way to tell of a lost load")
         except Unsupported as error:
             logger.error("Larder cannot keep the KV of this vLLM: %s", error)
             if role == KVConnectorRole.WORKER:
                 # The scheduler's half may see another geometry, and order.
                 self._worker = IdleWorker()
             return
-        if len(geometry.groups) > 1 and settings.load == "layerwise":
+        if several and settings.load == "layerwise":
             # vLLM has no way to report a load within a step that was lost.
             logger.warning("Larder: with several groups of layers loads are async")
             settings.load = "async"
@@ -114,7 +117,7 @@ class LarderConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.loads_ended(
                 connector_output.finished_recving or (),
                 connector_output.invalid_block_ids,
-                connector_output.failed_recving,
+                getattr(connector_output, "failed_recving", ()),
             )
 
     def request_finished(

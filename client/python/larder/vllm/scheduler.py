@@ -101,8 +101,8 @@ class SchedulerHalf:
             tracked.uncacheable = True
         if request.prompt_token_ids is None or request.prompt_embeds is not None:
             tracked.uncacheable = True  # embeddings, perhaps among tokens
-        if request.resumable:
-            tracked.uncacheable = True  # what was said before may change
+        if getattr(request, "resumable", False):
+            tracked.uncacheable = True  # its prompt goes on, with other images
         if len(tracked.keys) > _KEYS_MAX:
             tracked.uncacheable = True
         if not tracked.uncacheable:
