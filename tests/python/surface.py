@@ -136,11 +136,11 @@ def _class(cls: type, every: bool) -> Surface:
     `every`: and all else that is public."""
     members = _fields(cls)
     if not members and "__init__" in _all(cls):
-        members["__init__"] = _member(cls, "__init__") or ""
+        members["__init__"] = _member(cls, "__init__") or "callable"
     for name in sorted(_all(cls)):
         must = name in getattr(cls, "__abstractmethods__", ())
         if must or (every and not name.startswith("_") and name not in members):
-            members[name] = _member(cls, name) or ""
+            members[name] = _member(cls, name) or "attribute"
     return members
 
 
@@ -282,30 +282,32 @@ def _tidy(text: str) -> str:
 def report(old_text: str, new_text: str) -> str:
     """How a surface differs from a lock, for whoever has to adapt to it."""
     (old_title, old), (new_title, new) = read(old_text), read(new_text)
-    gone, must, changed, fresh = [], [], [], []
+    gone, less, must, changed, fresh = [], [], [], [], []
     for name in [*old, *(name for name in new if name not in old)]:
         was, now = old.get(name, ABSENT), new.get(name, ABSENT)
         if was == now or (_absent(was) and _absent(now)):
             continue
         short, module = _short(name)
-        if _absent(now):
-            if not _within_absent(name, new):
-                why = f" ({now.removeprefix(f'{ABSENT}: ')})" if name in new else ""
-                gone.append(f"{short} gone from {module}{why}")
+        if _within_absent(name, new) or _within_absent(name, old):
+            continue  # its class says it all
+        if _absent(now) and name in new:
+            gone.append(f"{short}: {now.removeprefix(f'{ABSENT}: ')}")
+        elif _absent(now):
+            less.append(f"{short} gone from {module}")
         elif now.startswith(ABSTRACT) and not was.startswith(ABSTRACT):
             must.append(f"{short}{now.removeprefix(ABSTRACT)}, in {module}")
         elif _absent(was):
-            if not _within_absent(name, old):
-                fresh.append(f"{short}: {now}, in {module}")
+            fresh.append(f"{short}: {now}, in {module}")
         else:
             changed.append(f"{short}, in {module}:\n      {was}\n    became\n      {now}")
     title = f"{old_title} -> {new_title.split()[-1]}"
-    if not (gone or must or changed or fresh):
+    if not (gone or less or must or changed or fresh):
         return f"{title}: what the adapter relies on is the same"
     text = f"{title}: what the adapter relies on has changed"
     for what, entries in (
         ("gone, and the adapter uses it", gone),
         ("new abstract methods, without which the adapter's class cannot be made", must),
+        ("gone from classes that the adapter uses", less),
         ("changed", changed),
         ("new, perhaps of use", fresh),
     ):
@@ -314,13 +316,12 @@ def report(old_text: str, new_text: str) -> str:
     return text
 
 
-
 def _absent(text: str) -> bool:
     return text.startswith(ABSENT)
 
 
 def _within_absent(name: str, surface: Surface) -> bool:
-    """Whether its class is listed and not there: then that says it all."""
+    """Whether its class is listed and not there."""
     parts = name.split(".")
     above = [".".join(parts[:i]) for i in range(1, len(parts))]
     return any(_absent(surface.get(one, "")) for one in above)

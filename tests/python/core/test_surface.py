@@ -139,11 +139,12 @@ def test_the_report_names_what_changed(release):
     assert surface.report(old, new) == textwrap.dedent("""\
         engine 1 -> 2: what the adapter relies on has changed
           gone, and the adapter uses it:
-            Base.going gone from made_up
-            Base.second gone from made_up (made_up.Base has no second)
-            Helper gone from made_up (made_up has no Helper)
+            Base.second: made_up.Base has no second
+            Helper: made_up has no Helper
           new abstract methods, without which the adapter's class cannot be made:
             Base.save(self, key: str) -> None, in made_up
+          gone from classes that the adapter uses:
+            Base.going gone from made_up
           changed:
             Base.load, in made_up:
               abstract (self, key: str, wait: float = 1.5) -> bool
