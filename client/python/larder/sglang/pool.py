@@ -89,7 +89,8 @@ class Pool:
             },
             "pp": [config.pp_rank, config.pp_size],
             "cp": [config.attn_cp_rank, config.attn_cp_size],
-            "dcp": [config.dcp_rank, config.dcp_size],
+            # Not there before 0.5.23.
+            "dcp": [getattr(config, "dcp_rank", 0), getattr(config, "dcp_size", 1)],
             "compute": self._model.compute,
         }
         if not _same_on_all_ranks(self.name, pool, config):
