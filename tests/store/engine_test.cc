@@ -625,6 +625,11 @@ TEST(Engine, HoldStopsAtTheFirstMissUnlessToldOtherwise) {
   const auto each = rig.engine->Hold(request, rig.Progress());
   EXPECT_EQ(each->chunks[1].state, ChunkState::kMiss);
   EXPECT_EQ(each->chunks[2].state, ChunkState::kReady);
+  // One and two of three were given.
+  EXPECT_EQ(rig.engine->Stats().held_chunks, 3u);
+  EXPECT_EQ(rig.engine->Stats().unheld_chunks, 3u);
+  EXPECT_FALSE(rig.Hold(client, space, {Id(7), Id(8)})->chunks.empty());
+  EXPECT_EQ(rig.engine->Stats().unheld_chunks, 5u);
 }
 
 TEST(Engine, HeldChunksAreNotEvictedAndTheRefusalSaysSo) {

@@ -16,7 +16,7 @@ import transformers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import checkpoint  # noqa: E402
-from conftest import Daemon  # noqa: E402
+from conftest import running  # noqa: E402
 
 from serving import ROOT, Server, documented_flag  # noqa: E402
 
@@ -44,11 +44,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def daemon():
-    made = Daemon()
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    with running() as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import larder
 from larder import Group, GroupKind, Layout
 
-from .._engine import Complaints, Connection, weights_told
+from .._engine import Complaints, Connection, settings_from, weights_told
 
 Opened = TypeVar("Opened")
 
@@ -43,13 +43,7 @@ class Settings:
 
     @classmethod
     def of(cls, extra: dict[str, Any]) -> "Settings":
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := set(extra) - known:
-            raise ValueError(
-                f"kv_connector_extra_config: Larder does not know "
-                f"{', '.join(sorted(unknown))}; it knows {', '.join(sorted(known))}"
-            )
-        made = cls(**extra)
+        made = settings_from(cls, extra, "kv_connector_extra_config")
         if made.load not in ("async", "layerwise"):
             raise ValueError(f'load is "async" or "layerwise", not {made.load!r}')
         if made.weights is not None:
