@@ -22,6 +22,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheTensor,
+    MLAAttentionSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
@@ -45,6 +46,7 @@ class Engine:
         blocks: int = 256,
         window: int = 0,
         ranks: int = 1,
+        latent: bool = False,
         budget: int = 64,
         seed_of_weights: str = "a",
         policy: str = "recompute",
@@ -74,7 +76,13 @@ class Engine:
         self.config.parallel_config.tensor_parallel_size = ranks
         self.config.cache_config.block_size = BLOCK
         self.config.cache_config.num_gpu_blocks = blocks
-        specs = [FullAttentionSpec(**self._spec())]
+        self.latent = latent
+        # A latent is as large as a key and a value here.
+        specs = [
+            MLAAttentionSpec(**self._spec() | {"head_size": 2 * HEAD})
+            if latent
+            else FullAttentionSpec(**self._spec())
+        ]
         if window:
             specs.append(SlidingWindowSpec(sliding_window=window, **self._spec()))
         self.groups = [
@@ -266,6 +274,8 @@ class Engine:
     def _kv(self, rank, request_id, name, position) -> torch.Tensor:
         request = self.requests[request_id]
         tokens = np.array(request.all_token_ids[: position + 1], "<u4").tobytes()
+        if self.latent:
+            rank = 0  # the same on all
         about = f"{rank}|{name}|{request.cache_salt}|{self._lora(request)}|"
         for feature in request.mm_features:
             if feature.mm_position.offset <= position:

@@ -11,6 +11,8 @@ import torch
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.kv_cache_interface import KVCacheGroupSpec, UniformTypeKVCacheSpecs
 
+import larder
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import checkpoint  # noqa: E402
 
@@ -54,6 +56,7 @@ SHAPES = [
     {"window": 40},
     {"window": 40, "load": "layerwise"},
     {"ranks": 2},
+    {"ranks": 2, "latent": True},
     {"budget": 24},  # prompts come in many small pieces
     {"blocks": 24},  # requests preempt each other
     {"blocks": 30, "load": "layerwise"},
@@ -81,6 +84,19 @@ def test_what_one_saved_another_reads(engine, shape):
         assert second.external["r2"] == 0
         assert second.external["r4"] == 320
     assert not second.lost_blocks
+
+
+def test_latents_are_the_same_on_all_ranks_and_saved_once(engine, make_daemon):
+    daemon = make_daemon()
+    saved = []
+    for latent in (False, True):
+        with larder.Client(daemon.socket) as client:
+            before = client.usage()["commits"]
+            one = engine(socket=daemon.socket, ranks=2, latent=latent)
+            one.add("r", prompt(1, 200))
+            one.run()
+            saved.append(client.usage()["commits"] - before)
+    assert saved[0] == 2 * saved[1] > 0
 
 
 def test_what_was_generated_is_found_by_the_next_turn(engine):

@@ -23,35 +23,35 @@ def as_pages(cache: torch.Tensor, group: KvGroup) -> torch.Tensor:
             f"a block of {tuple(cache.shape)} with strides {cache.stride()} is not in "
             "one piece; set VLLM_KV_CACHE_LAYOUT to LBNHC or LBHNC"
         )
-    pieces = group.page_bytes // inner
-    if pieces > 1 and raw.stride(0) != inner:
-        raise ValueError("the pieces of a block are no neighbours")
+    parts = group.page_bytes // inner
+    if parts > 1 and raw.stride(0) != inner:
+        raise ValueError("the parts of a block are no neighbours")
     return torch.as_strided(
         raw,
-        (raw.shape[0] // pieces, group.page_bytes),
-        (raw.stride(0) * pieces, 1),
+        (raw.shape[0] // parts, group.page_bytes),
+        (raw.stride(0) * parts, 1),
         raw.storage_offset(),
     )
 
 
 def pages_of(
-    caches: list[torch.Tensor], group: KvGroup, rank: int, ranks: int
+    caches: list[torch.Tensor], group: KvGroup, piece: int, pieces: int
 ) -> "Pages":
     layers = [as_pages(cache, group) for cache in caches]
     on_host = all(layer.device.type == "cpu" for layer in layers)
-    return (HostPages if on_host else DevicePages)(layers, group, rank, ranks)
+    return (HostPages if on_host else DevicePages)(layers, group, piece, pieces)
 
 
 def _paged(
-    layers: list[torch.Tensor], group: KvGroup, rank: int, ranks: int
+    layers: list[torch.Tensor], group: KvGroup, piece: int, pieces: int
 ) -> larder.PagedCache:
     return larder.PagedCache(
         list(layers),
         None,
         "BC",
         group=group.index,
-        interleave_index=rank,
-        interleave_count=ranks,
+        interleave_index=piece,
+        interleave_count=pieces,
         block_tokens=group.block_tokens,
     )
 
@@ -81,9 +81,9 @@ class HostPages:
     """Pages in host memory: loads and saves touch nothing else."""
 
     def __init__(
-        self, layers: list[torch.Tensor], group: KvGroup, rank: int, ranks: int
+        self, layers: list[torch.Tensor], group: KvGroup, piece: int, pieces: int
     ):
-        self._cache = _paged(layers, group, rank, ranks)
+        self._cache = _paged(layers, group, piece, pieces)
 
     def to_load(self, blocks: list[int]) -> tuple[larder.View, PinnedPages | None]:
         return self._cache.blocks(blocks), None
@@ -96,10 +96,10 @@ class DevicePages:
     """Pages in device memory, staged through pinned host memory by torch."""
 
     def __init__(
-        self, layers: list[torch.Tensor], group: KvGroup, rank: int, ranks: int
+        self, layers: list[torch.Tensor], group: KvGroup, piece: int, pieces: int
     ):
         self._layers = layers
-        self._about = (group, rank, ranks)
+        self._about = (group, piece, pieces)
 
     def to_load(self, blocks: list[int]) -> tuple[larder.View, PinnedPages | None]:
         landing = PinnedPages(self._layers, blocks)

@@ -210,6 +210,8 @@ class KvGroup:
         if self.page_bytes is None:
             self.page_bytes = spec.page_size_bytes
         self.window = 0
+        # Latents are the same on every rank, and kept once.
+        self.replicated = kind.startswith("MLA") or kind.endswith("MLASpec")
         if kind in ("FullAttentionSpec", "MLAAttentionSpec"):
             self.kind = GroupKind.FULL_ATTENTION
         elif kind in ("SlidingWindowSpec", "SlidingWindowMLASpec"):
@@ -230,6 +232,13 @@ class KvGroup:
             "quant": str(getattr(spec, "kv_quant_mode", None)),
         }
 
+    def share(self, rank: int, ranks: int) -> tuple[int, int]:
+        """Which piece of how many this rank loads, and saves."""
+        return (0, 1) if self.replicated else (rank, ranks)
+
+    def saved_by(self, rank: int) -> bool:
+        return rank == 0 or not self.replicated
+
     def described(self, ranks: int) -> Group:
         return Group(
             self.kind,
@@ -240,5 +249,5 @@ class KvGroup:
             v_head_bytes=0,
             layout=Layout.OPAQUE,
             window_tokens=self.window,
-            interleave=ranks,
+            interleave=self.share(0, ranks)[1],
         )

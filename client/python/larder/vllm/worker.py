@@ -67,8 +67,7 @@ class WorkerHalf:
                 pages_of(
                     [kv_caches[name] for name in group.layer_names],
                     group,
-                    self._rank,
-                    self._geometry.ranks,
+                    *group.share(self._rank, self._geometry.ranks),
                 )
                 for group in self._geometry.groups
             ]
@@ -215,12 +214,15 @@ class WorkerHalf:
         ):
             if 0 in blocks:  # partly out of a window: others may still have it
                 continue
+            if not group.saved_by(self._rank):
+                continue
+            piece, pieces = group.share(self._rank, self._geometry.ranks)
             save = opened[0].save(
                 order.id,
                 token_count=order.token_count,
                 group=group.index,
-                interleave_index=self._rank,
-                interleave_count=self._geometry.ranks,
+                interleave_index=piece,
+                interleave_count=pieces,
                 deadline=settings.save_deadline,
             )
             if save is None:
