@@ -12,7 +12,7 @@ ADAPTERS = pathlib.Path(__file__).resolve().parents[3] / "client" / "python" / "
 FOLDERS = {  # of tests -> the engine's package, and the adapter
     "hf": ("transformers", "hf.py"),
     "lmcache": ("lmcache", "lmcache"),
-    "sglang": ("sglang", "sglang.py"),
+    "sglang": ("sglang", "sglang"),
     "trtllm": ("tensorrt_llm", "trtllm.py"),
     "vllm": ("vllm", "vllm"),
 }
