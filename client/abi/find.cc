@@ -59,8 +59,7 @@ larder_status larder_find_start(larder_space* space,
 
 larder_status larder_find_check(larder_find* find) {
   if (find == nullptr) return Invalid("find is NULL");
-  return find->job->Wait(absl::ZeroDuration()) != nullptr ? LARDER_OK
-                                                          : LARDER_RETRY;
+  return find->job->Ended() != nullptr ? LARDER_OK : LARDER_RETRY;
 }
 
 larder_status larder_find_wait(larder_find* find, uint32_t deadline_ms,

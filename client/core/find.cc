@@ -131,7 +131,14 @@ StatusOr<std::shared_ptr<FindJob>> FindJob::Start(FindRequest request,
   return job;
 }
 
+const FindOutcome* FindJob::Ended() {
+  // Not a wait of no time: that is a call of the kernel.
+  absl::MutexLock lock(&mu_);
+  return finished_ ? &outcome_ : nullptr;
+}
+
 const FindOutcome* FindJob::Wait(absl::Duration longest) {
+  if (const FindOutcome* ended = Ended()) return ended;
   absl::MutexLock lock(&mu_);
   if (!mu_.AwaitWithTimeout(absl::Condition(&finished_), longest)) {
     return nullptr;

@@ -54,7 +54,9 @@ class FindJob {
   JobId id() const { return id_; }
   Client& client() const { return client_; }
   void Cancel() { *cancelled_ = true; }
-  // The outcome once it ended; null if `longest` was too short.
+  // The outcome if it ended, else null. Never blocks.
+  const FindOutcome* Ended() ABSL_LOCKS_EXCLUDED(mu_);
+  // The same, waiting for the end at most `longest`.
   const FindOutcome* Wait(absl::Duration longest) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -15,6 +16,30 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
 # Of objects, from a small chunk to a large one.
 SIZES = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20]
+# Ends with its parent, whatever becomes of that.
+SPIN = """
+import os, sys
+parent = os.getppid()
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == parent:
+    for _ in range(100000):
+        pass
+"""
+
+
+@contextlib.contextmanager
+def awake(*cpus: int):
+    """Keeps CPUs from sleeping; whatever else wants them takes them at once."""
+    spinners = [
+        subprocess.Popen([sys.executable, "-c", SPIN, str(cpu)]) for cpu in cpus
+    ]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
 
 
 def short(size: int) -> str:

@@ -8,7 +8,6 @@ to sleep between two messages would cost more than what is measured.
 """
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 import numpy as np
 
 import larder
-from bench_daemon import BIN, Rows, larderd, median, median_interval
+from bench_daemon import BIN, Rows, awake, larderd, median, median_interval
 
 KEYS, VALUE, IDS = 32, 4096, 512
 BLOCKS, CALLS, WARM_UP = 200, 20, 2
@@ -26,30 +25,6 @@ CALLS_OF = {
     "get": "32 values of 4 KiB",
     "lookup": "512 ids, cached answers",
 }
-# Ends with its parent, whatever becomes of that.
-SPIN = """
-import os, sys
-parent = os.getppid()
-os.sched_setaffinity(0, {int(sys.argv[1])})
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-while os.getppid() == parent:
-    for _ in range(100000):
-        pass
-"""
-
-
-@contextlib.contextmanager
-def awake(*cpus: int):
-    """Keeps CPUs from sleeping; whatever else wants them takes them at once."""
-    spinners = [
-        subprocess.Popen([sys.executable, "-c", SPIN, str(cpu)]) for cpu in cpus
-    ]
-    try:
-        yield
-    finally:
-        for spinner in spinners:
-            spinner.kill()
-            spinner.wait()
 
 
 def median_ns(call, calls: int) -> float:

@@ -87,6 +87,17 @@ std::vector<int64_t> PlacesOf(nb::handle numbers) {
   return NumbersOf<int64_t>(numbers);
 }
 
+bool AddressAndBytes(nb::handle object, void*& data, uint64_t& bytes) {
+  if (!PyTuple_Check(object.ptr()) || PyTuple_GET_SIZE(object.ptr()) != 2) {
+    return false;
+  }
+  data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(object.ptr(), 0));
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  bytes = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(object.ptr(), 1));
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  return true;
+}
+
 Memory::Memory(nb::handle object, bool writable) {
   if (PyObject_CheckBuffer(object.ptr())) {
     if (PyObject_GetBuffer(
@@ -98,13 +109,7 @@ Memory::Memory(nb::handle object, bool writable) {
     bytes_ = static_cast<uint64_t>(buffer_.len);
     return;
   }
-  if (PyTuple_Check(object.ptr()) && PyTuple_GET_SIZE(object.ptr()) == 2) {
-    data_ = PyLong_AsVoidPtr(PyTuple_GET_ITEM(object.ptr(), 0));
-    if (PyErr_Occurred() != nullptr) throw nb::python_error();
-    bytes_ = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(object.ptr(), 1));
-    if (PyErr_Occurred() != nullptr) throw nb::python_error();
-    return;
-  }
+  if (AddressAndBytes(object, data_, bytes_)) return;
   nb::ndarray<nb::device::cpu, nb::c_contig> array;
   if (!nb::try_cast(object, array)) {
     throw nb::type_error(

@@ -74,9 +74,13 @@ using SaveHandle = Owned<larder_save, larder_save_close>;
 std::vector<uint32_t> TokensOf(nb::handle numbers);
 std::vector<int64_t> PlacesOf(nb::handle numbers);
 
+// Whether `object` is a pair (address, bytes), for whose life the caller
+// answers.
+bool AddressAndBytes(nb::handle object, void*& data, uint64_t& bytes);
+
 // The bytes of a Python object, which stays pinned as long as this lives: any
-// C-contiguous buffer, a CPU tensor by DLPack, or a pair (address, bytes) for
-// whose life the caller answers. Made and destroyed under the lock.
+// C-contiguous buffer, a CPU tensor by DLPack, or a pair (address, bytes). Made
+// and destroyed under the lock.
 class Memory {
  public:
   Memory(nb::handle object, bool writable);

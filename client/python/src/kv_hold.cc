@@ -59,14 +59,12 @@ Ids IdsOf(const Hold& self) {
   return ids;
 }
 
-Found WaitFind(const Find& self, const Seconds& wait) {
+template <class Wait>
+Found TakeFound(const Find& self, Wait&& wait) {
   Found found;
   found.result.struct_size = sizeof found.result;
   larder_hold* raw = nullptr;
-  found.status = Unlocked([&] {
-    return larder_find_wait(self.handle->get(), Milliseconds(wait),
-                            &found.result, &raw);
-  });
+  found.status = wait(&found.result, &raw);
   if (raw == nullptr) return found;
   Hold hold;
   hold.handle = std::make_shared<HoldHandle>(raw, self.space);
@@ -77,6 +75,24 @@ Found WaitFind(const Find& self, const Seconds& wait) {
   hold.reasons.resize(count);
   found.hold = std::move(hold);
   return found;
+}
+
+Found WaitFind(const Find& self, const Seconds& wait) {
+  return TakeFound(self, [&](larder_found* found, larder_hold** hold) {
+    return Unlocked([&] {
+      return larder_find_wait(self.handle->get(), Milliseconds(wait), found,
+                              hold);
+    });
+  });
+}
+
+// Keeps the interpreter's lock: nothing here waits.
+std::optional<Found> PollFind(const Find& self) {
+  larder_find* const find = self.handle->get();
+  if (larder_find_check(find) != LARDER_OK) return std::nullopt;
+  return TakeFound(self, [&](larder_found* found, larder_hold** hold) {
+    return larder_find_wait(find, 1, found, hold);
+  });
 }
 
 }  // namespace
@@ -226,6 +242,8 @@ void BindHold(nb::module_& module) {
             return larder_find_check(self.handle->get()) == LARDER_OK;
           },
           "Never blocks.")
+      .def("poll", &PollFind,
+           "What became of it; None: it is under way. Never blocks.")
       .def("wait", &WaitFind, nb::arg("wait").none() = nb::none(),
            "Waits for the end. If `wait` passes first, the result's status is "
            "that of a\ndeadline and the question goes on.")

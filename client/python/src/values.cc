@@ -36,7 +36,6 @@ void InitValues(Values* self, const Client& client, const std::string& model,
 // The pieces of memory of a batch: for each key one buffer, or a list of as
 // many as every other key has.
 struct Pieces {
-  std::vector<Memory> memory;
   std::vector<larder_piece> raw;
   uint32_t per_key = 1;
 
@@ -44,29 +43,33 @@ struct Pieces {
     if (buffers.size() != keys) {
       throw nb::value_error("one buffer (or list of buffers) for each key");
     }
-    memory.reserve(keys);
     if (keys != 0 && nb::isinstance<nb::list>(buffers[0])) {
       per_key = static_cast<uint32_t>(nb::cast<nb::list>(buffers[0]).size());
     }
+    raw.reserve(keys);
     for (const nb::handle buffer : buffers) {
       if (!nb::isinstance<nb::list>(buffer)) {
         if (per_key != 1) throw nb::value_error(kUneven);
-        memory.emplace_back(buffer, writable);
+        Add(buffer, writable);
         continue;
       }
       const auto pieces = nb::cast<nb::list>(buffer);
       if (pieces.size() != per_key || per_key == 0) {
         throw nb::value_error(kUneven);
       }
-      for (const nb::handle piece : pieces)
-        memory.emplace_back(piece, writable);
-    }
-    raw.reserve(memory.size());
-    for (const Memory& piece : memory) {
-      raw.push_back({.data = piece.data(), .bytes = piece.bytes()});
+      for (const nb::handle piece : pieces) Add(piece, writable);
     }
   }
 
+ private:
+  void Add(nb::handle piece, bool writable) {
+    larder_piece& to = raw.emplace_back();
+    if (AddressAndBytes(piece, to.data, to.bytes)) return;
+    memory_.emplace_back(piece, writable);
+    to = {.data = memory_.back().data(), .bytes = memory_.back().bytes()};
+  }
+
+  std::vector<Memory> memory_;  // what must stay pinned
   static constexpr char kUneven[] = "every key must have as many pieces";
 };
 

@@ -410,6 +410,7 @@ def test_finds_a_prompt_behind_the_callers_back(client):
         completion = next(iter(queue.poll(wait=20)), None)
     assert completion.op == larder.Op.FIND and completion.user_data == "mine"
     assert completion.job == find.job and completion.good == 3 * CHUNK + 2 * BLOCK
+    assert find.poll().tokens == find.wait().tokens
     found = find.wait()
     assert found.tokens == 3 * CHUNK + 2 * BLOCK and found.hold.valid
     assert list(found.hold.ids) == list(ids) and found.hold.usable == 4

@@ -133,9 +133,7 @@ class SchedulerHalf:
         except Exception as error:  # noqa: BLE001: a miss, whatever it is
             self._complain("cannot ask", error)
 
-    def _answer(self, tracked: Tracked) -> larder.Found:
-        assert tracked.find is not None
-        found = tracked.find.wait()
+    def _answered(self, tracked: Tracked, found: larder.Found) -> None:
         if found.status < 0:
             self._complain("lookup", larder.reason_name(found.reason))
         if found.hold is not None:
@@ -143,7 +141,6 @@ class SchedulerHalf:
             whole = found.tokens // self._geometry.chunk_tokens
             if whole > len(tracked.ids):
                 tracked.ids = ids[:whole]
-        return found
 
     def match(self, request: Any, computed: int) -> tuple[int | None, bool]:
         tracked = self._requests.get(request.request_id) or self.begin(request)
@@ -155,10 +152,12 @@ class SchedulerHalf:
             self._ask(tracked)
         if tracked.find is None:
             return 0, False
-        if not tracked.find.ended:
-            return None, False  # until its deadline at most
         if tracked.found is None:
-            tracked.found = self._answer(tracked)
+            found = tracked.find.poll()
+            if found is None:
+                return None, False  # until its deadline at most
+            tracked.found = found
+            self._answered(tracked, found)
         # What is there need not be saved; but a tail may still grow.
         there, chunk = tracked.found.tokens, self._geometry.chunk_tokens
         if there // chunk >= tracked.saved:
