@@ -10,7 +10,7 @@
 namespace larder::client {
 namespace {
 
-// Ids of the tails that may go on behind chunk `whole`, shortest first: one per
+// Ids of the tails that may go on behind `chunks`, shortest first: one per
 // whole block up to `end`, since where somebody's prompt ended is not known.
 std::vector<ChunkId> TailIds(const FindRequest& request,
                              std::span<const ChunkId> chunks, size_t end) {
@@ -138,7 +138,6 @@ const FindOutcome* FindJob::Ended() {
 }
 
 const FindOutcome* FindJob::Wait(absl::Duration longest) {
-  if (const FindOutcome* ended = Ended()) return ended;
   absl::MutexLock lock(&mu_);
   if (!mu_.AwaitWithTimeout(absl::Condition(&finished_), longest)) {
     return nullptr;

@@ -93,16 +93,15 @@ StatusOr<SaveRequest> SaveOf(const Space& space, const ValueRequest& request,
 }
 
 // Fills a save that has its staging, and commits it.
-Status Put(Space& space, const ValueRequest& request, size_t key,
-           Saver& saver) {
+Status Put(const Space& space, const ValueRequest& request, size_t key,
+           uint32_t units, Saver& saver) {
   const auto pieces = PiecesOf(request, key);
   const uint64_t bytes = TotalBytes(pieces);
   const std::vector<ByteSpan> sources(pieces.begin(), pieces.end());
   LARDER_RETURN_IF_ERROR(saver.FillOpaque(0, sources));
-  LARDER_ASSIGN_OR_RETURN(const uint64_t units, UnitsOf(space, bytes));
   CommitHints hints;
-  hints.token_begin =
-      static_cast<uint32_t>(units * space.value_unit() - bytes);  // padding
+  hints.token_begin = static_cast<uint32_t>(
+      uint64_t{units} * space.value_unit() - bytes);  // padding
   hints.want_durable = request.want_durable;
   hints.priority = request.priority;
   return saver.Commit(hints);
@@ -214,7 +213,9 @@ ValueOutcome RunPut(Space& space, const ValueRequest& request,
       } else if (status.ok()) {
         status = (*saver)->TakeStaging(true, request.deadline);
       }
-      if (status.ok()) status = Put(space, request, key, **saver);
+      if (status.ok()) {
+        status = Put(space, request, key, saves[i].token_count, **saver);
+      }
       outcome.reasons[key] = ReasonOf(status);
       if (status.ok()) {
         savers[key] = *std::move(saver);
