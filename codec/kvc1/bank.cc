@@ -15,11 +15,9 @@ constexpr Entry kBank[kBankTables] = {
 #include "codec/kvc1/bank_tables.inc"
 };
 
-constexpr int kScalesPerPlane = 6;
-
 // Where one scale ends and the next begins: 0.08 * 3^((k + 0.5) / 6), as bit
 // patterns so that no compiler and no libm has a say.
-constexpr uint32_t kScaleEnds[kBankScales - 1] = {
+constexpr uint32_t kScaleEnds[kScalePositions - 1] = {
 #include "codec/kvc1/bank_scales.inc"
 };
 
@@ -31,18 +29,19 @@ const kernels::RefineTable& BankRefinement(int id) {
   return kBank[id].refinement;
 }
 
-int BankId(int shape, float ratio) {
-  int scale = 0;
-  while (scale < kBankScales - 1 &&
-         ratio >= std::bit_cast<float>(kScaleEnds[scale])) {
-    ++scale;
+int ScalePosition(float ratio) {
+  int position = 0;
+  while (position < kScalePositions - 1 &&
+         ratio >= std::bit_cast<float>(kScaleEnds[position])) {
+    ++position;
   }
-  return shape * kBankScales + scale;
+  return position;
 }
 
-int CoarserId(int id, int planes) {
-  const int scale = id % kBankScales - planes * kScalesPerPlane;
-  return id - id % kBankScales + std::clamp(scale, 0, kBankScales - 1);
+int BankId(int shape, int position, int coarser) {
+  const int scale =
+      std::clamp(position - coarser * kScalesPerPlane, 0, kBankScales - 1);
+  return shape * kBankScales + scale;
 }
 
 }  // namespace larder::kvc1

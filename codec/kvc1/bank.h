@@ -21,14 +21,17 @@ const kernels::SymbolTable& BankTable(int id);
 // the coarser symbol, in which third of its interval the number lies.
 const kernels::RefineTable& BankRefinement(int id);
 
-// The table of numbers whose standard deviation is `ratio` steps: the nearest
-// scale on a grid of six to a factor of three; the ends for what lies outside.
-// REQUIRES: 0 <= shape < kBankShapes.
-int BankId(int shape, float ratio);
+// Where a standard deviation of `ratio` steps lies on the bank's grid of scales:
+// six to a factor of three. Goes on beyond the bank's last table, so that it
+// may be known of steps which only coarser planes are coded in.
+inline constexpr int kScalePositions = 40;
+inline constexpr int kScalesPerPlane = 6;
+int ScalePosition(float ratio);
 
-// The id of the same channel three times coarser or finer: `planes` steps of a
-// factor of three. Stays at the ends.
-int CoarserId(int id, int planes);
+// The table for a channel at `position`, in steps that are 3^`coarser` times as
+// wide; the nearest there is.
+// REQUIRES: 0 <= shape < kBankShapes, 0 <= position < kScalePositions.
+int BankId(int shape, int position, int coarser);
 
 }  // namespace larder::kvc1
 

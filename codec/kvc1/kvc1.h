@@ -1,0 +1,67 @@
+#ifndef LARDER_CODEC_KVC1_KVC1_H_
+#define LARDER_CODEC_KVC1_KVC1_H_
+
+#include <cstdint>
+#include <optional>
+
+#include "codec/codec.h"
+#include "store/status.h"
+#include "store/types.h"
+#include "store/units.h"
+
+namespace larder::kvc1 {
+
+// How a layer is to be encoded, where the contract's `quality` does not say it
+// all.
+struct EncodeOptions {
+  // 0: lossless. 1..kMaxLevel: finest first. By convention level 3 costs about
+  // 0.01 of mean KL divergence, and each level three times the one before.
+  int level = 0;
+  // 1..3: how many nested planes, each three times as fine as the one before.
+  int planes = 1;
+  // Instead of a level: every number within this distance of what was given
+  // (or of its channel's largest magnitude in the tile times `relative_error`),
+  // and half a unit in the last place of the element. Needs no profile.
+  std::optional<float> absolute_error;
+  std::optional<float> relative_error;
+  // Rows at the beginning of a sequence that are kept as they are: attention
+  // sinks, whose every error is felt by all tokens after them.
+  uint32_t exact_rows = 1;
+  // Use the profile's transform where it has one.
+  bool transform = true;
+};
+
+inline constexpr int kMaxLevel = 9;
+
+// Levels and lineages: level n is Lineage 20 n, and a plane that is not read
+// costs two levels.
+constexpr Lineage LineageOf(int level, int missing_planes) {
+  const int n = level == 0 ? 0 : 20 * (level + 2 * missing_planes);
+  return static_cast<Lineage>(n < 199 ? n : 199);
+}
+// The coarsest level that is at least as good. 0 for kExact.
+int LevelOf(Lineage quality);
+// How many planes a level is stored in unless something else is asked for.
+int DefaultPlanes(int level);
+
+// As Codec::Encode of kvc1, with all options.
+StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
+                              const EncodeOptions& options,
+                              MutableByteSpan encoded);
+
+// What the front of an encoded layer says; for people and for planning.
+struct Description {
+  int level = 0, planes = 1;
+  bool unrotated = false;
+  ProfileId profile;  // zero: none
+  float max_error[2] = {0, 0};
+  uint64_t plane_bytes[3] = {0, 0, 0};  // the index counts with plane 0
+  uint32_t tiles = 0, tiles_by_mode[6] = {0, 0, 0, 0, 0, 0};
+  uint64_t escapes = 0;
+};
+StatusOr<Description> Describe(const CodedLayer& layer, ByteSpan front,
+                               uint64_t encoded_bytes);
+
+}  // namespace larder::kvc1
+
+#endif  // LARDER_CODEC_KVC1_KVC1_H_

@@ -1,0 +1,116 @@
+#ifndef LARDER_CODEC_KVC1_STEPS_H_
+#define LARDER_CODEC_KVC1_STEPS_H_
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "codec/kvc1/layer_format.h"
+#include "codec/kvc1/rope.h"
+#include "codec/profile.h"
+#include "kernels/kvc1.h"
+
+namespace larder::kvc1 {
+
+// The lossy modes: numbers in uniform steps, entropy-coded with tables of the
+// bank (ECSQ), all, or in planes of which each is three times finer than the
+// one before. FORMAT.md, "Steps".
+
+// How the channels of one tile are coded. Only points; what it points to is the
+// profile's, or lies in the tile that describes itself.
+struct StepsPlan {
+  // One for each coefficient and plane: null is never used.
+  std::vector<const kernels::SymbolTable*> tables;
+  std::array<std::vector<const kernels::RefineTable*>, 2> refinements;
+  std::vector<float> scale;         // by channel, of the finest plane
+  std::vector<float> inverse_step;  // by coefficient; for encoding
+  std::span<const float> mean;      // by channel
+  const TensorProfile::Transform* transform = nullptr;
+  std::vector<float> own_mean;  // what `mean` points to in kStepsOwn
+};
+
+// A tile's plan as the profile describes it. Null if it does not: other sizes,
+// or (for kStepsKlt) heads that are not a block of the space's.
+// `level` 1..level_count. `head_begin` is the part's first head in its space.
+bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
+                     uint32_t head_begin, const TileGrid::Tile& tile, bool klt,
+                     StepsPlan& plan);
+
+// What a tile in kStepsOwn says of itself.
+struct OwnSteps {
+  std::vector<float> step;       // of each head
+  std::vector<float> mean_unit;  // of each head
+  std::vector<uint8_t> id;       // of each channel: shape * 40 + position
+  std::vector<int8_t> mean;      // of each channel, in units
+
+  static uint64_t Bytes(const TileGrid::Tile& tile) {
+    return 8ull * tile.head_count + 2ull * tile.channels();
+  }
+};
+void WriteOwn(const OwnSteps& own, MutableByteSpan bytes);
+// DataLoss for what has no meaning. REQUIRES: bytes.size() == Bytes(tile).
+Status PlanFromOwn(const TileGrid::Tile& tile, ByteSpan bytes, int planes,
+                   StepsPlan& plan);
+Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
+                   StepsPlan& plan);
+
+// Chooses steps for a tile of which nothing is known: `fineness` steps to the
+// standard deviation of a head, means and distributions measured. False if the
+// rows hold what is not finite, or nothing but zeros.
+bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
+                const kernels::Rotary& rotary, uint32_t exact_rows,
+                float fineness, OwnSteps& own);
+
+// Encodes rows into `planes` planes: plane 0 is states, words and escapes
+// (appended to `plane0`), the others are words. False if the tile cannot be
+// coded so: something is not finite, or too far from its channel's mean.
+// `q_scratch` keeps the integers of the finest plane.
+struct EncodedSteps {
+  std::vector<std::byte> plane0;
+  std::array<std::vector<std::byte>, 2> planes;
+  uint32_t escapes = 0;
+};
+// The first `exact_rows` rows are kept elsewhere and coded as nothing.
+bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
+                 const kernels::ConstTileRows& rows,
+                 const kernels::Rotary& rotary, int planes, uint32_t exact_rows,
+                 std::vector<int16_t>& q_scratch, EncodedSteps& out);
+
+// Decodes several tiles at a time, since the coder is bound by latency.
+class StepsDecoder {
+ public:
+  struct Input {
+    const TileGrid::Tile* tile = nullptr;
+    const StepsPlan* plan = nullptr;
+    // Untrusted. Plane 0 without what describes a kStepsOwn.
+    std::array<ByteSpan, kMaxPlanes> planes;
+    uint16_t escapes = 0;
+  };
+  // The integers of `decode_planes` of `planes` planes, [round][channel][32]
+  // for each input, valid until the next call. DataLoss if the bytes are not
+  // what an encoder writes.
+  Status Decode(std::span<const Input> inputs, int planes, int decode_planes);
+  const int16_t* integers(size_t input) const {
+    return integers_.data() + starts_[input];
+  }
+
+ private:
+  std::vector<size_t> starts_;
+  std::vector<uint8_t> symbols_;
+  std::vector<int8_t> context_;
+  std::vector<int16_t> integers_;
+  std::vector<int16_t> escapes_;
+  std::vector<kernels::DecodeStream> streams_;
+  std::vector<kernels::RefineDecodeStream> refine_streams_;
+};
+
+// From integers to rows. `missing_planes`: how many planes were not decoded.
+void ReconstructSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
+                      const int16_t* integers, int missing_planes,
+                      const kernels::Rotary& rotary,
+                      const kernels::TileRows& rows);
+
+}  // namespace larder::kvc1
+
+#endif  // LARDER_CODEC_KVC1_STEPS_H_

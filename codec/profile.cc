@@ -1,0 +1,357 @@
+#include "codec/profile.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "codec/kvc1/bank.h"
+#include "codec/kvc1/layer_format.h"
+#include "store/checksum.h"
+
+namespace larder {
+namespace {
+
+constexpr std::string_view kMagic = "LARDPRF1";
+constexpr uint32_t kMaxText = 1024;
+constexpr uint32_t kMaxGroups = 16, kMaxLayers = 4096, kMaxChannels = 1 << 16;
+constexpr uint32_t kMaxTransformChannels = 1024;
+
+// ---- Writing ----
+
+class Writer {
+ public:
+  template <typename T>
+  void Number(T value) {
+    out_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  template <typename T>
+  void Numbers(const std::vector<T>& values) {
+    out_.append(reinterpret_cast<const char*>(values.data()),
+                values.size() * sizeof(T));
+  }
+  void Text(const std::string& text) {
+    Number(static_cast<uint16_t>(text.size()));
+    out_ += text;
+  }
+  std::string Take() { return std::move(out_); }
+
+ private:
+  std::string out_{kMagic};
+};
+
+void Write(Writer& writer, const TensorProfile& tensor) {
+  writer.Numbers(tensor.step);
+  writer.Numbers(tensor.mean);
+  writer.Numbers(tensor.weight);
+  writer.Numbers(tensor.spread);
+  writer.Numbers(tensor.shape);
+  writer.Number(static_cast<uint16_t>(tensor.transforms.size()));
+  for (const TensorProfile::Transform& transform : tensor.transforms) {
+    writer.Number(transform.channel_begin);
+    writer.Number(transform.channel_count);
+    writer.Numbers(transform.weight);
+    writer.Numbers(transform.spread);
+    writer.Numbers(transform.shape);
+    writer.Numbers(transform.matrix);
+  }
+}
+
+std::string Write(const Profile::Contents& contents) {
+  Writer writer;
+  writer.Text(contents.model_name);
+  writer.Text(contents.made_by);
+  writer.Number(contents.weights.bytes);
+  writer.Number(static_cast<uint8_t>(contents.unrotated_keys));
+  writer.Number(contents.level_count);
+  writer.Numbers(contents.divergence);
+  writer.Number(static_cast<uint16_t>(contents.groups.size()));
+  for (const Profile::Group& group : contents.groups) {
+    writer.Number(group.layer_count);
+    writer.Number(group.kv_head_count);
+    writer.Number(group.key_dim);
+    writer.Number(group.value_dim);
+    for (const TensorProfile& tensor : group.keys) Write(writer, tensor);
+    for (const TensorProfile& tensor : group.values) Write(writer, tensor);
+  }
+  return writer.Take();
+}
+
+// ---- Reading ----
+
+// Never allocates more than the bytes that are left could fill.
+class Reader {
+ public:
+  explicit Reader(ByteSpan rest) : rest_(rest) {}
+  bool ok() const { return ok_; }
+  bool AtEnd() const { return ok_ && rest_.empty(); }
+
+  template <typename T>
+  T Number() {
+    T value{};
+    const ByteSpan bytes = Take(sizeof value);
+    if (!bytes.empty()) std::memcpy(&value, bytes.data(), sizeof value);
+    return value;
+  }
+  template <typename T>
+  void Numbers(std::vector<T>& values, size_t count) {
+    const ByteSpan bytes = Take(count * sizeof(T));
+    if (!ok_) return;
+    values.resize(count);
+    if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
+  }
+  std::string Text() {
+    const ByteSpan bytes = Take(Number<uint16_t>());
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  }
+  ByteSpan Take(size_t size) {
+    if (!ok_ || size > rest_.size()) {
+      ok_ = false;
+      return {};
+    }
+    const ByteSpan taken = rest_.first(size);
+    rest_ = rest_.subspan(size);
+    return taken;
+  }
+
+ private:
+  ByteSpan rest_;
+  bool ok_ = true;
+};
+
+void Read(Reader& reader, uint32_t channels, uint8_t levels,
+          TensorProfile& tensor) {
+  reader.Numbers(tensor.step, levels);
+  reader.Numbers(tensor.mean, channels);
+  reader.Numbers(tensor.weight, channels);
+  reader.Numbers(tensor.spread, channels);
+  reader.Numbers(tensor.shape, channels);
+  const auto transforms = reader.Number<uint16_t>();
+  for (uint32_t i = 0; i < transforms && reader.ok(); ++i) {
+    TensorProfile::Transform& transform = tensor.transforms.emplace_back();
+    transform.channel_begin = reader.Number<uint32_t>();
+    transform.channel_count = reader.Number<uint32_t>();
+    const size_t count = std::min(transform.channel_count, kMaxChannels);
+    reader.Numbers(transform.weight, count);
+    reader.Numbers(transform.spread, count);
+    reader.Numbers(transform.shape, count);
+    reader.Numbers(transform.matrix, count * count);
+  }
+}
+
+// ---- What must hold ----
+
+Status Invalid(std::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("profile: ", what));
+}
+
+Status CheckNumbers(const std::vector<float>& values, size_t count, bool above0,
+                    std::string_view name) {
+  if (values.size() != count) return Invalid(absl::StrCat("number of ", name));
+  for (const float value : values) {
+    if (!std::isfinite(value) || (above0 && value <= 0)) {
+      return Invalid(absl::StrCat("a value of ", name));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status CheckSpread(const std::vector<float>& spread,
+                   const std::vector<uint8_t>& shape, size_t count) {
+  LARDER_RETURN_IF_ERROR(CheckNumbers(spread, count, false, "spreads"));
+  for (const float value : spread) {
+    if (value < 0) return Invalid("a negative spread");
+  }
+  if (shape.size() != count) return Invalid("number of shapes");
+  for (const uint8_t value : shape) {
+    if (value >= kvc1::kBankShapes) return Invalid("a shape of no bank");
+  }
+  return absl::OkStatus();
+}
+
+// Gauss-Jordan with pivoting, in doubles: +, -, *, / alone, so that every
+// machine derives the same floats.
+Status Invert(TensorProfile::Transform& transform) {
+  const size_t n = transform.channel_count;
+  std::vector<double> a(n * n), inverse(n * n, 0.0);
+  for (size_t c = 0; c < n; ++c) {
+    for (size_t k = 0; k < n; ++k) {
+      a[c * n + k] = double{transform.weight[c]} * transform.matrix[c * n + k];
+    }
+    inverse[c * n + c] = 1;
+  }
+  for (size_t column = 0; column < n; ++column) {
+    size_t pivot = column;
+    for (size_t row = column + 1; row < n; ++row) {
+      if (std::abs(a[row * n + column]) > std::abs(a[pivot * n + column])) {
+        pivot = row;
+      }
+    }
+    const double p = a[pivot * n + column];
+    if (!(std::abs(p) > 1e-12)) return Invalid("a transform without inverse");
+    for (size_t i = 0; i < n; ++i) {
+      std::swap(a[pivot * n + i], a[column * n + i]);
+      std::swap(inverse[pivot * n + i], inverse[column * n + i]);
+    }
+    for (size_t i = 0; i < n; ++i) {
+      a[column * n + i] /= p;
+      inverse[column * n + i] /= p;
+    }
+    for (size_t row = 0; row < n; ++row) {
+      const double factor = a[row * n + column];
+      if (row == column || factor == 0) continue;
+      for (size_t i = 0; i < n; ++i) {
+        a[row * n + i] -= factor * a[column * n + i];
+        inverse[row * n + i] -= factor * inverse[column * n + i];
+      }
+    }
+  }
+  transform.forward.resize(n * n);
+  for (size_t i = 0; i < n * n; ++i) {
+    transform.forward[i] = static_cast<float>(inverse[i]);
+    if (!std::isfinite(transform.forward[i])) {
+      return Invalid("a transform whose inverse is too large");
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::vector<uint8_t> Positions(const std::vector<float>& steps,
+                               const std::vector<float>& spread) {
+  std::vector<uint8_t> positions;
+  positions.reserve(steps.size() * spread.size());
+  for (const float step : steps) {
+    for (const float value : spread) {
+      positions.push_back(
+          static_cast<uint8_t>(kvc1::ScalePosition(value / step)));
+    }
+  }
+  return positions;
+}
+
+Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
+                uint8_t levels) {
+  const uint32_t channels = heads * head_dim;
+  LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.step, levels, true, "steps"));
+  LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.mean, channels, false, "means"));
+  LARDER_RETURN_IF_ERROR(
+      CheckNumbers(tensor.weight, channels, true, "weights"));
+  LARDER_RETURN_IF_ERROR(CheckSpread(tensor.spread, tensor.shape, channels));
+  tensor.positions = Positions(tensor.step, tensor.spread);
+  if (tensor.transforms.empty()) return absl::OkStatus();
+  const uint32_t block = kvc1::TileGrid::BlockHeads(head_dim) * head_dim;
+  uint32_t at = 0;
+  for (TensorProfile::Transform& transform : tensor.transforms) {
+    const uint32_t n = transform.channel_count;
+    if (transform.channel_begin != at || at >= channels ||
+        n != std::min(block, channels - at) || n > kMaxTransformChannels) {
+      return Invalid("transforms that are not one for each block of heads");
+    }
+    at += n;
+    LARDER_RETURN_IF_ERROR(
+        CheckNumbers(transform.weight, n, true, "a transform's weights"));
+    LARDER_RETURN_IF_ERROR(CheckSpread(transform.spread, transform.shape, n));
+    if (transform.matrix.size() != size_t{n} * n) {
+      return Invalid("size of a transform");
+    }
+    LARDER_RETURN_IF_ERROR(Invert(transform));
+    transform.wide_matrix.assign(transform.matrix.begin(),
+                                 transform.matrix.end());
+    transform.integer_max =
+        kernels::KltInputMax(transform.wide_matrix.data(), n, n);
+    transform.positions = Positions(tensor.step, transform.spread);
+  }
+  return at == channels ? absl::OkStatus()
+                        : Invalid("channels without a transform");
+}
+
+Status Complete(Profile::Contents& contents) {
+  if (contents.model_name.size() > kMaxText ||
+      contents.made_by.size() > kMaxText) {
+    return Invalid("a text of more than 1024 bytes");
+  }
+  if (contents.level_count < 1 || contents.level_count > kMaxProfileLevels) {
+    return Invalid("1 to 9 levels");
+  }
+  LARDER_RETURN_IF_ERROR(CheckNumbers(contents.divergence, contents.level_count,
+                                      false, "divergences"));
+  if (contents.groups.empty() || contents.groups.size() > kMaxGroups) {
+    return Invalid("1 to 16 groups");
+  }
+  for (Profile::Group& group : contents.groups) {
+    const uint32_t heads = group.kv_head_count;
+    if (group.layer_count < 1 || group.layer_count > kMaxLayers || heads < 1 ||
+        group.key_dim < 1 || heads * group.key_dim > kMaxChannels ||
+        heads * group.value_dim > kMaxChannels) {
+      return Invalid("an absurd group");
+    }
+    if (group.keys.size() != group.layer_count ||
+        group.values.size() != group.layer_count) {
+      return Invalid("number of layers");
+    }
+    for (TensorProfile& keys : group.keys) {
+      LARDER_RETURN_IF_ERROR(
+          Complete(keys, heads, group.key_dim, contents.level_count));
+    }
+    for (TensorProfile& values : group.values) {
+      LARDER_RETURN_IF_ERROR(
+          Complete(values, heads, group.value_dim, contents.level_count));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+StatusOr<std::shared_ptr<const Profile>> Profile::Make(Contents contents) {
+  LARDER_RETURN_IF_ERROR(Complete(contents));
+  std::shared_ptr<Profile> profile(new Profile);
+  profile->bytes_ = Write(contents);
+  if (profile->bytes_.size() > kMaxProfileBytes) {
+    return Invalid("more than 256 MiB");
+  }
+  Sha256 hash;
+  hash.Update(profile->bytes_.data(), profile->bytes_.size());
+  hash.Finish(profile->id_.bytes.data());
+  profile->contents_ = std::move(contents);
+  return profile;
+}
+
+StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes) {
+  if (bytes.size() < kMagic.size() || bytes.size() > kMaxProfileBytes ||
+      std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
+    return absl::DataLossError("profile: not a Larder profile of version 1");
+  }
+  Reader reader(bytes.subspan(kMagic.size()));
+  Contents contents;
+  contents.model_name = reader.Text();
+  contents.made_by = reader.Text();
+  contents.weights.bytes = reader.Number<std::array<uint8_t, 32>>();
+  const auto unrotated = reader.Number<uint8_t>();
+  contents.unrotated_keys = unrotated != 0;
+  contents.level_count = reader.Number<uint8_t>();
+  reader.Numbers(contents.divergence, contents.level_count);
+  const auto groups = reader.Number<uint16_t>();
+  for (uint32_t g = 0; g < groups && g < kMaxGroups && reader.ok(); ++g) {
+    Group& group = contents.groups.emplace_back();
+    group.layer_count = reader.Number<uint16_t>();
+    group.kv_head_count = reader.Number<uint16_t>();
+    group.key_dim = reader.Number<uint16_t>();
+    group.value_dim = reader.Number<uint16_t>();
+    for (auto [tensors, dim] : {std::pair(&group.keys, group.key_dim),
+                                std::pair(&group.values, group.value_dim)}) {
+      for (uint32_t l = 0; l < group.layer_count && reader.ok(); ++l) {
+        Read(reader, uint32_t{group.kv_head_count} * dim, contents.level_count,
+             tensors->emplace_back());
+      }
+    }
+  }
+  if (!reader.AtEnd() || groups != contents.groups.size() || unrotated > 1) {
+    return absl::DataLossError("profile: cut short, or more than a profile");
+  }
+  return Make(std::move(contents));
+}
+
+}  // namespace larder

@@ -1,0 +1,94 @@
+#ifndef LARDER_CODEC_PROFILE_H_
+#define LARDER_CODEC_PROFILE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "store/status.h"
+#include "store/types.h"
+#include "store/units.h"
+
+namespace larder {
+
+// SHA-256 of a profile's bytes: the same profile has the same id everywhere.
+using ProfileId = Digest<struct ProfileTag>;
+
+// What keys or values of one layer look like, and how finely each channel of
+// them is to be coded. Channels count over all heads of the space, in their
+// order; "steps" are the level's step times the channel's weight.
+struct TensorProfile {
+  std::vector<float> mean;      // of each channel, subtracted before coding
+  std::vector<float> weight;    // of each channel, > 0: how coarse it may be
+  std::vector<float> spread;    // standard deviation / weight, >= 0
+  std::vector<uint8_t> shape;   // of its distribution, an index of the bank
+  std::vector<float> step;      // for each level, > 0
+
+  // A linear transform of the channels of one block of heads (KLT): decoding
+  // multiplies the integers of all coefficients with an integer matrix, exactly.
+  // value[c] = weight[c] * step * sum over k of matrix[c][k] * integer[k] + mean[c]
+  struct Transform {
+    uint32_t channel_begin = 0, channel_count = 0;
+    std::vector<int8_t> matrix;   // [channel][coefficient]
+    std::vector<float> weight;    // of each channel
+    std::vector<float> spread;    // of each coefficient, in units of 1
+    std::vector<uint8_t> shape;   // of each coefficient
+
+    // Derived by Profile, not stored: the inverse,
+    // coefficient[k] = sum over c of forward[k][c] * (x - mean)[c];
+    // the matrix as kernels take it; how large integers may be.
+    std::vector<float> forward;  // [coefficient][channel]
+    std::vector<int16_t> wide_matrix;
+    int integer_max = 0;
+    std::vector<uint8_t> positions;  // [level][coefficient], as below
+  };
+  std::vector<Transform> transforms;  // none, or one for each block of heads
+
+  // Derived by Profile, not stored: kvc1::ScalePosition of each channel at each
+  // level.
+  std::vector<uint8_t> positions;  // [level][channel]
+};
+
+// What is known of one model's KV beforehand, so that records need not carry
+// it: `larder calibrate` makes one from captured keys, values and queries
+// (codec/FORMAT.md, "Profiles"). Immutable; shared by threads.
+class Profile {
+ public:
+  struct Group {
+    uint16_t layer_count = 0, kv_head_count = 0, key_dim = 0, value_dim = 0;
+    std::vector<TensorProfile> keys, values;  // one for each layer
+  };
+  struct Contents {
+    std::string model_name;  // for people
+    std::string made_by;     // for people: what it was calibrated on
+    Sha256Digest weights;    // zeros: of no model in particular
+    bool unrotated_keys = true;  // keys were looked at before RoPE
+    uint8_t level_count = 0;     // levels 1..level_count, finest first
+    std::vector<float> divergence;  // for each level: what it costs (mean KL)
+    std::vector<Group> groups;
+  };
+
+  // InvalidArgument names what is missing, not finite or of the wrong size; or
+  // says which transform cannot be inverted.
+  static StatusOr<std::shared_ptr<const Profile>> Make(Contents contents);
+  // Untrusted bytes. DataLoss; InvalidArgument as above.
+  static StatusOr<std::shared_ptr<const Profile>> Parse(ByteSpan bytes);
+
+  const ProfileId& id() const { return id_; }
+  const std::string& bytes() const { return bytes_; }
+  const Contents& contents() const { return contents_; }
+
+ private:
+  Profile() = default;
+  Contents contents_;
+  std::string bytes_;
+  ProfileId id_;
+};
+
+inline constexpr uint64_t kMaxProfileBytes = 256_MiB;
+inline constexpr uint8_t kMaxProfileLevels = 9;
+
+}  // namespace larder
+
+#endif  // LARDER_CODEC_PROFILE_H_
