@@ -1,0 +1,160 @@
+#include "kernels/kvc1.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "kernels/kvc1_internal.h"
+
+namespace larder::kernels {
+namespace internal {
+
+const Kvc1Kernel* Kvc1KernelAt(Level level) {
+  switch (level) {
+    case Level::kScalar:
+      return &kKvc1Scalar;
+#if defined(__x86_64__)
+    // Both ask the operating system too whether it saves the registers.
+    case Level::kAvx2:
+      if (kKvc1Avx2.decode != nullptr && __builtin_cpu_supports("avx2")) {
+        return &kKvc1Avx2;
+      }
+      return nullptr;
+    case Level::kAvx512:
+      // Ice Lake's; every CPU with VBMI2 has the others and F16C.
+      if (kKvc1Avx512.decode != nullptr && __builtin_cpu_supports("avx512f") &&
+          __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512vl") &&
+          __builtin_cpu_supports("avx512dq") &&
+          __builtin_cpu_supports("avx512vbmi") &&
+          __builtin_cpu_supports("avx512vbmi2") &&
+          __builtin_cpu_supports("avx512vnni")) {
+        return &kKvc1Avx512;
+      }
+      return nullptr;
+#else
+    default:
+      return nullptr;
+#endif
+  }
+  return nullptr;
+}
+
+const Kvc1Kernel& BestKvc1Kernel() {
+  static const Kvc1Kernel* const kBest = [] {
+    for (const auto level : {Level::kAvx512, Level::kAvx2}) {
+      const Kvc1Kernel* kernel = Kvc1KernelAt(level);
+      if (kernel != nullptr) return kernel;
+    }
+    return &kKvc1Scalar;
+  }();
+  return *kBest;
+}
+
+}  // namespace internal
+
+using internal::BestKvc1Kernel;
+
+bool IsValid(const SymbolTable& table) {
+  return table.start[0] == 0 && std::ranges::is_sorted(table.start) &&
+         table.start[31] <= kProbabilityOne;
+}
+
+bool IsValid(const RefineTable& table) {
+  for (size_t c = 0; c < 16; ++c) {
+    if (table.first[c] == 0 || table.first[c] >= table.second[c] ||
+        table.second[c] >= kProbabilityOne) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void Decode(std::span<DecodeStream> streams) {
+  BestKvc1Kernel().decode(streams.data(), streams.size());
+}
+
+void Decode(std::span<RefineDecodeStream> streams) {
+  BestKvc1Kernel().decode_refine(streams.data(), streams.size());
+}
+
+void Encode(std::span<EncodeStream> streams) {
+  BestKvc1Kernel().encode(streams.data(), streams.size());
+}
+
+void Encode(std::span<RefineEncodeStream> streams) {
+  BestKvc1Kernel().encode_refine(streams.data(), streams.size());
+}
+
+void Reconstruct(const ReconstructTile& tile) {
+  BestKvc1Kernel().reconstruct(tile);
+}
+
+int KltInputMax(const int16_t* klt, size_t channels, size_t coefficients) {
+  int64_t largest = 1;
+  for (size_t c = 0; c < channels; ++c) {
+    int64_t sum = 0;
+    for (size_t k = 0; k < coefficients; ++k) {
+      sum += std::abs(klt[c * coefficients + k]);
+    }
+    largest = std::max(largest, sum);
+  }
+  return static_cast<int>(
+      std::min<int64_t>(32767, ((int64_t{1} << 31) - 1) / largest));
+}
+
+bool Quantize(const QuantizeTile& tile) {
+  return BestKvc1Kernel().quantize(tile);
+}
+
+size_t SplitSymbols(const int16_t* q, size_t steps, uint8_t* symbols,
+                    std::span<int16_t> escapes) {
+  internal::EscapeSink<int16_t> sink = {escapes.data(), escapes.size(), 0};
+  BestKvc1Kernel().split_symbols(q, steps, symbols, &sink);
+  return sink.count;
+}
+
+bool MergeSymbols(const uint8_t* symbols, size_t steps,
+                  std::span<const int16_t> escapes, int16_t* q) {
+  internal::EscapeSource<int16_t> source = {escapes.data(), escapes.size(), 0};
+  BestKvc1Kernel().merge_symbols(symbols, steps, &source, q);
+  return source.count == escapes.size();
+}
+
+void SplitRefinement(const int16_t* q, size_t steps, int16_t* base,
+                     uint8_t* symbols, int8_t* context) {
+  BestKvc1Kernel().split_refinement(q, steps, base, symbols, context);
+}
+
+void RefinementContext(const int16_t* base, size_t steps, int8_t* context) {
+  BestKvc1Kernel().refinement_context(base, steps, context);
+}
+
+void MergeRefinement(const int16_t* base, const uint8_t* symbols, size_t steps,
+                     int16_t* q) {
+  BestKvc1Kernel().merge_refinement(base, symbols, steps, q);
+}
+
+void SplitF16(const ConstTileRows& rows, size_t rounds,
+              const F16Planes& planes) {
+  BestKvc1Kernel().split_f16(rows, rounds, planes);
+}
+
+void MergeF16(const F16Planes& planes, size_t rounds, const TileRows& rows) {
+  BestKvc1Kernel().merge_f16(planes, rounds, rows);
+}
+
+size_t SplitBf16(const ConstTileRows& rows, size_t rounds,
+                 const Bf16Planes& planes, std::span<uint8_t> escapes) {
+  internal::EscapeSink<uint8_t> sink = {escapes.data(), escapes.size(), 0};
+  BestKvc1Kernel().split_bf16(rows, rounds, planes, &sink);
+  return sink.count;
+}
+
+bool MergeBf16(const Bf16Planes& planes, size_t rounds,
+               std::span<const uint8_t> escapes, const TileRows& rows) {
+  internal::EscapeSource<uint8_t> source = {escapes.data(), escapes.size(), 0};
+  BestKvc1Kernel().merge_bf16(planes, rounds, &source, rows);
+  return source.count == escapes.size();
+}
+
+}  // namespace larder::kernels

@@ -1,0 +1,86 @@
+#ifndef LARDER_KERNELS_KVC1_INTERNAL_H_
+#define LARDER_KERNELS_KVC1_INTERNAL_H_
+
+// The instruction-set levels behind kernels/kvc1.h, so that tests can hold each
+// of them to the same bits. Not for use outside kernels/ and its tests. As for
+// what may be included, see kernels/kvc1_types.h.
+
+#include "kernels/kvc1_types.h"
+
+namespace larder::kernels::internal {
+
+enum class Level { kScalar, kAvx2, kAvx512 };
+
+// A list of escapes: what is written is counted beyond the capacity too.
+template <typename T>
+struct EscapeSink {
+  T* values;
+  size_t capacity;
+  size_t count;
+  [[gnu::always_inline]] inline void Add(T value) {
+    if (count < capacity) values[count] = value;
+    ++count;
+  }
+};
+
+// What is read beyond the end is zero, and counted.
+template <typename T>
+struct EscapeSource {
+  const T* values;
+  size_t capacity;
+  size_t count;
+  [[gnu::always_inline]] inline T Next() {
+    const T value = count < capacity ? values[count] : T{0};
+    ++count;
+    return value;
+  }
+};
+
+struct Kvc1Kernel {
+  void (*decode)(DecodeStream* streams, size_t count);
+  void (*decode_refine)(RefineDecodeStream* streams, size_t count);
+  void (*encode)(EncodeStream* streams, size_t count);
+  void (*encode_refine)(RefineEncodeStream* streams, size_t count);
+  void (*reconstruct)(const ReconstructTile& tile);
+  bool (*quantize)(const QuantizeTile& tile);
+  // From here on as in kvc1.h.
+  void (*split_symbols)(const int16_t* q, size_t steps, uint8_t* symbols,
+                        EscapeSink<int16_t>* escapes);
+  void (*merge_symbols)(const uint8_t* symbols, size_t steps,
+                        EscapeSource<int16_t>* escapes, int16_t* q);
+  void (*split_refinement)(const int16_t* q, size_t steps, int16_t* base,
+                           uint8_t* symbols, int8_t* context);
+  void (*refinement_context)(const int16_t* base, size_t steps,
+                             int8_t* context);
+  void (*merge_refinement)(const int16_t* base, const uint8_t* symbols,
+                           size_t steps, int16_t* q);
+  void (*split_f16)(const ConstTileRows& rows, size_t rounds,
+                    const F16Planes& planes);
+  void (*merge_f16)(const F16Planes& planes, size_t rounds,
+                    const TileRows& rows);
+  void (*split_bf16)(const ConstTileRows& rows, size_t rounds,
+                     const Bf16Planes& planes, EscapeSink<uint8_t>* escapes);
+  void (*merge_bf16)(const Bf16Planes& planes, size_t rounds,
+                     EscapeSource<uint8_t>* escapes, const TileRows& rows);
+};
+
+extern const Kvc1Kernel kKvc1Scalar;
+extern const Kvc1Kernel kKvc1Avx2;
+extern const Kvc1Kernel kKvc1Avx512;
+
+// Null if this CPU (or this build) does not have the level.
+const Kvc1Kernel* Kvc1KernelAt(Level level);
+// The best there is, chosen once.
+const Kvc1Kernel& BestKvc1Kernel();
+
+// IEEE binary16 to and from binary32, to nearest even; NaNs become quiet and
+// keep the upper part of their payload.
+float F32FromF16(uint16_t half);
+uint16_t F16FromF32(float value);
+// bfloat16 likewise.
+float F32FromBf16(uint16_t half);
+uint16_t Bf16FromF32(float value);
+
+}  // namespace larder::kernels::internal
+
+#endif  // LARDER_KERNELS_KVC1_INTERNAL_H_

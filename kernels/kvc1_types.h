@@ -1,0 +1,210 @@
+#ifndef LARDER_KERNELS_KVC1_TYPES_H_
+#define LARDER_KERNELS_KVC1_TYPES_H_
+
+// What kernels/kvc1.h speaks of. Plain structs and C headers only: the files
+// that implement the instruction-set levels are compiled for CPUs that this
+// process may not run on, and an inline function of the standard library
+// compiled there could be the copy that the linker keeps for all.
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cstddef>
+
+namespace larder::kernels {
+
+// A step codes this many tokens of one channel: one symbol per lane.
+inline constexpr size_t kLanes = 32;
+inline constexpr uint32_t kProbabilityOne = 4096;
+// Coder states are in [kStateMin, kStateEnd).
+inline constexpr uint32_t kStateMin = uint32_t{1} << 12;
+inline constexpr uint32_t kStateEnd = uint32_t{1} << 28;
+
+// Symbols of quantised values: q + 15 for |q| <= 15, or kEscapeSymbol.
+inline constexpr int kDirectMax = 15;
+inline constexpr uint8_t kZeroSymbol = 15;
+inline constexpr uint8_t kEscapeSymbol = 31;
+// The symbol of r = 0 in a refinement plane.
+inline constexpr uint8_t kZeroRefinement = 1;
+
+// Head dimensions and coefficients of a tile are at most this.
+inline constexpr size_t kTileChannelsMax = 1024;
+
+// The probabilities of 32 symbols in units of 1/4096: symbol s has the slots
+// from start[s] to before start[s + 1] (4096 after the last). start[0] is 0,
+// and they never decrease. A symbol without a slot is never decoded and must
+// not be encoded.
+struct SymbolTable {
+  uint16_t start[32];
+};
+
+// The probabilities of {0, 1, 2} by context: symbol 1 starts at first[c] and
+// symbol 2 at second[c]. 0 < first < second < 4096.
+struct RefineTable {
+  uint16_t first[16];
+  uint16_t second[16];
+};
+
+// A stream to decode: rounds x channels steps of 32 symbols, in that order.
+struct DecodeStream {
+  // 16-bit little-endian words, of any alignment and any content; there may be
+  // more of them than the stream uses. Null only if there are none.
+  const std::byte* words = nullptr;
+  size_t words_count = 0;
+  // One valid table per channel; null if the channel has no steps.
+  const SymbolTable* const* tables = nullptr;
+  size_t channels = 0;
+  size_t rounds = 0;
+  // [round][channel][32], written.
+  uint8_t* symbols = nullptr;
+  // What channels without a table get.
+  uint8_t idle_symbol = 0;
+  // Where the decoder starts (any content) and, if ok, where it ended.
+  uint32_t states[kLanes] = {};
+  // Out: whether the states were states and the words sufficed. If not, the
+  // symbols are all idle_symbol, the states are as they were, and words_used
+  // is 0.
+  bool ok = false;
+  size_t words_used = 0;
+};
+
+// Likewise, for a refinement plane: symbols 0, 1 and 2.
+struct RefineDecodeStream {
+  const std::byte* words = nullptr;
+  size_t words_count = 0;
+  const RefineTable* const* tables = nullptr;
+  size_t channels = 0;
+  size_t rounds = 0;
+  // [round][channel][32]: a lane's context is the lesser of |value| and 15.
+  const int8_t* context = nullptr;
+  uint8_t* symbols = nullptr;
+  uint8_t idle_symbol = 0;
+  uint32_t states[kLanes] = {};
+  bool ok = false;
+  size_t words_used = 0;
+};
+
+// A stream to encode. What is decoded first is encoded last: the states given
+// are those in which the decoder ends, and those returned are where it starts.
+struct EncodeStream {
+  // [round][channel][32]. REQUIRES: each has slots in its channel's table;
+  // those of channels without a table are ignored.
+  const uint8_t* symbols = nullptr;
+  const SymbolTable* const* tables = nullptr;
+  size_t channels = 0;
+  size_t rounds = 0;
+  // In and out; InitialStates() sets the default. REQUIRES: valid states.
+  uint32_t states[kLanes] = {};
+  // Room for EncodedWordsMax(channels, rounds) words of 2 bytes, of any
+  // alignment. All of it may be written; the words are at its beginning.
+  std::byte* words = nullptr;
+  // Out.
+  size_t words_count = 0;
+};
+
+struct RefineEncodeStream {
+  const uint8_t* symbols = nullptr;
+  const RefineTable* const* tables = nullptr;
+  size_t channels = 0;
+  size_t rounds = 0;
+  const int8_t* context = nullptr;
+  uint32_t states[kLanes] = {};
+  std::byte* words = nullptr;
+  size_t words_count = 0;
+};
+
+enum class Element : uint8_t { kF16, kBf16, kF32 };
+
+// Where the elements of a tile lie: (token, head, dim) is at
+//   data + token * token_stride + head * head_stride + dim * element's size.
+// No alignment is needed. Channel c is (c / head_dim, c % head_dim).
+template <typename Byte>
+struct BasicTileRows {
+  Byte* data = nullptr;
+  Element element = Element::kF16;
+  // Lanes past the last token are not written; where they are read (coded),
+  // they repeat the last token.
+  size_t tokens = 0;
+  size_t heads = 0;
+  size_t head_dim = 0;  // at most kTileChannelsMax
+  ptrdiff_t token_stride = 0;
+  ptrdiff_t head_stride = 0;
+};
+using TileRows = BasicTileRows<std::byte>;
+using ConstTileRows = BasicTileRows<const std::byte>;
+
+enum class RotaryPairs : uint8_t {
+  kAdjacent,  // dims 2i and 2i + 1
+  kHalves,    // dims i and i + rotary_dim / 2
+};
+
+// Rotary position embedding of the first rotary_dim dims of every head, by
+// angles whose cosines and sines are at [token][rotary_dim / 2].
+struct Rotary {
+  size_t rotary_dim = 0;  // even, at most head_dim; 0: no rotation
+  RotaryPairs pairs = RotaryPairs::kHalves;
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+};
+
+// From quantised values to rows. All numbers are finite.
+struct ReconstructTile {
+  // [round][coefficient][32]; rounds follow each other at q_round_stride
+  // elements (0: coefficients * 32).
+  const int16_t* q = nullptr;
+  size_t q_round_stride = 0;
+  size_t rounds = 0;  // (tokens + 31) / 32
+  size_t coefficients = 0;
+  // The integer transform, [channel][coefficient]; null: there is none, and
+  // coefficients is the number of channels. With one, coefficients is at most
+  // kTileChannelsMax. Sums are modulo 2^32; KltInputMax says which |q| is safe.
+  const int16_t* klt = nullptr;
+  // By channel. No mean: nothing is added.
+  const float* scale = nullptr;
+  const float* mean = nullptr;
+  Rotary rotary;
+  TileRows rows;
+};
+
+// From rows to quantised values.
+struct QuantizeTile {
+  ConstTileRows rows;
+  Rotary rotary;
+  // By channel. No mean: nothing is subtracted.
+  const float* mean = nullptr;
+  // The forward transform, [coefficient][channel]; null: there is none, and
+  // coefficients is the number of channels.  With one, channels are at most
+  // kTileChannelsMax.
+  const float* klt = nullptr;
+  size_t coefficients = 0;
+  // By coefficient. round_bias is in [0, 0.5]; null: 0.5 for all.
+  const float* inverse_step = nullptr;
+  const float* round_bias = nullptr;
+  // As in ReconstructTile, written.
+  int16_t* q = nullptr;
+  size_t q_round_stride = 0;
+  size_t rounds = 0;
+};
+
+// The planes of a tile of f16: per (round, channel, lane) the exponent field is
+// the symbol; the mantissa's low 8 bits are the low byte; the bits 8 and 9 of
+// the mantissa and the sign are bit `lane` of the three words of `bits`, in
+// this order.
+struct F16Planes {
+  uint8_t* symbols = nullptr;  // [round][channel][32]
+  uint8_t* low = nullptr;      // [round][channel][32]
+  std::byte* bits = nullptr;   // [round][channel][3] u32, little-endian
+};
+
+// The planes of a tile of bf16: the symbol is the exponent field less the
+// channel's offset if that is in 0..30, or else kEscapeSymbol, and the exponent
+// is in the list of escapes; the byte is the sign (bit 7) and the mantissa.
+struct Bf16Planes {
+  uint8_t* symbols = nullptr;                // [round][channel][32]
+  uint8_t* raw = nullptr;                    // [round][channel][32]
+  const uint8_t* exponent_offset = nullptr;  // [channel]
+};
+
+}  // namespace larder::kernels
+
+#endif  // LARDER_KERNELS_KVC1_TYPES_H_
