@@ -64,6 +64,10 @@ const Codec* FindCodec(CodecId id) {
   switch (id) {
     case CodecId::kRaw:
       return &RawCodec();
+    case CodecId::kLossless:
+      return &LosslessCodec();
+    case CodecId::kKvc1:
+      return &Kvc1Codec();
   }
   return nullptr;
 }

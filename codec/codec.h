@@ -12,6 +12,8 @@
 
 namespace larder {
 
+class Profile;  // codec/profile.h
+
 // One layer of one part: the unit of coding, as it is the unit of streaming. In
 // a record of another codec than raw, a segment is one encoded layer and one
 // stripe. Only refers to the space, which must outlive it.
@@ -22,6 +24,10 @@ struct CodedLayer {
   uint32_t layer = 0;  // index within the group, inside of the shape
   uint32_t token_begin = 0;
   uint32_t token_count = 0;  // of the chunk
+  // What is known of the space's numbers beforehand; null = nothing. Codecs
+  // without profiles ignore it. An encoded layer is decoded with the profile
+  // that it was encoded with (Codec::ProfileOf), which must outlive the call.
+  const Profile* profile = nullptr;
 
   const GroupDescriptor& group_descriptor() const {
     return space->groups[Raw(group)];
@@ -117,6 +123,9 @@ const Codec* FindCodec(CodecId id);
 
 // Bytes as they are.
 const Codec& RawCodec();
+// KVC1 (codec/FORMAT.md): every bit, and levels of quality.
+const Codec& LosslessCodec();
+const Codec& Kvc1Codec();
 
 }  // namespace larder
 

@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::string_view kMagic = "LARDPRF1";
 constexpr uint32_t kMaxText = 1024;
-constexpr uint32_t kMaxGroups = 16, kMaxLayers = 4096, kMaxChannels = 1 << 16;
+constexpr uint32_t kMaxLayers = 4096, kMaxChannels = 1 << 16;
 constexpr uint32_t kMaxTransformChannels = 1024;
 
 // ---- Writing ----
@@ -46,15 +46,15 @@ void Write(Writer& writer, const TensorProfile& tensor) {
   writer.Numbers(tensor.step);
   writer.Numbers(tensor.mean);
   writer.Numbers(tensor.weight);
-  writer.Numbers(tensor.spread);
-  writer.Numbers(tensor.shape);
+  writer.Numbers(tensor.tables.base);
+  writer.Numbers(tensor.tables.refinement);
   writer.Number(static_cast<uint16_t>(tensor.transforms.size()));
   for (const TensorProfile::Transform& transform : tensor.transforms) {
     writer.Number(transform.channel_begin);
     writer.Number(transform.channel_count);
     writer.Numbers(transform.weight);
-    writer.Numbers(transform.spread);
-    writer.Numbers(transform.shape);
+    writer.Numbers(transform.tables.base);
+    writer.Numbers(transform.tables.refinement);
     writer.Numbers(transform.matrix);
   }
 }
@@ -121,13 +121,18 @@ class Reader {
   bool ok_ = true;
 };
 
+void Read(Reader& reader, size_t count, uint8_t levels,
+          CoefficientTables& tables) {
+  reader.Numbers(tables.base, levels * 3 * count);
+  reader.Numbers(tables.refinement, levels * 2 * count);
+}
+
 void Read(Reader& reader, uint32_t channels, uint8_t levels,
           TensorProfile& tensor) {
   reader.Numbers(tensor.step, levels);
   reader.Numbers(tensor.mean, channels);
   reader.Numbers(tensor.weight, channels);
-  reader.Numbers(tensor.spread, channels);
-  reader.Numbers(tensor.shape, channels);
+  Read(reader, channels, levels, tensor.tables);
   const auto transforms = reader.Number<uint16_t>();
   for (uint32_t i = 0; i < transforms && reader.ok(); ++i) {
     TensorProfile::Transform& transform = tensor.transforms.emplace_back();
@@ -135,20 +140,19 @@ void Read(Reader& reader, uint32_t channels, uint8_t levels,
     transform.channel_count = reader.Number<uint32_t>();
     const size_t count = std::min(transform.channel_count, kMaxChannels);
     reader.Numbers(transform.weight, count);
-    reader.Numbers(transform.spread, count);
-    reader.Numbers(transform.shape, count);
+    Read(reader, count, levels, transform.tables);
     reader.Numbers(transform.matrix, count * count);
   }
 }
 
 // ---- What must hold ----
 
-Status Invalid(std::string_view what) {
+Status Invalid(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("profile: ", what));
 }
 
 Status CheckNumbers(const std::vector<float>& values, size_t count, bool above0,
-                    std::string_view name) {
+                    absl::string_view name) {
   if (values.size() != count) return Invalid(absl::StrCat("number of ", name));
   for (const float value : values) {
     if (!std::isfinite(value) || (above0 && value <= 0)) {
@@ -158,15 +162,17 @@ Status CheckNumbers(const std::vector<float>& values, size_t count, bool above0,
   return absl::OkStatus();
 }
 
-Status CheckSpread(const std::vector<float>& spread,
-                   const std::vector<uint8_t>& shape, size_t count) {
-  LARDER_RETURN_IF_ERROR(CheckNumbers(spread, count, false, "spreads"));
-  for (const float value : spread) {
-    if (value < 0) return Invalid("a negative spread");
+Status CheckTables(const CoefficientTables& tables, size_t count,
+                   uint8_t levels) {
+  if (tables.base.size() != levels * 3 * count ||
+      tables.refinement.size() != levels * 2 * count) {
+    return Invalid("number of table ids");
   }
-  if (shape.size() != count) return Invalid("number of shapes");
-  for (const uint8_t value : shape) {
-    if (value >= kvc1::kBankShapes) return Invalid("a shape of no bank");
+  for (const uint8_t id : tables.base) {
+    if (id >= kvc1::kBankIds) return Invalid("an id of no table");
+  }
+  for (const uint8_t id : tables.refinement) {
+    if (id >= kvc1::kBankTables) return Invalid("an id of no refinement");
   }
   return absl::OkStatus();
 }
@@ -218,19 +224,6 @@ Status Invert(TensorProfile::Transform& transform) {
   return absl::OkStatus();
 }
 
-std::vector<uint8_t> Positions(const std::vector<float>& steps,
-                               const std::vector<float>& spread) {
-  std::vector<uint8_t> positions;
-  positions.reserve(steps.size() * spread.size());
-  for (const float step : steps) {
-    for (const float value : spread) {
-      positions.push_back(
-          static_cast<uint8_t>(kvc1::ScalePosition(value / step)));
-    }
-  }
-  return positions;
-}
-
 Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
                 uint8_t levels) {
   const uint32_t channels = heads * head_dim;
@@ -238,8 +231,7 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.mean, channels, false, "means"));
   LARDER_RETURN_IF_ERROR(
       CheckNumbers(tensor.weight, channels, true, "weights"));
-  LARDER_RETURN_IF_ERROR(CheckSpread(tensor.spread, tensor.shape, channels));
-  tensor.positions = Positions(tensor.step, tensor.spread);
+  LARDER_RETURN_IF_ERROR(CheckTables(tensor.tables, channels, levels));
   if (tensor.transforms.empty()) return absl::OkStatus();
   const uint32_t block = kvc1::TileGrid::BlockHeads(head_dim) * head_dim;
   uint32_t at = 0;
@@ -252,7 +244,7 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
     at += n;
     LARDER_RETURN_IF_ERROR(
         CheckNumbers(transform.weight, n, true, "a transform's weights"));
-    LARDER_RETURN_IF_ERROR(CheckSpread(transform.spread, transform.shape, n));
+    LARDER_RETURN_IF_ERROR(CheckTables(transform.tables, n, levels));
     if (transform.matrix.size() != size_t{n} * n) {
       return Invalid("size of a transform");
     }
@@ -261,7 +253,6 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
                                  transform.matrix.end());
     transform.integer_max =
         kernels::KltInputMax(transform.wide_matrix.data(), n, n);
-    transform.positions = Positions(tensor.step, transform.spread);
   }
   return at == channels ? absl::OkStatus()
                         : Invalid("channels without a transform");

@@ -15,25 +15,32 @@ namespace larder {
 // SHA-256 of a profile's bytes: the same profile has the same id everywhere.
 using ProfileId = Digest<struct ProfileTag>;
 
+// Which tables of KVC1's bank the coefficients of a tensor are coded with (ids
+// of kvc1::BankTable and BankRefinement). Coefficients in steps three times as
+// wide, and three times again, are those of the coarser planes.
+struct CoefficientTables {
+  std::vector<uint8_t> base;        // [level][0..2 times coarser][coefficient]
+  std::vector<uint8_t> refinement;  // [level][0..1 times coarser][coefficient]
+};
+
 // What keys or values of one layer look like, and how finely each channel of
 // them is to be coded. Channels count over all heads of the space, in their
-// order; "steps" are the level's step times the channel's weight.
+// order. A channel's step is the level's times the channel's weight.
 struct TensorProfile {
-  std::vector<float> mean;      // of each channel, subtracted before coding
-  std::vector<float> weight;    // of each channel, > 0: how coarse it may be
-  std::vector<float> spread;    // standard deviation / weight, >= 0
-  std::vector<uint8_t> shape;   // of its distribution, an index of the bank
-  std::vector<float> step;      // for each level, > 0
+  std::vector<float> mean;    // of each channel, subtracted before coding
+  std::vector<float> weight;  // of each channel, > 0: how coarse it may be
+  std::vector<float> step;    // for each level, > 0
+  CoefficientTables tables;   // each channel is a coefficient
 
   // A linear transform of the channels of one block of heads (KLT): decoding
-  // multiplies the integers of all coefficients with an integer matrix, exactly.
-  // value[c] = weight[c] * step * sum over k of matrix[c][k] * integer[k] + mean[c]
+  // multiplies the integers of all coefficients with an integer matrix,
+  // exactly. x[c] = weight[c] * step * sum over k of matrix[c][k] * integer[k]
+  // + mean[c]
   struct Transform {
     uint32_t channel_begin = 0, channel_count = 0;
-    std::vector<int8_t> matrix;   // [channel][coefficient]
-    std::vector<float> weight;    // of each channel
-    std::vector<float> spread;    // of each coefficient, in units of 1
-    std::vector<uint8_t> shape;   // of each coefficient
+    std::vector<int8_t> matrix;  // [channel][coefficient]
+    std::vector<float> weight;   // of each channel
+    CoefficientTables tables;
 
     // Derived by Profile, not stored: the inverse,
     // coefficient[k] = sum over c of forward[k][c] * (x - mean)[c];
@@ -41,13 +48,8 @@ struct TensorProfile {
     std::vector<float> forward;  // [coefficient][channel]
     std::vector<int16_t> wide_matrix;
     int integer_max = 0;
-    std::vector<uint8_t> positions;  // [level][coefficient], as below
   };
   std::vector<Transform> transforms;  // none, or one for each block of heads
-
-  // Derived by Profile, not stored: kvc1::ScalePosition of each channel at each
-  // level.
-  std::vector<uint8_t> positions;  // [level][channel]
 };
 
 // What is known of one model's KV beforehand, so that records need not carry
@@ -60,11 +62,11 @@ class Profile {
     std::vector<TensorProfile> keys, values;  // one for each layer
   };
   struct Contents {
-    std::string model_name;  // for people
-    std::string made_by;     // for people: what it was calibrated on
-    Sha256Digest weights;    // zeros: of no model in particular
-    bool unrotated_keys = true;  // keys were looked at before RoPE
-    uint8_t level_count = 0;     // levels 1..level_count, finest first
+    std::string model_name;         // for people
+    std::string made_by;            // for people: what it was calibrated on
+    Sha256Digest weights;           // zeros: of no model in particular
+    bool unrotated_keys = true;     // keys were looked at before RoPE
+    uint8_t level_count = 0;        // levels 1..level_count, finest first
     std::vector<float> divergence;  // for each level: what it costs (mean KL)
     std::vector<Group> groups;
   };

@@ -95,7 +95,11 @@ enum class TierKind : uint8_t {
 };
 
 // How the payload of a part is coded. On disk and on wire.
-enum class CodecId : uint8_t { kRaw = 0 };
+enum class CodecId : uint8_t {
+  kRaw = 0,
+  kLossless = 1,
+  kKvc1 = 2,
+};
 
 // Why a chunk that was asked for is not served. On wire.
 enum class MissReason : uint8_t {

@@ -23,7 +23,22 @@ constexpr uint32_t kScaleEnds[kScalePositions - 1] = {
 
 }  // namespace
 
-const kernels::SymbolTable& BankTable(int id) { return kBank[id].table; }
+const kernels::SymbolTable& BankTable(int id) {
+  return kBank[id].table;
+}
+
+const kernels::SymbolTable& LowTable() {
+  // Symbols of -8..7 have 256 slots each; the others none.
+  static const kernels::SymbolTable kTable = [] {
+    kernels::SymbolTable table;
+    for (int symbol = 0; symbol < 32; ++symbol) {
+      const int below = std::clamp(symbol - (kernels::kZeroSymbol - 8), 0, 16);
+      table.start[symbol] = static_cast<uint16_t>(below * 256);
+    }
+    return table;
+  }();
+  return kTable;
+}
 
 const kernels::RefineTable& BankRefinement(int id) {
   return kBank[id].refinement;
@@ -38,10 +53,32 @@ int ScalePosition(float ratio) {
   return position;
 }
 
+float PositionScale(int position) {
+  // Between its ends; those of the outermost are as far as their neighbours'.
+  const int at = std::clamp(position, 1, kScalePositions - 2);
+  const float lower = std::bit_cast<float>(kScaleEnds[at - 1]);
+  const float upper = std::bit_cast<float>(kScaleEnds[at]);
+  const float ratio = upper / lower;
+  const float middle = lower + (upper - lower) * 0.4773f;
+  if (position < at) return middle / ratio;
+  if (position > at) return middle * ratio;
+  return middle;
+}
+
 int BankId(int shape, int position, int coarser) {
-  const int scale =
-      std::clamp(position - coarser * kScalesPerPlane, 0, kBankScales - 1);
-  return shape * kBankScales + scale;
+  constexpr int kScalesTo16 = 15;  // 3^(15 / 6) = 15.6
+  int scale = position - coarser * kScalesPerPlane;
+  int wide = 0;
+  if (scale >= kBankScales) {
+    wide = kBankTables;
+    scale -= kScalesTo16;
+  }
+  return wide + shape * kBankScales + std::clamp(scale, 0, kBankScales - 1);
+}
+
+int RefinementId(int shape, int position, int coarser) {
+  const int scale = position - coarser * kScalesPerPlane;
+  return shape * kBankScales + std::clamp(scale, 0, kBankScales - 1);
 }
 
 }  // namespace larder::kvc1

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "codec/kvc1/bank.h"
 #include "codec/kvc1/layer_format.h"
 #include "codec/kvc1/lossless.h"
 #include "codec/kvc1/rope.h"
@@ -17,11 +18,13 @@
 namespace larder::kvc1 {
 namespace {
 
-Status Corrupt(std::string_view what) {
+Status Corrupt(absl::string_view what) {
   return absl::DataLossError(absl::StrCat("kvc1: ", what));
 }
 
-bool IsSteps(TileMode mode) { return mode >= TileMode::kSteps; }
+bool IsSteps(TileMode mode) {
+  return mode >= TileMode::kSteps;
+}
 
 kernels::Element KernelElement(Element element) {
   return element == Element::kBf16 ? kernels::Element::kBf16
@@ -112,15 +115,15 @@ bool IsConst(const TileGrid::Tile& tile, size_t element_bytes,
 float F16ToFloat(uint16_t bits) {
   const uint32_t magnitude = bits & 0x7fffu;
   float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-  if (magnitude >= 0x7c00) value = std::bit_cast<float>(magnitude << 13 | 0x7f800000u);
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) |
-                              (bits & 0x8000u) << 16);
+  if (magnitude >= 0x7c00)
+    value = std::bit_cast<float>(magnitude << 13 | 0x7f800000u);
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | (bits & 0x8000u)
+                                                                   << 16);
 }
 
 float ToFloat(Element element, uint16_t bits) {
-  return element == Element::kBf16
-             ? std::bit_cast<float>(uint32_t{bits} << 16)
-             : F16ToFloat(bits);
+  return element == Element::kBf16 ? std::bit_cast<float>(uint32_t{bits} << 16)
+                                   : F16ToFloat(bits);
 }
 
 // Largest difference between rows and what lies densely at `decoded`; infinity
@@ -183,9 +186,9 @@ struct LayerContext {
   void UseRotation(Rope described) {
     rope = std::move(described);
     const uint32_t stride = layer.shape.interleave_count;
-    rotation = RotationFor(rope, uint64_t{layer.token_begin} +
-                                     layer.shape.interleave_index,
-                           stride, grid.rows());
+    rotation = RotationFor(
+        rope, uint64_t{layer.token_begin} + layer.shape.interleave_index,
+        stride, grid.rows());
   }
 
   kernels::Rotary RotaryOf(const TileGrid::Tile& tile) const {
@@ -238,8 +241,8 @@ kernels::TileRows WritableRows(const TileGrid& grid, const TileGrid::Tile& tile,
 
 PlainRows DenseRows(const TileGrid& grid, const TileGrid::Tile& tile,
                     std::byte* data) {
-  const auto head = static_cast<ptrdiff_t>(tile.head_dim) *
-                    ElementBytes(grid.element());
+  const auto head =
+      static_cast<ptrdiff_t>(tile.head_dim) * ElementBytes(grid.element());
   return {data, head * tile.head_count, head};
 }
 
@@ -385,9 +388,9 @@ class LayerEncoder {
 
     // What a decoder will see must be what was promised.
     decoded_.resize(raw_bytes);
-    ReconstructSteps(plan_, tile, q_.data(), 0, rotary,
-                     WritableRows(grid, tile,
-                                  DenseRows(grid, tile, decoded_.data())));
+    ReconstructSteps(
+        plan_, tile, q_.data(), 0, rotary,
+        WritableRows(grid, tile, DenseRows(grid, tile, decoded_.data())));
     const float error =
         MaxError(grid.element(), tile, exact_rows, rows, decoded_.data());
     if (!std::isfinite(error) || error > allowed_) return false;
@@ -430,8 +433,7 @@ class LayerEncoder {
                       rows.data + row * rows.token_stride +
                           head * rows.head_stride + 2 * d,
                       2);
-          const float value =
-              std::abs(ToFloat(context_.grid.element(), bits));
+          const float value = std::abs(ToFloat(context_.grid.element(), bits));
           largest = value <= largest ? largest : value;
         }
       }
@@ -443,8 +445,8 @@ class LayerEncoder {
     if (!(bound > 0) || !std::isfinite(bound)) return false;
     // Half a unit in the last place of the largest number is the element's own.
     const float ulp =
-        largest * (context_.grid.element() == Element::kBf16 ? 0x1p-8f
-                                                             : 0x1p-11f);
+        largest *
+        (context_.grid.element() == Element::kBf16 ? 0x1p-8f : 0x1p-11f);
     allowed_ = bound + ulp;
     // The error of a turned pair is that of both its numbers.
     const float step = 2 * bound * (rotated ? 0.70710678f : 1.0f);
@@ -454,8 +456,7 @@ class LayerEncoder {
       for (size_t c = head * tile.head_dim; c < (head + 1) * tile.head_dim;
            ++c) {
         const int shape = own.id[c] / kScalePositions;
-        const float spread =
-            PositionScale(own.id[c] % kScalePositions) * ratio;
+        const float spread = PositionScale(own.id[c] % kScalePositions) * ratio;
         own.id[c] = static_cast<uint8_t>(shape * kScalePositions +
                                          ScalePosition(spread));
       }
@@ -484,8 +485,9 @@ class LayerEncoder {
       std::memcpy(encoded.data() + at, plane.data(), plane.size());
       at += plane.size();
     }
-    return EncodedLayer{bytes, worst_ ? LineageOf(std::max(1, options_.level), 0)
-                                      : Lineage::kExact};
+    return EncodedLayer{bytes, worst_
+                                   ? LineageOf(std::max(1, options_.level), 0)
+                                   : Lineage::kExact};
   }
 
   LayerContext context_;
@@ -509,8 +511,8 @@ class LayerDecoder {
       : context_(layer, element) {}
 
   Status Open(ByteSpan encoded) {
-    LARDER_ASSIGN_OR_RETURN(
-        index_, ReadIndex(context_.grid, encoded, encoded.size()));
+    LARDER_ASSIGN_OR_RETURN(index_,
+                            ReadIndex(context_.grid, encoded, encoded.size()));
     encoded_ = encoded;
     return FindProfile();
   }
@@ -518,9 +520,8 @@ class LayerDecoder {
   Status Run(const CodedSelection& selection, MutableByteSpan plain) {
     const TileGrid& grid = context_.grid;
     head_begin_ = selection.head_begin;
-    head_end_ = selection.head_count != 0
-                    ? head_begin_ + selection.head_count
-                    : grid.heads();
+    head_end_ = selection.head_count != 0 ? head_begin_ + selection.head_count
+                                          : grid.heads();
     row_begin_ = selection.row_begin;
     row_end_ = selection.row_count != 0 ? row_begin_ + selection.row_count
                                         : grid.rows();
@@ -557,16 +558,15 @@ class LayerDecoder {
     if (header.profile != std::array<uint8_t, 32>{}) {
       if (layer.profile == nullptr ||
           layer.profile->id().bytes != header.profile) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "kvc1: needs profile ",
-            ToHex(header.profile.data(), header.profile.size())));
+        return absl::FailedPreconditionError(
+            absl::StrCat("kvc1: needs profile ",
+                         ToHex(header.profile.data(), header.profile.size())));
       }
       context_.UseProfile(*layer.profile);
     }
     if (!header.unrotated) return absl::OkStatus();
     LARDER_ASSIGN_OR_RETURN(
-        Rope rope,
-        ParseRope(layer.space->rope, context_.grid.head_dim(false)));
+        Rope rope, ParseRope(layer.space->rope, context_.grid.head_dim(false)));
     if (Fingerprint(rope) != header.rope) {
       return absl::FailedPreconditionError(
           "kvc1: keys were turned back by another rotation than this build "
@@ -578,8 +578,8 @@ class LayerDecoder {
 
   StatusOr<ByteSpan> Plane(uint32_t i, int plane) const {
     const TileEntry& entry = index_.entries[i];
-    const ByteSpan bytes = encoded_.subspan(index_.Offset(plane, i),
-                                            entry.PlaneBytes(plane));
+    const ByteSpan bytes =
+        encoded_.subspan(index_.Offset(plane, i), entry.PlaneBytes(plane));
     if (PlaneCheck(bytes) != entry.checks[plane]) {
       return Corrupt("a tile does not match its checksum");
     }
@@ -605,11 +605,11 @@ class LayerDecoder {
       return DenseRows(context_.grid, tile, aside_.data());
     }
     const DenseBlock block = Destination();
-    return {plain_.data() + block.Offset(tile.values,
-                                         tile.head_begin - head_begin_,
-                                         tile.row_begin - row_begin_),
-            static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
-            static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
+    return {
+        plain_.data() + block.Offset(tile.values, tile.head_begin - head_begin_,
+                                     tile.row_begin - row_begin_),
+        static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
+        static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
   }
 
   void Finish(const TileGrid::Tile& tile) {
@@ -623,8 +623,8 @@ class LayerDecoder {
         const uint32_t head = tile.head_begin + h;
         if (head < head_begin_ || head >= head_end_) continue;
         std::memcpy(
-            plain_.data() + block.Offset(tile.values, head - head_begin_,
-                                         row - row_begin_),
+            plain_.data() +
+                block.Offset(tile.values, head - head_begin_, row - row_begin_),
             aside_.data() + (size_t{r} * tile.head_count + h) * head_bytes,
             head_bytes);
       }
@@ -689,8 +689,8 @@ class LayerDecoder {
     if (entry.mode == TileMode::kStepsOwn) {
       const uint64_t own_bytes = OwnSteps::Bytes(tile);
       if (plane0.size() < own_bytes) return Corrupt("a tile is too short");
-      LARDER_RETURN_IF_ERROR(PlanFromOwn(tile, plane0.first(own_bytes),
-                                         all_planes, queued.plan));
+      LARDER_RETURN_IF_ERROR(
+          PlanFromOwn(tile, plane0.first(own_bytes), all_planes, queued.plan));
       plane0 = plane0.subspan(own_bytes);
     } else {
       const TensorProfile* tensor = context_.tensors[tile.values];
@@ -711,8 +711,8 @@ class LayerDecoder {
   Status DecodeQueued() {
     if (queued_ == 0) return absl::OkStatus();
     const int all_planes = index_.header.planes;
-    LARDER_RETURN_IF_ERROR(decoder_.Decode(
-        std::span(inputs_).first(queued_), all_planes, planes_));
+    LARDER_RETURN_IF_ERROR(decoder_.Decode(std::span(inputs_).first(queued_),
+                                           all_planes, planes_));
     const TileGrid& grid = context_.grid;
     for (size_t i = 0; i < queued_; ++i) {
       const Queued& queued = queue_[i];
@@ -773,8 +773,7 @@ class TiledCodec final : public Codec {
       return absl::InvalidArgumentError(
           "kvc1 quantizes float16 and bfloat16; fp8 can be kept lossless");
     }
-    for (const uint32_t head_bytes :
-         {group.k_head_bytes, group.v_head_bytes}) {
+    for (const uint32_t head_bytes : {group.k_head_bytes, group.v_head_bytes}) {
       if (head_bytes % bytes != 0 ||
           head_bytes / bytes > kernels::kTileChannelsMax) {
         return absl::InvalidArgumentError(
@@ -809,7 +808,8 @@ class TiledCodec final : public Codec {
     }
     if (options.level < 0 || options.level > kMaxLevel || options.planes < 1 ||
         options.planes > kMaxPlanes) {
-      return absl::InvalidArgumentError("kvc1: levels are 0 to 9, planes 1 to 3");
+      return absl::InvalidArgumentError(
+          "kvc1: levels are 0 to 9, planes 1 to 3");
     }
     return LayerEncoder(layer, *ElementOf(*layer.space), options)
         .Run(plain, encoded);
@@ -889,7 +889,9 @@ int LevelOf(Lineage quality) {
   return std::min(static_cast<int>(Raw(quality)) / 20, kMaxLevel);
 }
 
-int DefaultPlanes(int level) { return level == 0 || level > 3 ? 1 : 2; }
+int DefaultPlanes(int level) {
+  return level == 0 || level > 3 ? 1 : 2;
+}
 
 StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                               const EncodeOptions& options,
@@ -932,6 +934,8 @@ const Codec& LosslessCodec() {
   return *kCodec;
 }
 
-const Codec& Kvc1Codec() { return kvc1::Lossy(); }
+const Codec& Kvc1Codec() {
+  return kvc1::Lossy();
+}
 
 }  // namespace larder

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "codec/codec.h"
+#include "codec/profile.h"
 #include "store/status.h"
 #include "store/types.h"
 #include "store/units.h"

@@ -7,7 +7,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+
 #include "store/record.h"
+
 #include "xxhash.h"
 
 namespace larder::kvc1 {
@@ -48,7 +50,7 @@ T Get(ByteSpan bytes, size_t at) {
   return value;
 }
 
-Status Corrupt(std::string_view what) {
+Status Corrupt(absl::string_view what) {
   return absl::DataLossError(absl::StrCat("kvc1: ", what));
 }
 
@@ -62,7 +64,7 @@ uint64_t FrontCheck(ByteSpan front, uint64_t bytes) {
 }  // namespace
 
 StatusOr<Element> ElementOf(const SpaceDescriptor& space) {
-  const std::string_view name = space.cache_dtype;
+  const std::string& name = space.cache_dtype;
   if (name == "f16" || name == "float16" || name == "fp16" || name == "half") {
     return Element::kF16;
   }
@@ -84,8 +86,8 @@ uint32_t TileGrid::BlockHeads(uint32_t head_dim) {
 
 TileGrid::TileGrid(const CodedLayer& layer, Element element)
     : element_(element),
-      rows_(PartTokens(layer.group_descriptor(), layer.shape,
-                       layer.token_count)),
+      rows_(
+          PartTokens(layer.group_descriptor(), layer.shape, layer.token_count)),
       heads_(layer.shape.head_count),
       groups_((rows_ + kGroupRows - 1) / kGroupRows) {
   const GroupDescriptor& group = layer.group_descriptor();

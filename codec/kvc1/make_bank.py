@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Writes bank_tables.inc: the table bank of KVC1, as FORMAT.md defines it.
+"""Writes the tables of KVC1: bank_tables.inc, or exponent_tables.inc.
 
-The file it writes is checked in and is what counts: the bank is part of the
-format and never changes. This program says where the numbers come from.
+usage: make_bank.py steps > bank_tables.inc
+       make_bank.py exponents > exponent_tables.inc
+
+The files are checked in and are what counts: the tables are part of the format
+and never change (FORMAT.md). This program says where the numbers come from.
 
 A table of the bank is the distribution of round(x) where x has a generalized
 Gaussian density of shape BETA and standard deviation r, in 4096ths. Its
@@ -101,7 +104,27 @@ def refinement(beta, sigma):
     return first, second
 
 
-def main():
+# ---- Exponents, for lossless tiles ----
+
+HALVES = 2  # scales to an octave
+TOP = 5  # the first symbol is this many octaves above the scale's
+
+
+def exponents(shape, half):
+    """Counts of floor(log2(|x| / scale)) = TOP, TOP - 1, ... TOP - 31."""
+    sigma = 2 ** (half / HALVES)
+    masses = []
+    for depth in range(32):
+        low, high = 2.0 ** (TOP - depth), 2.0 ** (TOP - depth + 1)
+        if shape == "arc":  # a turning vector of this length, seen from one side
+            clip = lambda x: math.asin(min(1.0, x / (sigma * math.sqrt(2))))
+            masses.append(2 / math.pi * (clip(high) - clip(low)))
+        else:
+            masses.append(2 * interval(shape, sigma, low, high))
+    return to_counts([m + 1e-6 for m in masses], TOTAL)
+
+
+def steps_main():
     out = ["// Written by make_bank.py. Part of the format: never changes."]
     for beta in SHAPES:
         for k in range(SCALES):
@@ -111,6 +134,21 @@ def main():
             out.append("{{%s},\n {%s, %s}}," % (
                 row(table(beta, sigma)), row(first), row(second)))
     sys.stdout.write("\n".join(out) + "\n")
+
+
+def exponents_main():
+    out = ["// Written by make_bank.py. Part of the format: never changes."]
+    for shape in (0.7, 1.0, 2.0, "arc"):
+        for half in range(HALVES):
+            out.append("{%s}," % ", ".join(map(str, exponents(shape, half))))
+    sys.stdout.write("\n".join(out) + "\n")
+
+
+def main():
+    mains = {"steps": steps_main, "exponents": exponents_main}
+    if len(sys.argv) != 2 or sys.argv[1] not in mains:
+        sys.exit(__doc__.strip())
+    mains[sys.argv[1]]()
 
 
 if __name__ == "__main__":

@@ -4,63 +4,137 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "codec/kvc1/bank.h"
+#include "codec/kvc1/states.h"
 
 namespace larder::kvc1 {
 namespace {
-
-// States are below 2^28: their low halves, then their high 12 bits in pairs.
-constexpr size_t kStateBytes = kLanes * 2 + kLanes / 2 * 3;
-
-void AppendStates(const uint32_t (&states)[kLanes],
-                  std::vector<std::byte>& out) {
-  std::byte packed[kStateBytes];
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    const auto low = static_cast<uint16_t>(states[lane]);
-    std::memcpy(packed + 2 * lane, &low, 2);
-  }
-  std::byte* high = packed + 2 * kLanes;
-  for (size_t lane = 0; lane < kLanes; lane += 2, high += 3) {
-    const uint32_t pair =
-        states[lane] >> 16 | (states[lane + 1] >> 16 & 0xfff) << 12;
-    std::memcpy(high, &pair, 3);
-  }
-  out.insert(out.end(), packed, packed + kStateBytes);
-}
-
-void ReadStates(const std::byte* packed, uint32_t (&states)[kLanes]) {
-  const std::byte* high = packed + 2 * kLanes;
-  for (size_t lane = 0; lane < kLanes; lane += 2, high += 3) {
-    uint32_t pair = 0;
-    std::memcpy(&pair, high, 3);
-    uint16_t low[2];
-    std::memcpy(low, packed + 2 * lane, 4);
-    states[lane] = (pair & 0xfff) << 16 | low[0];
-    states[lane + 1] = pair >> 12 << 16 | low[1];
-  }
-}
 
 Status Corrupt(const char* what) {
   return absl::DataLossError(absl::StrCat("kvc1: ", what));
 }
 
-// Tables of every plane for coefficients whose positions and shapes are known.
-void ChooseTables(size_t count, const uint8_t* positions, const uint8_t* shapes,
-                  int planes, StepsPlan& plan) {
-  plan.tables.resize(count);
-  for (size_t k = 0; k < count; ++k) {
-    plan.tables[k] = &BankTable(BankId(shapes[k], positions[k], planes - 1));
-  }
-  for (int plane = 1; plane < planes; ++plane) {
-    std::vector<const kernels::RefineTable*>& tables =
-        plan.refinements[plane - 1];
-    tables.resize(count);
-    for (size_t k = 0; k < count; ++k) {
-      tables[k] =
-          &BankRefinement(BankId(shapes[k], positions[k], planes - plane));
+// ---- Escapes ----
+//
+// Numbers beyond the symbols, one after the other, the lowest bit of a byte
+// first: the sign, then |number| - 16 in an exponential Golomb code of order 2.
+
+class BitWriter {
+ public:
+  explicit BitWriter(std::vector<std::byte>& out) : out_(out) {}
+  void Put(uint32_t value, int bits) {
+    for (int i = 0; i < bits; ++i, ++used_) {
+      if (used_ % 8 == 0) out_.push_back(std::byte{0});
+      out_.back() |= static_cast<std::byte>((value >> i & 1) << used_ % 8);
     }
+  }
+
+ private:
+  std::vector<std::byte>& out_;
+  size_t used_ = 0;
+};
+
+class BitReader {
+ public:
+  explicit BitReader(ByteSpan bytes) : bytes_(bytes) {}
+  // Zeros past the end.
+  uint32_t Take(int bits) {
+    uint32_t value = 0;
+    for (int i = 0; i < bits; ++i, ++used_) {
+      if (used_ / 8 < bytes_.size()) {
+        value |= (static_cast<uint32_t>(bytes_[used_ / 8]) >> used_ % 8 & 1)
+                 << i;
+      }
+    }
+    return value;
+  }
+  size_t bytes_used() const { return (used_ + 7) / 8; }
+
+ private:
+  ByteSpan bytes_;
+  size_t used_ = 0;
+};
+
+constexpr int kGolombOrder = 2;
+constexpr int kGolombMost = 14;  // numbers have 16 bits
+
+void AppendEscapes(std::span<const int16_t> escapes,
+                   std::vector<std::byte>& out) {
+  BitWriter writer(out);
+  for (const int escape : escapes) {
+    writer.Put(escape < 0, 1);
+    const auto value = static_cast<uint32_t>(
+        std::abs(escape) - kernels::kDirectMax - 1 + (1 << kGolombOrder));
+    const int extra = std::bit_width(value) - 1 - kGolombOrder;
+    writer.Put(0, extra);
+    writer.Put(1, 1);
+    writer.Put(value, extra + kGolombOrder);
+  }
+}
+
+// How many bytes they took, or nothing if they are not what is written.
+std::optional<size_t> ReadEscapes(ByteSpan bytes, std::span<int16_t> escapes) {
+  BitReader reader(bytes);
+  for (int16_t& escape : escapes) {
+    const bool negative = reader.Take(1) != 0;
+    int extra = 0;
+    while (extra <= kGolombMost && reader.Take(1) == 0) ++extra;
+    if (extra > kGolombMost) return std::nullopt;
+    const uint32_t bits = static_cast<uint32_t>(extra + kGolombOrder);
+    const uint32_t value =
+        (uint32_t{1} << bits | reader.Take(static_cast<int>(bits))) -
+        (1 << kGolombOrder) + kernels::kDirectMax + 1;
+    if (value > INT16_MAX) return std::nullopt;
+    escape = static_cast<int16_t>(negative ? -static_cast<int>(value)
+                                           : static_cast<int>(value));
+  }
+  if (reader.bytes_used() > bytes.size()) return std::nullopt;
+  return reader.bytes_used();
+}
+
+// ---- Which tables ----
+
+// Plane 0's tables from the ids of all coefficients.
+template <typename IdOf>
+void ChooseBase(size_t count, IdOf id_of, StepsPlan& plan) {
+  plan.tables.resize(count);
+  plan.wide.clear();
+  for (size_t k = 0; k < count; ++k) {
+    int id = id_of(k);
+    if (IsWide(id)) {
+      id -= kBankTables;
+      plan.wide.push_back(static_cast<uint16_t>(k));
+    }
+    plan.tables[k] = &BankTable(id);
+  }
+  plan.tables.resize(count + plan.wide.size(), &LowTable());
+}
+
+template <typename IdOf>
+void ChooseRefinement(int plane, size_t count, IdOf id_of, StepsPlan& plan) {
+  std::vector<const kernels::RefineTable*>& tables =
+      plan.refinements[plane - 1];
+  tables.resize(count);
+  for (size_t k = 0; k < count; ++k) tables[k] = &BankRefinement(id_of(k));
+}
+
+// From a profile, whose tables are of `all` coefficients, of which the tile has
+// `count` from `begin` on.
+void ChooseTables(const CoefficientTables& tables, int level, size_t all,
+                  size_t begin, size_t count, int planes, StepsPlan& plan) {
+  const size_t at = static_cast<size_t>(level - 1);
+  const uint8_t* base =
+      &tables.base[(at * 3 + static_cast<size_t>(planes - 1)) * all + begin];
+  ChooseBase(
+      count, [base](size_t k) { return base[k]; }, plan);
+  for (int plane = 1; plane < planes; ++plane) {
+    const size_t coarser = static_cast<size_t>(planes - 1 - plane);
+    const uint8_t* ids = &tables.refinement[(at * 2 + coarser) * all + begin];
+    ChooseRefinement(
+        plane, count, [ids](size_t k) { return ids[k]; }, plan);
   }
 }
 
@@ -92,8 +166,7 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
       plan.scale[c] = tensor.weight[begin + c] * step;
     }
     InvertSteps(plan);
-    ChooseTables(count, &tensor.positions[(level - 1) * all + begin],
-                 &tensor.shape[begin], planes, plan);
+    ChooseTables(tensor.tables, level, all, begin, count, planes, plan);
     return true;
   }
   for (const TensorProfile::Transform& transform : tensor.transforms) {
@@ -105,8 +178,7 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
       plan.scale[c] = transform.weight[c] * step;
     }
     plan.inverse_step.assign(count, 1.0f / step);
-    ChooseTables(count, &transform.positions[(level - 1) * count],
-                 transform.shape.data(), planes, plan);
+    ChooseTables(transform.tables, level, count, 0, count, planes, plan);
     return true;
   }
   return false;
@@ -163,7 +235,19 @@ Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
   plan.mean = plan.own_mean;
   plan.transform = nullptr;
   InvertSteps(plan);
-  ChooseTables(count, positions.data(), shapes.data(), planes, plan);
+  ChooseBase(
+      count,
+      [&](size_t c) { return BankId(shapes[c], positions[c], planes - 1); },
+      plan);
+  for (int plane = 1; plane < planes; ++plane) {
+    // Tables of the finer plane, whose numbers are thirds of the coarser's.
+    ChooseRefinement(
+        plane, count,
+        [&](size_t c) {
+          return RefinementId(shapes[c], positions[c], planes - plane);
+        },
+        plan);
+  }
   return absl::OkStatus();
 }
 
@@ -233,8 +317,8 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
     const size_t begin = head * tile.head_dim, end = begin + tile.head_dim;
     double variance = 0, largest_mean = 0;
     for (size_t c = begin; c < end; ++c) {
-      variance += std::max(
-          0.0, static_cast<double>(squares[c]) / rows_counted - mean[c] * mean[c]);
+      variance += std::max(0.0, static_cast<double>(squares[c]) / rows_counted -
+                                    mean[c] * mean[c]);
       largest_mean = std::max(largest_mean, std::abs(mean[c]));
     }
     const double deviation =
@@ -243,7 +327,8 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
     own.mean_unit[head] = static_cast<float>(largest_mean * unit / 127);
     for (size_t c = begin; c < end; ++c) {
       const double spread = std::sqrt(std::max(
-          0.0, static_cast<double>(squares[c]) / rows_counted - mean[c] * mean[c]));
+          0.0,
+          static_cast<double>(squares[c]) / rows_counted - mean[c] * mean[c]));
       // Mean magnitude against deviation tells the shape: 0.80 for a Gaussian,
       // 0.71 for a Laplacian, less for heavier tails.
       const double form =
@@ -300,27 +385,52 @@ bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
     if (q > most || q < -most) return false;
   }
 
-  std::vector<uint8_t> symbols(numbers * static_cast<size_t>(planes));
+  std::vector<uint8_t> symbols(numbers * static_cast<size_t>(planes - 1));
   std::vector<int8_t> context(numbers * 2);
   std::vector<int16_t> base(planes > 1 ? numbers : 0);
   const int16_t* coarse = q_scratch.data();
   for (int plane = planes - 1; plane > 0; --plane) {
-    kernels::SplitRefinement(coarse, steps, base.data(),
-                             &symbols[numbers * static_cast<size_t>(plane)],
-                             &context[numbers * static_cast<size_t>(plane - 1)]);
+    kernels::SplitRefinement(
+        coarse, steps, base.data(),
+        &symbols[numbers * static_cast<size_t>(plane - 1)],
+        &context[numbers * static_cast<size_t>(plane - 1)]);
     coarse = base.data();
   }
-  std::vector<int16_t> escapes(numbers);
+  // Wide coefficients in their parts, the low ones after all coefficients.
+  const size_t wide = plan.wide.size();
+  std::vector<int16_t> parts;
+  if (wide > 0) {
+    parts.resize(rounds * (channels + wide) * kLanes);
+    for (size_t round = 0; round < rounds; ++round) {
+      int16_t* to = &parts[round * (channels + wide) * kLanes];
+      std::copy_n(coarse + round * channels * kLanes, channels * kLanes, to);
+      for (size_t i = 0; i < wide; ++i) {
+        int16_t* high = to + plan.wide[i] * kLanes;
+        int16_t* low = to + (channels + i) * kLanes;
+        for (size_t lane = 0; lane < kLanes; ++lane) {
+          const int q = high[lane];
+          const int h = (q + 8) >> 4;
+          high[lane] = static_cast<int16_t>(h);
+          low[lane] = static_cast<int16_t>(q - 16 * h);
+        }
+      }
+    }
+    coarse = parts.data();
+  }
+  const size_t base_steps = rounds * (channels + wide);
+  std::vector<uint8_t> base_symbols(base_steps * kLanes);
+  std::vector<int16_t> escapes(base_steps * kLanes);
   escapes.resize(
-      kernels::SplitSymbols(coarse, steps, symbols.data(), escapes));
+      kernels::SplitSymbols(coarse, base_steps, base_symbols.data(), escapes));
   if (escapes.size() > UINT16_MAX) return false;
   out.escapes = static_cast<uint32_t>(escapes.size());
 
-  std::vector<std::byte> words(kernels::EncodedWordsMax(channels, rounds) * 2);
+  std::vector<std::byte> words(
+      kernels::EncodedWordsMax(channels + wide, rounds) * 2);
   std::array<uint32_t, kLanes> states = kernels::InitialStates();
   for (int plane = planes - 1; plane > 0; --plane) {
     kernels::RefineEncodeStream stream;
-    stream.symbols = &symbols[numbers * static_cast<size_t>(plane)];
+    stream.symbols = &symbols[numbers * static_cast<size_t>(plane - 1)];
     stream.tables = plan.refinements[plane - 1].data();
     stream.channels = channels;
     stream.rounds = rounds;
@@ -334,19 +444,17 @@ bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
                                  words.begin() + 2 * stream.words_count);
   }
   kernels::EncodeStream stream;
-  stream.symbols = symbols.data();
+  stream.symbols = base_symbols.data();
   stream.tables = plan.tables.data();
-  stream.channels = channels;
+  stream.channels = channels + wide;
   stream.rounds = rounds;
   std::copy(states.begin(), states.end(), stream.states);
   stream.words = words.data();
   kernels::Encode({&stream, 1});
   AppendStates(stream.states, out.plane0);
+  AppendEscapes(escapes, out.plane0);
   out.plane0.insert(out.plane0.end(), words.begin(),
                     words.begin() + 2 * stream.words_count);
-  const auto* escape_bytes = reinterpret_cast<const std::byte*>(escapes.data());
-  out.plane0.insert(out.plane0.end(), escape_bytes,
-                    escape_bytes + 2 * escapes.size());
   return true;
 }
 
@@ -356,32 +464,44 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
                             int decode_planes) {
   starts_.clear();
   streams_.clear();
-  size_t numbers = 0;
+  size_t numbers = 0, base_numbers = 0;
   for (const Input& input : inputs) {
     starts_.push_back(numbers);
     numbers += size_t{input.tile->rounds()} * input.tile->channels() * kLanes;
+    base_numbers += input.tile->rounds() * input.plan->tables.size() * kLanes;
   }
-  symbols_.resize(numbers);
+  symbols_.resize(std::max(numbers, base_numbers));
   integers_.resize(numbers);
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const Input& input = inputs[i];
-    const size_t escape_bytes = 2 * size_t{input.escapes};
-    const ByteSpan plane0 = input.planes[0];
-    if (plane0.size() < kStateBytes + escape_bytes ||
-        (plane0.size() - kStateBytes) % 2 != 0) {
-      return Corrupt("a tile is too short");
-    }
+  size_t escape_count = 0;
+  for (const Input& input : inputs) escape_count += input.escapes;
+  escapes_.resize(escape_count);
+  escape_count = 0;
+  uint8_t* symbols = symbols_.data();
+  for (const Input& input : inputs) {
+    ByteSpan plane0 = input.planes[0];
+    if (plane0.size() < kStateBytes) return Corrupt("a tile is too short");
     kernels::DecodeStream& stream = streams_.emplace_back();
-    stream.words = plane0.data() + kStateBytes;
-    stream.words_count = (plane0.size() - kStateBytes - escape_bytes) / 2;
-    stream.tables = input.plan->tables.data();
-    stream.channels = input.tile->channels();
-    stream.rounds = input.tile->rounds();
-    stream.symbols = &symbols_[starts_[i]];
-    stream.idle_symbol = kernels::kZeroSymbol;
     ReadStates(plane0.data(), stream.states);
+    plane0 = plane0.subspan(kStateBytes);
+    if (input.escapes > 0) {
+      const std::optional<size_t> used = ReadEscapes(
+          plane0, std::span(escapes_).subspan(escape_count, input.escapes));
+      if (!used.has_value()) return Corrupt("a tile's escapes end early");
+      plane0 = plane0.subspan(*used);
+      escape_count += input.escapes;
+    }
+    if (plane0.size() % 2 != 0) return Corrupt("half a word");
+    stream.words = plane0.data();
+    stream.words_count = plane0.size() / 2;
+    stream.tables = input.plan->tables.data();
+    stream.channels = input.plan->tables.size();
+    stream.rounds = input.tile->rounds();
+    stream.symbols = symbols;
+    stream.idle_symbol = kernels::kZeroSymbol;
+    symbols += stream.rounds * stream.channels * kLanes;
   }
   kernels::Decode(std::span(streams_));
+  escape_count = 0;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs[i];
     const kernels::DecodeStream& stream = streams_[i];
@@ -389,17 +509,16 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     if (!stream.ok || stream.words_used != stream.words_count) {
       return Corrupt("a tile's words do not fit its numbers");
     }
-    escapes_.resize(input.escapes);
-    if (input.escapes > 0) {
-      const size_t bytes = 2 * escapes_.size();
-      std::memcpy(escapes_.data(),
-                  input.planes[0].data() + input.planes[0].size() - bytes,
-                  bytes);
-    }
-    if (!kernels::MergeSymbols(stream.symbols, steps, escapes_,
-                               &integers_[starts_[i]])) {
+    const bool wide = !input.plan->wide.empty();
+    if (wide) parts_.resize(steps * kLanes);
+    int16_t* merged = wide ? parts_.data() : &integers_[starts_[i]];
+    if (!kernels::MergeSymbols(
+            stream.symbols, steps,
+            std::span(escapes_).subspan(escape_count, input.escapes), merged)) {
       return Corrupt("a tile's escapes do not fit its numbers");
     }
+    escape_count += input.escapes;
+    if (wide) JoinParts(*input.plan, *input.tile, &integers_[starts_[i]]);
   }
   for (int plane = 1; plane < decode_planes; ++plane) {
     context_.resize(numbers);
@@ -442,8 +561,8 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     if (inputs[i].plan->transform == nullptr) continue;
     // A sum of the transform must not overflow, whatever the bytes said.
     const int most = inputs[i].plan->transform->integer_max;
-    const size_t count = size_t{inputs[i].tile->rounds()} *
-                         inputs[i].tile->channels() * kLanes;
+    const size_t count =
+        size_t{inputs[i].tile->rounds()} * inputs[i].tile->channels() * kLanes;
     const int16_t* q = &integers_[starts_[i]];
     int least = 0, largest = 0;
     for (size_t n = 0; n < count; ++n) {
@@ -455,6 +574,24 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     }
   }
   return absl::OkStatus();
+}
+
+void StepsDecoder::JoinParts(const StepsPlan& plan, const TileGrid::Tile& tile,
+                             int16_t* integers) {
+  const size_t channels = tile.channels();
+  const size_t stride = plan.tables.size() * kLanes;
+  for (size_t round = 0; round < tile.rounds(); ++round) {
+    const int16_t* from = &parts_[round * stride];
+    int16_t* to = integers + round * channels * kLanes;
+    std::copy_n(from, channels * kLanes, to);
+    for (size_t i = 0; i < plan.wide.size(); ++i) {
+      const int16_t* low = from + (channels + i) * kLanes;
+      int16_t* high = to + plan.wide[i] * kLanes;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        high[lane] = static_cast<int16_t>(16 * high[lane] + low[lane]);
+      }
+    }
+  }
 }
 
 void ReconstructSteps(const StepsPlan& plan, const TileGrid::Tile& tile,

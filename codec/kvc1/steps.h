@@ -20,8 +20,10 @@ namespace larder::kvc1 {
 // How the channels of one tile are coded. Only points; what it points to is the
 // profile's, or lies in the tile that describes itself.
 struct StepsPlan {
-  // One for each coefficient and plane: null is never used.
+  // Plane 0 has a step for each coefficient, then one for the low part of each
+  // wide one; no table is null.
   std::vector<const kernels::SymbolTable*> tables;
+  std::vector<uint16_t> wide;  // coefficients that have a low part
   std::array<std::vector<const kernels::RefineTable*>, 2> refinements;
   std::vector<float> scale;         // by channel, of the finest plane
   std::vector<float> inverse_step;  // by coefficient; for encoding
@@ -41,7 +43,7 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
 struct OwnSteps {
   std::vector<float> step;       // of each head
   std::vector<float> mean_unit;  // of each head
-  std::vector<uint8_t> id;       // of each channel: shape * 40 + position
+  std::vector<uint8_t> id;       // of each channel: shape * 40 + ScalePosition
   std::vector<int8_t> mean;      // of each channel, in units
 
   static uint64_t Bytes(const TileGrid::Tile& tile) {
@@ -96,11 +98,16 @@ class StepsDecoder {
   }
 
  private:
+  // From parts_: coefficients that have a low part become whole.
+  void JoinParts(const StepsPlan& plan, const TileGrid::Tile& tile,
+                 int16_t* integers);
+
   std::vector<size_t> starts_;
   std::vector<uint8_t> symbols_;
   std::vector<int8_t> context_;
   std::vector<int16_t> integers_;
   std::vector<int16_t> escapes_;
+  std::vector<int16_t> parts_;
   std::vector<kernels::DecodeStream> streams_;
   std::vector<kernels::RefineDecodeStream> refine_streams_;
 };

@@ -8,7 +8,9 @@ namespace larder {
 namespace {
 
 INSTANTIATE_TEST_SUITE_P(Codecs, CodecConformance,
-                         testing::Values(CodecUnderTest{&RawCodec()}),
+                         testing::Values(CodecUnderTest{&RawCodec()},
+                                         CodecUnderTest{&LosslessCodec()},
+                                         CodecUnderTest{&Kvc1Codec()}),
                          CodecName);
 
 TEST(CodecTest, AnIdOfLaterIsNotFound) {

@@ -1,0 +1,49 @@
+#ifndef LARDER_CODEC_KVC1_STATES_H_
+#define LARDER_CODEC_KVC1_STATES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels/kvc1.h"
+
+namespace larder::kvc1 {
+
+// Coder states as a tile stores them. They are below 2^28: the low 16 bits of
+// all lanes, then the high 12 bits of two lanes in three bytes.
+inline constexpr size_t kStateBytes =
+    kernels::kLanes * 2 + kernels::kLanes / 2 * 3;
+
+inline void AppendStates(const uint32_t (&states)[kernels::kLanes],
+                         std::vector<std::byte>& out) {
+  std::byte packed[kStateBytes];
+  for (size_t lane = 0; lane < kernels::kLanes; ++lane) {
+    const auto low = static_cast<uint16_t>(states[lane]);
+    std::memcpy(packed + 2 * lane, &low, 2);
+  }
+  std::byte* high = packed + 2 * kernels::kLanes;
+  for (size_t lane = 0; lane < kernels::kLanes; lane += 2, high += 3) {
+    const uint32_t pair = states[lane] >> 16 | states[lane + 1] >> 16 << 12;
+    std::memcpy(high, &pair, 3);
+  }
+  out.insert(out.end(), packed, packed + kStateBytes);
+}
+
+// REQUIRES: kStateBytes readable bytes, of any content.
+inline void ReadStates(const std::byte* packed,
+                       uint32_t (&states)[kernels::kLanes]) {
+  const std::byte* high = packed + 2 * kernels::kLanes;
+  for (size_t lane = 0; lane < kernels::kLanes; lane += 2, high += 3) {
+    uint32_t pair = 0;
+    std::memcpy(&pair, high, 3);
+    uint16_t low[2];
+    std::memcpy(low, packed + 2 * lane, 4);
+    states[lane] = (pair & 0xfff) << 16 | low[0];
+    states[lane + 1] = pair >> 12 << 16 | low[1];
+  }
+}
+
+}  // namespace larder::kvc1
+
+#endif  // LARDER_CODEC_KVC1_STATES_H_

@@ -1,0 +1,556 @@
+#include "codec/kvc1/kvc1.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "codec/kvc1/bank.h"
+#include "codec/kvc1/layer_format.h"
+#include "codec/kvc1/rope.h"
+#include "codec/profile.h"
+#include "store/record.h"
+
+namespace larder::kvc1 {
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+uint16_t ToBf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+float FromBf16(uint16_t bits) {
+  return std::bit_cast<float>(uint32_t{bits} << 16);
+}
+
+// A space of bf16 with rotated keys, and layers of it.
+class Kvc1Test : public testing::Test {
+ protected:
+  static constexpr uint32_t kHeads = 3, kKeyDim = 64, kValueDim = 48;
+
+  Kvc1Test() {
+    space_.model_name = "synthetic";
+    space_.weights.bytes.fill(1);
+    space_.cache_dtype = "bf16";
+    space_.kv_scales = "none";
+    space_.rope = R"({"rope_theta": 10000.0, "rope_type": "default"})";
+    space_.engine_layout = "any";
+    space_.hash_scheme = "larder";
+    space_.block_tokens = 16;
+    space_.chunk_tokens = 256;
+    GroupDescriptor group;
+    group.layer_count = 2;
+    group.kv_head_count = kHeads;
+    group.k_head_bytes = kKeyDim * 2;
+    group.v_head_bytes = kValueDim * 2;
+    group.layer_digest = "0-1";
+    space_.groups = {group};
+    group.layout = SegmentLayout::kTokenMajor;
+    space_.groups.push_back(group);
+  }
+
+  CodedLayer Layer(uint32_t tokens = 256, uint32_t begin = 0,
+                   uint16_t group = 0) const {
+    return {&space_, GroupIndex{group}, {0, 2, 0, kHeads, 0, 1}, 1, begin,
+            tokens};
+  }
+
+  static size_t Index(const CodedLayer& layer, bool values, uint32_t head,
+                      uint32_t row, uint32_t dim) {
+    const uint32_t rows = layer.token_count;
+    const size_t dims = values ? kValueDim : kKeyDim;
+    const size_t begin = values ? size_t{kHeads} * rows * kKeyDim : 0;
+    const bool head_major =
+        layer.group_descriptor().layout == SegmentLayout::kHeadMajor;
+    const size_t at =
+        head_major ? size_t{head} * rows + row : size_t{row} * kHeads + head;
+    return begin + at * dims + dim;
+  }
+
+  // Numbers as models have them: channels of unlike scale, keys with a mean and
+  // turned by their position, a first token beside all measure.
+  static Bytes Numbers(const CodedLayer& layer, uint32_t seed = 1) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<uint16_t> numbers(PlainBytes(layer) / 2);
+    const Rope rope = *ParseRope(layer.space->rope, kKeyDim);
+    const auto rotation =
+        RotationFor(rope, layer.token_begin, 1, layer.token_count);
+    for (const bool values : {false, true}) {
+      const uint32_t dims = values ? kValueDim : kKeyDim;
+      for (uint32_t head = 0; head < kHeads; ++head) {
+        std::vector<float> scale(dims), mean(dims);
+        for (uint32_t d = 0; d < dims; ++d) {
+          scale[d] = 0.3f * std::exp(0.7f * normal(random));
+          mean[d] = values ? 0 : 2 * normal(random);
+        }
+        for (uint32_t row = 0; row < layer.token_count; ++row) {
+          std::vector<float> x(dims);
+          const float wild = layer.token_begin + row == 0 ? 40.0f : 1.0f;
+          for (uint32_t d = 0; d < dims; ++d) {
+            x[d] = (mean[d] + scale[d] * normal(random)) * wild;
+          }
+          if (!values) {
+            const uint32_t half = kKeyDim / 2;
+            for (uint32_t i = 0; i < half; ++i) {
+              const float c = rotation->cos[row * half + i];
+              const float s = rotation->sin[row * half + i];
+              const float a = x[i], b = x[i + half];
+              x[i] = a * c - b * s;
+              x[i + half] = a * s + b * c;
+            }
+          }
+          for (uint32_t d = 0; d < dims; ++d) {
+            numbers[Index(layer, values, head, row, d)] = ToBf16(x[d]);
+          }
+        }
+      }
+    }
+    Bytes bytes(numbers.size() * 2);
+    std::memcpy(bytes.data(), numbers.data(), bytes.size());
+    return bytes;
+  }
+
+  static Bytes MustEncode(const CodedLayer& layer, const Bytes& plain,
+                          const EncodeOptions& options,
+                          Lineage* quality = nullptr) {
+    Bytes encoded(Kvc1Codec().EncodedBytesMax(layer));
+    const auto result = Encode(layer, plain, options, encoded);
+    EXPECT_TRUE(result.ok()) << result.status();
+    if (!result.ok()) return {};
+    if (quality != nullptr) *quality = result->quality;
+    encoded.resize(result->bytes);
+    return encoded;
+  }
+
+  static Bytes MustDecode(const CodedLayer& layer, const Bytes& encoded,
+                          const CodedSelection& selection = {}) {
+    Bytes plain(PlainBytes(layer, selection));
+    const Status status = Kvc1Codec().Decode(layer, selection, encoded, plain);
+    EXPECT_TRUE(status.ok()) << status;
+    return plain;
+  }
+
+  static double MeanSquaredError(const Bytes& a, const Bytes& b) {
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); i += 2) {
+      uint16_t x, y;
+      std::memcpy(&x, &a[i], 2);
+      std::memcpy(&y, &b[i], 2);
+      const double d = FromBf16(x) - FromBf16(y);
+      sum += d * d;
+    }
+    return sum / static_cast<double>(a.size() / 2);
+  }
+  static double LargestError(const Bytes& a, const Bytes& b) {
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); i += 2) {
+      uint16_t x, y;
+      std::memcpy(&x, &a[i], 2);
+      std::memcpy(&y, &b[i], 2);
+      largest = std::max<double>(largest, std::abs(FromBf16(x) - FromBf16(y)));
+    }
+    return largest;
+  }
+
+  static double Bits(const Bytes& encoded, const Bytes& plain) {
+    return 16.0 * static_cast<double>(encoded.size()) /
+           static_cast<double>(plain.size());
+  }
+
+  // What a calibration would find, from the numbers themselves.
+  static std::shared_ptr<const Profile> SomeProfile(bool transform);
+
+  SpaceDescriptor space_;
+};
+
+std::shared_ptr<const Profile> Kvc1Test::SomeProfile(bool transform) {
+  Profile::Contents contents;
+  contents.model_name = "synthetic";
+  contents.level_count = 5;
+  contents.divergence = {0.001f, 0.003f, 0.01f, 0.03f, 0.1f};
+  Profile::Group group;
+  group.layer_count = 2;
+  group.kv_head_count = kHeads;
+  group.key_dim = kKeyDim;
+  group.value_dim = kValueDim;
+  const auto tensor = [&](uint32_t dims) {
+    TensorProfile out;
+    const size_t channels = kHeads * dims;
+    out.mean.assign(channels, 0.125f);
+    out.weight.assign(channels, 1.0f);
+    const auto fill = [&](CoefficientTables& tables, size_t count) {
+      for (int level = 0; level < 5; ++level) {
+        for (int coarser = 0; coarser < 3; ++coarser) {
+          for (size_t k = 0; k < count; ++k) {
+            const int position = ScalePosition(2.0f / out.step[level]);
+            tables.base.push_back(
+                static_cast<uint8_t>(BankId(2, position, coarser)));
+            if (coarser < 2) {
+              tables.refinement.push_back(
+                  static_cast<uint8_t>(RefinementId(2, position, coarser + 1)));
+            }
+          }
+        }
+      }
+    };
+    out.step = {0.02f, 0.035f, 0.06f, 0.1f, 0.18f};
+    fill(out.tables, channels);
+    if (transform) {
+      const uint32_t block = TileGrid::BlockHeads(dims) * dims;
+      for (uint32_t at = 0; at < channels; at += block) {
+        TensorProfile::Transform& t = out.transforms.emplace_back();
+        t.channel_begin = at;
+        t.channel_count =
+            std::min<uint32_t>(block, static_cast<uint32_t>(channels) - at);
+        const size_t n = t.channel_count;
+        t.weight.assign(n, 1.0f / 100);
+        t.matrix.assign(n * n, 0);
+        for (size_t i = 0; i < n;
+             ++i) {  // butterflies: not orthogonal, but not singular
+          t.matrix[i * n + i] = 100;
+          t.matrix[i * n + (i ^ 1)] =
+              static_cast<int8_t>(i % 2 == 0 ? 30 : -30);
+        }
+        fill(t.tables, n);
+      }
+    }
+    return out;
+  };
+  group.keys.assign(2, tensor(kKeyDim));
+  group.values.assign(2, tensor(kValueDim));
+  contents.groups = {group, group};
+  auto profile = Profile::Make(std::move(contents));
+  EXPECT_TRUE(profile.ok()) << profile.status();
+  return profile.ok() ? *profile : nullptr;
+}
+
+TEST_F(Kvc1Test, LevelsTradeBytesForError) {
+  for (const uint16_t group : {0, 1}) {
+    const CodedLayer layer = Layer(256, 0, group);
+    const Bytes plain = Numbers(layer);
+    double bits = 16, error = 0;
+    for (int level = 1; level <= 5; ++level) {
+      Lineage quality;
+      const Bytes encoded =
+          MustEncode(layer, plain, {.level = level}, &quality);
+      EXPECT_EQ(quality, LineageOf(level, 0));
+      const Bytes decoded = MustDecode(layer, encoded);
+      const double now = MeanSquaredError(plain, decoded);
+      EXPECT_LT(Bits(encoded, plain), bits) << "level " << level;
+      EXPECT_GT(now, error) << "level " << level;
+      bits = Bits(encoded, plain);
+      error = now;
+    }
+    EXPECT_LT(bits, 3.5);
+  }
+}
+
+TEST_F(Kvc1Test, PlanesAreOneObjectOfManyQualities) {
+  const CodedLayer layer = Layer();
+  const Bytes plain = Numbers(layer);
+  const Bytes one = MustEncode(layer, plain, {.level = 2, .planes = 1});
+  const Bytes three = MustEncode(layer, plain, {.level = 2, .planes = 3});
+  // All planes together are the very numbers of one.
+  EXPECT_EQ(MustDecode(layer, three), MustDecode(layer, one));
+  EXPECT_LT(static_cast<double>(three.size()),
+            1.05 * static_cast<double>(one.size()));
+  double error = MeanSquaredError(plain, MustDecode(layer, three));
+  for (const uint8_t planes : {2, 1}) {
+    const CodedSelection selection = {.planes = planes};
+    // Only those bytes are looked at.
+    const auto ranges =
+        Kvc1Codec().Ranges(layer, selection, three, three.size());
+    ASSERT_TRUE(ranges.ok()) << ranges.status();
+    Bytes fetched(three.size(), std::byte{0x77});
+    uint64_t bytes = 0;
+    for (const CodedRange& range : *ranges) {
+      std::copy_n(three.begin() + static_cast<ptrdiff_t>(range.offset),
+                  range.bytes,
+                  fetched.begin() + static_cast<ptrdiff_t>(range.offset));
+      bytes += range.bytes;
+    }
+    EXPECT_LT(bytes, three.size());
+    const double now =
+        MeanSquaredError(plain, MustDecode(layer, fetched, selection));
+    EXPECT_GT(now, 3 * error);
+    EXPECT_LT(now, 20 * error);
+    error = now;
+  }
+}
+
+TEST_F(Kvc1Test, KeepsTheFirstTokenOfASequence) {
+  const CodedLayer first = Layer(256, 0), second = Layer(256, 256);
+  for (const CodedLayer& layer : {first, second}) {
+    const Bytes plain = Numbers(layer);
+    const Bytes encoded = MustEncode(layer, plain, {.level = 5});
+    const CodedSelection row = {.row_begin = 0, .row_count = 1};
+    const Bytes decoded = MustDecode(layer, encoded, row);
+    Bytes raw(decoded.size());
+    ASSERT_TRUE(RawCodec().Decode(layer, row, plain, raw).ok());
+    EXPECT_EQ(decoded == raw, layer.token_begin == 0);
+  }
+}
+
+TEST_F(Kvc1Test, ErrorBoundsHold) {
+  const CodedLayer layer = Layer();
+  const Bytes plain = Numbers(layer);
+  double bits = 16;
+  for (const float bound : {0.01f, 0.05f, 0.2f}) {
+    Lineage quality;
+    const Bytes encoded =
+        MustEncode(layer, plain, {.absolute_error = bound}, &quality);
+    const Bytes decoded = MustDecode(layer, encoded);
+    // And half a unit in the last place of numbers up to 16.
+    EXPECT_LE(LargestError(plain, decoded), bound + 0.04);
+    EXPECT_LT(Bits(encoded, plain), bits);
+    bits = Bits(encoded, plain);
+    const auto description = Describe(layer, encoded, encoded.size());
+    ASSERT_TRUE(description.ok());
+    EXPECT_NEAR(std::max(description->max_error[0], description->max_error[1]),
+                LargestError(plain, decoded), 1e-6);
+    EXPECT_GT(quality, Lineage::kExact);
+  }
+}
+
+TEST_F(Kvc1Test, WhatHasNoNumberIsKept) {
+  const CodedLayer layer = Layer(48, 512);
+  for (const uint16_t bits : {0x7f80, 0xff80, 0x7fc1, 0x7f81}) {
+    Bytes plain = Numbers(layer);
+    // One in the values: its tile falls back, the keys' does not.
+    std::memcpy(&plain[2 * Index(layer, true, 1, 7, 3)], &bits, 2);
+    const Bytes encoded = MustEncode(layer, plain, {.level = 4});
+    const Bytes decoded = MustDecode(layer, encoded);
+    const size_t half = 2 * size_t{kHeads} * 48 * kKeyDim;
+    EXPECT_TRUE(
+        std::equal(plain.begin() + half, plain.end(), decoded.begin() + half));
+    EXPECT_FALSE(
+        std::equal(plain.begin(), plain.begin() + half, decoded.begin()));
+  }
+}
+
+TEST_F(Kvc1Test, ExtremesAreKeptOrClose) {
+  const CodedLayer layer = Layer(40, 512);
+  const size_t count = PlainBytes(layer) / 2;
+  std::mt19937 random(3);
+  const std::map<std::string, std::vector<uint16_t>> cases = {
+      {"zeros", std::vector<uint16_t>(count, 0)},
+      {"minus zeros", std::vector<uint16_t>(count, 0x8000)},
+      {"ones", std::vector<uint16_t>(count, ToBf16(1))},
+      {"largest", std::vector<uint16_t>(count, 0x7f7f)},
+      {"denormals",
+       [&] {
+         std::vector<uint16_t> v(count);
+         for (uint16_t& x : v) x = random() % 0x80;
+         return v;
+       }()},
+      {"one giant",
+       [&] {
+         std::vector<uint16_t> v(count, ToBf16(0.001f));
+         v[count / 3] = 0x7f7f;
+         return v;
+       }()},
+      {"two values",
+       [&] {
+         std::vector<uint16_t> v(count);
+         for (uint16_t& x : v) x = ToBf16(random() % 2 == 0 ? 3.f : -3.f);
+         return v;
+       }()},
+      {"any bits",
+       [&] {
+         std::vector<uint16_t> v(count);
+         for (uint16_t& x : v) x = static_cast<uint16_t>(random());
+         return v;
+       }()},
+  };
+  for (const auto& [name, numbers] : cases) {
+    SCOPED_TRACE(name);
+    Bytes plain(count * 2);
+    std::memcpy(plain.data(), numbers.data(), plain.size());
+    for (const int level : {0, 1, 5, 9}) {
+      for (const int planes : {1, 3}) {
+        const Bytes encoded =
+            MustEncode(layer, plain, {.level = level, .planes = planes});
+        const Bytes decoded = MustDecode(layer, encoded);
+        if (level == 0) {
+          EXPECT_EQ(decoded, plain);
+          continue;
+        }
+        const auto description = Describe(layer, encoded, encoded.size());
+        ASSERT_TRUE(description.ok());
+        const double error = LargestError(plain, decoded);
+        if (std::isfinite(error) && decoded != plain) {
+          EXPECT_LE(error, std::max(description->max_error[0],
+                                    description->max_error[1]));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Kvc1Test, LosslessSavesAThird) {
+  for (const char* dtype : {"bf16", "f16"}) {
+    space_.cache_dtype = dtype;
+    const CodedLayer layer = Layer(256, 256);
+    Bytes plain = Numbers(layer);
+    if (space_.cache_dtype == "f16") {
+      // The same bit patterns would be nonsense: halve the exponents' range.
+      for (size_t i = 0; i < plain.size(); i += 2) {
+        uint16_t bits;
+        std::memcpy(&bits, &plain[i], 2);
+        const float value = FromBf16(bits);
+        const auto f = std::bit_cast<uint32_t>(value);
+        const int exponent = static_cast<int>(f >> 23 & 255) - 112;
+        bits = exponent <= 0
+                   ? 0
+                   : static_cast<uint16_t>((f >> 16 & 0x8000) | exponent << 10 |
+                                           (f >> 13 & 0x3ff));
+        bits |= static_cast<uint16_t>(i * 2654435761u >> 25 & 7);
+        std::memcpy(&plain[i], &bits, 2);
+      }
+    }
+    Bytes encoded(LosslessCodec().EncodedBytesMax(layer));
+    const auto result =
+        LosslessCodec().Encode(layer, plain, Lineage::kExact, encoded);
+    ASSERT_TRUE(result.ok()) << result.status();
+    encoded.resize(result->bytes);
+    Bytes decoded(plain.size());
+    ASSERT_TRUE(LosslessCodec().Decode(layer, {}, encoded, decoded).ok());
+    EXPECT_EQ(decoded, plain);
+    EXPECT_LT(Bits(encoded, plain), space_.cache_dtype == "f16" ? 13.7 : 11.0);
+  }
+}
+
+TEST_F(Kvc1Test, Fp8IsKeptLossless) {
+  space_.cache_dtype = "fp8_e4m3";
+  for (GroupDescriptor& group : space_.groups) {
+    group.k_head_bytes = kKeyDim;
+    group.v_head_bytes = kValueDim;
+  }
+  EXPECT_FALSE(Kvc1Codec().Supports(Layer()).ok());
+  for (const uint32_t tokens : {256u, 48u, 1u}) {
+    const CodedLayer layer = Layer(tokens);
+    Bytes plain(PlainBytes(layer));
+    std::mt19937 random(5);
+    std::normal_distribution<double> normal(0, 2);
+    for (std::byte& byte : plain) {  // exponents near the top, as scaled KV has
+      const int exponent =
+          std::clamp(12 - static_cast<int>(std::abs(normal(random))), 0, 15);
+      byte = static_cast<std::byte>((random() % 2) << 7 | exponent << 3 |
+                                    random() % 8);
+    }
+    Bytes encoded(LosslessCodec().EncodedBytesMax(layer));
+    const auto result =
+        LosslessCodec().Encode(layer, plain, Lineage::kExact, encoded);
+    ASSERT_TRUE(result.ok()) << result.status();
+    encoded.resize(result->bytes);
+    if (tokens == 256) {
+      EXPECT_LT(encoded.size(), plain.size() * 9 / 10);
+    }
+    Bytes decoded(plain.size());
+    ASSERT_TRUE(LosslessCodec().Decode(layer, {}, encoded, decoded).ok());
+    EXPECT_EQ(decoded, plain);
+  }
+}
+
+TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
+  for (const bool transform : {false, true}) {
+    const auto profile = SomeProfile(transform);
+    ASSERT_NE(profile, nullptr);
+    CodedLayer layer = Layer();
+    layer.profile = profile.get();
+    const Bytes plain = Numbers(layer);
+    double error = 0;
+    for (const int level : {1, 3, 5}) {
+      const Bytes encoded =
+          MustEncode(layer, plain, {.level = level, .planes = 2});
+      const auto description = Describe(layer, encoded, encoded.size());
+      ASSERT_TRUE(description.ok());
+      EXPECT_EQ(description->profile, profile->id());
+      EXPECT_EQ(description->tiles_by_mode[static_cast<size_t>(
+                    transform ? TileMode::kStepsKlt : TileMode::kSteps)],
+                description->tiles);
+      const double now = MeanSquaredError(plain, MustDecode(layer, encoded));
+      EXPECT_GT(now, error);
+      error = now;
+      Bytes out(plain.size());
+      CodedLayer without = layer;
+      without.profile = nullptr;
+      EXPECT_EQ(Kvc1Codec().Decode(without, {}, encoded, out).code(),
+                absl::StatusCode::kFailedPrecondition);
+      const auto other = SomeProfile(!transform);
+      without.profile = other.get();
+      EXPECT_EQ(Kvc1Codec().Decode(without, {}, encoded, out).code(),
+                absl::StatusCode::kFailedPrecondition);
+    }
+    EXPECT_LT(error, 0.02);
+  }
+}
+
+// One rank's heads of a model that was calibrated as a whole.
+TEST_F(Kvc1Test, APartWithSomeHeadsUsesThoseHeadsOfTheProfile) {
+  const auto profile = SomeProfile(true);
+  CodedLayer layer = Layer();
+  layer.profile = profile.get();
+  layer.shape.head_begin = 1;
+  layer.shape.head_count = 2;
+  Bytes plain(PlainBytes(layer));
+  const Bytes whole = Numbers(Layer());
+  ASSERT_TRUE(RawCodec().Decode(Layer(), {.head_begin = 1}, whole, plain).ok());
+  const Bytes encoded = MustEncode(layer, plain, {.level = 2});
+  const auto description = Describe(layer, encoded, encoded.size());
+  ASSERT_TRUE(description.ok());
+  // Not a block of the transform, so channel by channel.
+  EXPECT_EQ(description->tiles_by_mode[static_cast<size_t>(TileMode::kSteps)],
+            description->tiles);
+  EXPECT_LT(MeanSquaredError(plain, MustDecode(layer, encoded)), 0.01);
+}
+
+TEST_F(Kvc1Test, ProfilesAreWhatTheirBytesSay) {
+  const auto profile = SomeProfile(true);
+  const std::string& text = profile->bytes();
+  const ByteSpan bytes = std::as_bytes(std::span(text));
+  const auto parsed = Profile::Parse(bytes);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ((*parsed)->id(), profile->id());
+  EXPECT_EQ((*parsed)->bytes(), text);
+  for (size_t size = 0; size < bytes.size(); size += 1 + bytes.size() / 301) {
+    EXPECT_FALSE(Profile::Parse(bytes.first(size)).ok());
+  }
+  const std::string longer = text + "x";
+  EXPECT_FALSE(Profile::Parse(std::as_bytes(std::span(longer))).ok());
+  std::mt19937 random(9);
+  for (int round = 0; round < 300; ++round) {
+    std::string changed = text;
+    changed[random() % (round % 2 == 0 ? 200 : changed.size())] =
+        static_cast<char>(random());
+    const auto other = Profile::Parse(std::as_bytes(std::span(changed)));
+    if (other.ok() && changed != text) {
+      EXPECT_NE((*other)->id(), profile->id());
+    }
+  }
+}
+
+TEST_F(Kvc1Test, AnyFlippedBitOfATileIsNoticed) {
+  const CodedLayer layer = Layer(64, 64);
+  const Bytes plain = Numbers(layer);
+  const Bytes encoded = MustEncode(layer, plain, {.level = 3, .planes = 2});
+  std::mt19937 random(4);
+  Bytes out(plain.size());
+  for (int round = 0; round < 500; ++round) {
+    Bytes changed = encoded;
+    changed[random() % changed.size()] ^=
+        static_cast<std::byte>(1 << random() % 8);
+    EXPECT_EQ(Kvc1Codec().Decode(layer, {}, changed, out).code(),
+              absl::StatusCode::kDataLoss);
+  }
+}
+
+}  // namespace
+}  // namespace larder::kvc1
