@@ -3,16 +3,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
 #include "store/status.h"
+#include "store/types.h"
 
 namespace larder::kvc1 {
 
-// How an engine rotates keys by their position (RoPE, Su et al. 2021): pair i of
-// the first `rotary_dim` dimensions of a head is turned by
-// position * frequencies[i]. The rest of the head is as it is.
+// How an engine rotates keys by their position (RoPE, Su et al. 2021): pair i
+// of the first `rotary_dim` dimensions of a head is turned by position *
+// frequencies[i]. The rest of the head is as it is. What engines multiply keys
+// with beside that (YaRN's attention factor) is not told: it changes no angle.
 //
 // A wrong description costs rate, never correctness: the encoder turns keys
 // back by a table, and the decoder turns them forth by the very same one.
@@ -32,16 +35,24 @@ struct Rope {
 // SpaceDescriptor::rope, in all variants of RoPE that those engines have whose
 // angle is linear in one position. `none` and what is not understood (M-RoPE,
 // a file's own factors that the text does not tell) is Unimplemented, and keys
-// are then coded as they are. Deterministic: the same on every machine, from
-// +, -, *, / and sqrt of doubles alone.
-StatusOr<Rope> ParseRope(std::string_view described, uint32_t head_dim);
+// are then coded as they are. `head_dim`: of the part of a key that the engine
+// calls the head; of latent attention (MLA), the part that it rotates.
+//
+// Some models rotate the keys of their layer types differently. `kind` says
+// which are meant; without it such a text is Unimplemented.
+//
+// Deterministic: the same on every machine. Frequencies are those of the
+// formulae in double precision, within 1e-13; engines round theirs to floats.
+StatusOr<Rope> ParseRope(std::string_view described, uint32_t head_dim,
+                         std::optional<GroupKind> kind = std::nullopt);
 
 // XXH3-64 over what defines the rotation. Never 0. Records carry it, so that a
 // decoder that would turn keys otherwise refuses instead.
 uint64_t Fingerprint(const Rope& rope);
 
 // Cosines and sines of rows 0..rows-1, where row r is at position
-// first + r * stride. Immutable. Deterministic as above.
+// first + r * stride. Immutable. Deterministic, and a row depends on nothing
+// but its position: parts of a table are the table's parts.
 struct Rotation {
   uint32_t rows = 0;
   uint32_t pairs = 0;
@@ -50,7 +61,10 @@ struct Rotation {
 };
 
 // Made anew, or the one that this thread made last: the layers of a chunk ask
-// for the same table one after the other. Errors: none; positions may be any.
+// for the same table one after the other. (A table over 2 MiB is not kept.)
+// Errors: none; positions may be any, and go on at 0 after 2**64 - 1.
+// REQUIRES: of ParseRope, or as such: at most 2**16 finite frequencies between
+// 0 and 2**20.
 std::shared_ptr<const Rotation> RotationFor(const Rope& rope, uint64_t first,
                                             uint32_t stride, uint32_t rows);
 

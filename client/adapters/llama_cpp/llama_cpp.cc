@@ -71,6 +71,12 @@ std::string DescribeRope(llama_context* context,
   for (const auto& [key, value] : of_model) {
     absl::StrAppend(&out, ";", key, "=", value);
   }
+  // YaRN starts from the length of training where nothing says another.
+  if (params.yarn_orig_ctx == 0 &&
+      params.rope_scaling_type == LLAMA_ROPE_SCALING_TYPE_YARN &&
+      of_model.count("scaling.original_context_length") == 0) {
+    absl::StrAppend(&out, ";trained=", llama_model_n_ctx_train(model));
+  }
   // Models with two sets of rotation factors choose by the context's length.
   const auto trained = of_model.find("scaling.original_context_length");
   const uint32_t limit =

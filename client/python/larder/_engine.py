@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,51 @@ def settings_from(cls: type[Made], given: dict[str, Any], where: str) -> Made:
             f"it knows {', '.join(sorted(known))}"
         )
     return cls(**given)
+
+
+# Of a text of a space: kMaxSpaceFieldBytes.
+_TEXT_BYTES_MAX = 1024
+
+
+def rope_text(
+    rope: dict[str, Any], separators: tuple[str, str] | None = None
+) -> str:
+    """What a space says of how keys are rotated, in words that its codec knows
+    (codec/kvc1/rope.h): the parameters, all of them. LongRoPE's many factors are
+    shortened to the floats that engines make of them; what is too long even so is
+    told by its digest, and keys are then coded as they are."""
+
+    def told(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, separators=separators, default=str)
+
+    text = told(rope)
+    if len(text) <= _TEXT_BYTES_MAX:
+        return text
+    shorter = told(_as_floats(rope))
+    if len(shorter) <= _TEXT_BYTES_MAX:
+        return shorter
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _as_floats(value: Any) -> Any:
+    """The same with the numbers of lists as short as tells their floats."""
+    if isinstance(value, dict):
+        return {name: _as_floats(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortest(v) if isinstance(v, float) else v for v in value]
+    return value
+
+
+def _shortest(value: float) -> float:
+    try:
+        packed = struct.pack("f", value)
+        for digits in range(1, 9):
+            short = float(f"{value:.{digits}g}")
+            if struct.pack("f", short) == packed:
+                return short
+    except OverflowError:
+        pass
+    return value
 
 
 def cache_folder() -> pathlib.Path:

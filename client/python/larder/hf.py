@@ -11,6 +11,7 @@ transformers 5. Needs torch and transformers; nothing else of the package does.
 
 import hashlib
 import json
+import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ._engine import rope_text
 from ._errors import Error
 from ._larder import Client, Group, PagedCache, Space, View
 from ._words import GroupKind, Stage
@@ -73,6 +75,26 @@ def weights_digest(model: torch.nn.Module) -> bytes:
     return digest.digest()
 
 
+def _rope(model: torch.nn.Module, parameters: dict[str, Any] | None) -> str:
+    """How the model rotates keys. That it takes neighbours for pairs (GLM, Cohere,
+    GPT-J) no configuration says; the functions of its module do."""
+    if not parameters:
+        return _json("none")
+    neighbours = {"is_neox_style": False} if _pairs_neighbours(model) else {}
+    return rope_text(parameters | neighbours, (",", ":"))
+
+
+def _pairs_neighbours(model: torch.nn.Module) -> bool:
+    module = sys.modules.get(type(model).__module__)
+    if hasattr(module, "rotate_every_two"):
+        return True
+    rotate = getattr(module, "rotate_half", None)
+    try:
+        return rotate(torch.arange(4.0)).tolist() == [-1, 0, -3, 2]
+    except Exception:  # noqa: BLE001: whatever a model calls by that name
+        return False
+
+
 class ModelSpace:
     """The space of a model's KV, with the model's shape. Two models share one only
     if every byte of theirs may be exchanged.
@@ -123,7 +145,7 @@ class ModelSpace:
             cache_dtype=_DTYPES[self.dtype],
             block_tokens=block_tokens,
             chunk_tokens=chunk_tokens,
-            rope=_json(getattr(config, "rope_parameters", None) or "none"),
+            rope=_rope(model, getattr(config, "rope_parameters", None)),
             engine_layout=engine,
             groups=[
                 Group(

@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import json
+import struct
 
 import pytest
 
-from larder._engine import settings_from, weights_digest, weights_told
+from larder._engine import rope_text, settings_from, weights_digest, weights_told
 
 
 @dataclasses.dataclass
@@ -33,3 +35,22 @@ def test_weights_are_told_or_read(tmp_path, monkeypatch):
         weights_told(None, None)
     with pytest.raises(FileNotFoundError):
         weights_told(None, str(tmp_path / "none"))
+
+
+def test_a_rope_text_fits_into_a_space():
+    small = {"rope_theta": 1e4, "rope_type": "default"}
+    assert rope_text(small) == '{"rope_theta": 10000.0, "rope_type": "default"}'
+    assert rope_text(small, (",", ":")) == '{"rope_theta":10000.0,"rope_type":"default"}'
+    # As transformers reads the floats of a file.
+    factors = [struct.unpack("f", struct.pack("f", 1 + i / 100))[0] for i in range(48)]
+    long = {"short_factor": factors, "long_factor": tuple(factors)}
+    assert len(json.dumps(long)) > 1024
+    told = json.loads(rope_text(long))
+    assert told["short_factor"] == told["long_factor"]
+    assert told["short_factor"][:3] == [1.0, 1.01, 1.02]
+    for of, short in zip(factors, told["short_factor"], strict=True):
+        assert struct.pack("f", of) == struct.pack("f", short)
+    many = {"long_factor": [i / 7 for i in range(512)]}
+    assert rope_text(many).startswith("sha256:")
+    assert len(rope_text(many)) == 71
+    assert rope_text(many) != rope_text({"long_factor": [i / 7 for i in range(511)]})

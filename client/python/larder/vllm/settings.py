@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 import larder
 from larder import Group, GroupKind, Layout
 
-from .._engine import Complaints, Connection, settings_from, weights_told
+from .._engine import (
+    Complaints,
+    Connection,
+    rope_text,
+    settings_from,
+    weights_told,
+)
 
 Opened = TypeVar("Opened")
 
@@ -128,12 +134,6 @@ class Geometry:
         model = self.config.model_config
         cache = self.config.cache_config
         dtype = str(model.dtype).removeprefix("torch.")
-        hf = model.hf_text_config
-        rope = {
-            name: getattr(hf, name)
-            for name in ("rope_theta", "rope_scaling", "rope_parameters")
-            if getattr(hf, name, None) is not None
-        }
         return larder.Space(
             client,
             # Not the name it is served by, which others may choose otherwise.
@@ -141,7 +141,7 @@ class Geometry:
             weights=self.weights,
             cache_dtype=dtype if cache.cache_dtype == "auto" else cache.cache_dtype,
             kv_scales="in the weights",
-            rope=json.dumps(rope, sort_keys=True, default=str) or "none",
+            rope=rope_text(_rope(model)),
             block_tokens=self.tail_tokens,
             chunk_tokens=self.chunk_tokens,
             engine_layout=self._layout(dtype),
@@ -168,6 +168,39 @@ class Geometry:
             about["cpu"] = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
             about["amx"] = bool(torch.cpu._is_amx_tile_supported())
         return layout_text(about)
+
+
+# Models whose keys vLLM rotates in pairs of neighbours, of which a configuration
+# says nothing. One that is missing here costs compression only.
+_NEIGHBOURS = frozenset(
+    (
+        "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "deepseek_v3",
+        "deepseek_v32", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "gptj",
+    )
+)  # fmt: skip
+
+
+def _rope(model: Any) -> dict[str, Any]:
+    """What decides how keys are rotated."""
+    hf = model.hf_text_config
+    rope = {
+        name: getattr(hf, name)
+        for name in ("rope_theta", "rope_scaling", "rope_parameters")
+        if getattr(hf, name, None) is not None
+    }
+    parameters = rope.get("rope_parameters")
+    if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+        # vLLM takes one of the two lists for all that it serves. Both names of
+        # the parameters together would not fit into a space.
+        trained = parameters.get("original_max_position_embeddings") or 0
+        unused = "short_factor" if model.max_model_len > trained else "long_factor"
+        rope = {
+            "max_position_embeddings": getattr(hf, "max_position_embeddings", None),
+            "rope_parameters": {k: v for k, v in parameters.items() if k != unused},
+        }
+    if getattr(hf, "model_type", None) in _NEIGHBOURS:
+        rope["is_neox_style"] = False
+    return rope
 
 
 def layout_text(about: dict[str, Any]) -> str:
