@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -18,6 +19,7 @@ constexpr std::string_view kMagic = "LARDPRF1";
 constexpr uint32_t kMaxText = 1024;
 constexpr uint32_t kMaxLayers = 4096, kMaxChannels = 1 << 16;
 constexpr uint32_t kMaxTransformChannels = 1024;
+constexpr int kMaxParents = 32;
 
 // ---- Writing ----
 
@@ -56,6 +58,17 @@ void Write(Writer& writer, const TensorProfile& tensor) {
     writer.Numbers(transform.tables.base);
     writer.Numbers(transform.tables.refinement);
     writer.Numbers(transform.matrix);
+  }
+  writer.Number(static_cast<uint16_t>(tensor.predictions.size()));
+  for (const TensorProfile::Prediction& prediction : tensor.predictions) {
+    writer.Number(prediction.channel_begin);
+    writer.Number(prediction.channel_count);
+    writer.Numbers(prediction.order);
+    writer.Numbers(prediction.parents);
+    writer.Numbers(prediction.parent);
+    writer.Numbers(prediction.factor);
+    writer.Numbers(prediction.tables.base);
+    writer.Numbers(prediction.tables.refinement);
   }
 }
 
@@ -143,6 +156,20 @@ void Read(Reader& reader, uint32_t channels, uint8_t levels,
     Read(reader, count, levels, transform.tables);
     reader.Numbers(transform.matrix, count * count);
   }
+  const auto predictions = reader.Number<uint16_t>();
+  for (uint32_t i = 0; i < predictions && reader.ok(); ++i) {
+    TensorProfile::Prediction& prediction = tensor.predictions.emplace_back();
+    prediction.channel_begin = reader.Number<uint32_t>();
+    prediction.channel_count = reader.Number<uint32_t>();
+    const size_t count = std::min(prediction.channel_count, kMaxChannels);
+    reader.Numbers(prediction.order, count);
+    reader.Numbers(prediction.parents, count);
+    const size_t all = std::accumulate(prediction.parents.begin(),
+                                       prediction.parents.end(), size_t{0});
+    reader.Numbers(prediction.parent, all);
+    reader.Numbers(prediction.factor, all);
+    Read(reader, count, levels, prediction.tables);
+  }
 }
 
 // ---- What must hold ----
@@ -224,6 +251,33 @@ Status Invert(TensorProfile::Transform& transform) {
   return absl::OkStatus();
 }
 
+Status CheckPrediction(const TensorProfile::Prediction& prediction) {
+  const size_t n = prediction.channel_count;
+  size_t at = 0;
+  std::vector<bool> seen(n, false);
+  if (prediction.order.size() != n || prediction.parents.size() != n) {
+    return Invalid("size of a prediction");
+  }
+  for (size_t i = 0; i < n; ++i) {
+    if (prediction.parents[i] > kMaxParents) return Invalid("too many parents");
+    for (int p = 0; p < prediction.parents[i]; ++p, ++at) {
+      if (at >= prediction.parent.size() || prediction.parent[at] >= n ||
+          !seen[prediction.parent[at]]) {
+        return Invalid("a parent that is not coded before");
+      }
+    }
+    const uint16_t channel = prediction.order[i];
+    if (channel >= n || seen[channel]) {
+      return Invalid("an order that is no permutation");
+    }
+    seen[channel] = true;
+  }
+  if (at != prediction.parent.size() || at != prediction.factor.size()) {
+    return Invalid("number of parents");
+  }
+  return absl::OkStatus();
+}
+
 Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
                 uint8_t levels) {
   const uint32_t channels = heads * head_dim;
@@ -232,9 +286,23 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
   LARDER_RETURN_IF_ERROR(
       CheckNumbers(tensor.weight, channels, true, "weights"));
   LARDER_RETURN_IF_ERROR(CheckTables(tensor.tables, channels, levels));
-  if (tensor.transforms.empty()) return absl::OkStatus();
   const uint32_t block = kvc1::TileGrid::BlockHeads(head_dim) * head_dim;
   uint32_t at = 0;
+  for (const TensorProfile::Prediction& prediction : tensor.predictions) {
+    const uint32_t n = prediction.channel_count;
+    if (prediction.channel_begin != at || at >= channels ||
+        n != std::min(block, channels - at)) {
+      return Invalid("predictions that are not one for each block of heads");
+    }
+    at += n;
+    LARDER_RETURN_IF_ERROR(CheckPrediction(prediction));
+    LARDER_RETURN_IF_ERROR(CheckTables(prediction.tables, n, levels));
+  }
+  if (at != channels && !tensor.predictions.empty()) {
+    return Invalid("channels without a prediction");
+  }
+  if (tensor.transforms.empty()) return absl::OkStatus();
+  at = 0;
   for (TensorProfile::Transform& transform : tensor.transforms) {
     const uint32_t n = transform.channel_count;
     if (transform.channel_begin != at || at >= channels ||

@@ -50,6 +50,21 @@ struct TensorProfile {
     int integer_max = 0;
   };
   std::vector<Transform> transforms;  // none, or one for each block of heads
+
+  // What the integers of a block's channels say of each other: each is coded
+  // as its difference to a prediction from a few that are coded before it.
+  //   integer[c] = coded[c] + (sum over p of factor * integer[parent] + 2048)
+  //                >> 12
+  // Nothing changes but the rate: differences are of integers.
+  struct Prediction {
+    uint32_t channel_begin = 0, channel_count = 0;
+    std::vector<uint16_t> order;   // of the channels: a permutation
+    std::vector<uint8_t> parents;  // how many, of each channel of the order
+    std::vector<uint16_t> parent;  // all of them; earlier in the order
+    std::vector<int16_t> factor;   // in 4096ths
+    CoefficientTables tables;      // of the differences
+  };
+  std::vector<Prediction> predictions;  // none, or one for each block of heads
 };
 
 // What is known of one model's KV beforehand, so that records need not carry

@@ -339,6 +339,21 @@ class LayerEncoder {
     entry.checks[0] = PlaneCheck(ByteSpan(planes_[0]).subspan(begin));
   }
 
+  // The first mode that the profile has for this tile; plan_ is then made.
+  TileMode ChooseMode(const TensorProfile* tensor, const TileGrid::Tile& tile) {
+    if (tensor == nullptr) return TileMode::kStepsOwn;
+    for (const TileMode mode :
+         {TileMode::kStepsKlt, TileMode::kStepsPredicted, TileMode::kSteps}) {
+      if (mode == TileMode::kStepsKlt && !options_.transform) continue;
+      if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
+      if (PlanFromProfile(*tensor, options_.level, options_.planes,
+                          context_.layer.shape.head_begin, tile, mode, plan_)) {
+        return mode;
+      }
+    }
+    return TileMode::kStepsOwn;
+  }
+
   // Appends to planes_. False: not possible, or not smaller.
   bool EncodeLossy(const TileGrid::Tile& tile, const PlainRows& rows,
                    size_t raw_bytes, TileEntry& entry) {
@@ -355,17 +370,8 @@ class LayerEncoder {
     CopyRows(tile, tile.head_dim * ElementBytes(grid.element()), exact_rows,
              rows, planes_[0].data() + begin);
     const TensorProfile* tensor = context_.tensors[tile.values];
-    const uint32_t head_begin = context_.layer.shape.head_begin;
-    if (tensor != nullptr && options_.transform &&
-        PlanFromProfile(*tensor, options_.level, options_.planes, head_begin,
-                        tile, true, plan_)) {
-      entry.mode = TileMode::kStepsKlt;
-    } else if (tensor != nullptr &&
-               PlanFromProfile(*tensor, options_.level, options_.planes,
-                               head_begin, tile, false, plan_)) {
-      entry.mode = TileMode::kSteps;
-    } else {
-      entry.mode = TileMode::kStepsOwn;
+    entry.mode = ChooseMode(tensor, tile);
+    if (entry.mode == TileMode::kStepsOwn) {
       OwnSteps own;
       if (!MeasureOwn(tile, readable, rotary, exact_rows, Fineness(), own)) {
         return false;
@@ -696,8 +702,8 @@ class LayerDecoder {
       const TensorProfile* tensor = context_.tensors[tile.values];
       if (tensor == nullptr ||
           !PlanFromProfile(*tensor, index_.header.level, all_planes,
-                           context_.layer.shape.head_begin, tile,
-                           entry.mode == TileMode::kStepsKlt, queued.plan)) {
+                           context_.layer.shape.head_begin, tile, entry.mode,
+                           queued.plan)) {
         return Corrupt("the profile does not describe a tile that needs it");
       }
     }

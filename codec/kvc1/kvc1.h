@@ -28,8 +28,10 @@ struct EncodeOptions {
   // Rows at the beginning of a sequence that are kept as they are: attention
   // sinks, whose every error is felt by all tokens after them.
   uint32_t exact_rows = 1;
-  // Use the profile's transform where it has one.
+  // Use what the profile has beside steps and tables: transforms first, then
+  // predictions.
   bool transform = true;
+  bool prediction = true;
 };
 
 inline constexpr int kMaxLevel = 9;
@@ -57,7 +59,7 @@ struct Description {
   ProfileId profile;  // zero: none
   float max_error[2] = {0, 0};
   uint64_t plane_bytes[3] = {0, 0, 0};  // the index counts with plane 0
-  uint32_t tiles = 0, tiles_by_mode[6] = {0, 0, 0, 0, 0, 0};
+  uint32_t tiles = 0, tiles_by_mode[7] = {};
   uint64_t escapes = 0;
 };
 StatusOr<Description> Describe(const CodedLayer& layer, ByteSpan front,

@@ -148,8 +148,8 @@ void InvertSteps(StepsPlan& plan) {
 }  // namespace
 
 bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
-                     uint32_t head_begin, const TileGrid::Tile& tile, bool klt,
-                     StepsPlan& plan) {
+                     uint32_t head_begin, const TileGrid::Tile& tile,
+                     TileMode mode, StepsPlan& plan) {
   const size_t begin = size_t{head_begin + tile.head_begin} * tile.head_dim;
   const size_t count = tile.channels();
   const size_t all = tensor.mean.size();
@@ -161,13 +161,27 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
   plan.mean = std::span(tensor.mean).subspan(begin, count);
   plan.scale.resize(count);
   plan.transform = nullptr;
-  if (!klt) {
+  plan.prediction = nullptr;
+  if (mode != TileMode::kStepsKlt) {
     for (size_t c = 0; c < count; ++c) {
       plan.scale[c] = tensor.weight[begin + c] * step;
     }
     InvertSteps(plan);
+  }
+  if (mode == TileMode::kSteps) {
     ChooseTables(tensor.tables, level, all, begin, count, planes, plan);
     return true;
+  }
+  if (mode == TileMode::kStepsPredicted) {
+    for (const TensorProfile::Prediction& prediction : tensor.predictions) {
+      if (prediction.channel_begin == begin &&
+          prediction.channel_count == count) {
+        plan.prediction = &prediction;
+        ChooseTables(prediction.tables, level, count, 0, count, planes, plan);
+        return true;
+      }
+    }
+    return false;
   }
   for (const TensorProfile::Transform& transform : tensor.transforms) {
     if (transform.channel_begin != begin || transform.channel_count != count) {
@@ -234,6 +248,7 @@ Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
   }
   plan.mean = plan.own_mean;
   plan.transform = nullptr;
+  plan.prediction = nullptr;
   InvertSteps(plan);
   ChooseBase(
       count,
@@ -345,6 +360,55 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
   return true;
 }
 
+// ---- Prediction ----
+
+namespace {
+
+// What is predicted of a channel's 32 numbers from its parents'.
+void Predict(const int16_t* round, const uint16_t* parents,
+             const int16_t* factors, int count, int16_t (&guess)[kLanes]) {
+  uint32_t sum[kLanes];  // modulo 2^32, whatever untrusted bytes said
+  for (uint32_t& value : sum) value = 2048;
+  for (int p = 0; p < count; ++p) {
+    const int16_t* from = round + size_t{parents[p]} * kLanes;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      sum[lane] += static_cast<uint32_t>(factors[p] * from[lane]);
+    }
+  }
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    guess[lane] = static_cast<int16_t>(static_cast<int32_t>(sum[lane]) >> 12);
+  }
+}
+
+// Integers of whole channels from differences, in place, or the other way into
+// `differences`. Modulo 2^16.
+template <bool kDecode>
+void ApplyPrediction(const TensorProfile::Prediction& prediction, size_t rounds,
+                     int16_t* integers, int16_t* differences) {
+  const size_t channels = prediction.channel_count;
+  for (size_t r = 0; r < rounds; ++r) {
+    int16_t* round = integers + r * channels * kLanes;
+    size_t at = 0;
+    for (size_t i = 0; i < channels; ++i) {
+      const int count = prediction.parents[i];
+      const size_t channel = prediction.order[i];
+      int16_t guess[kLanes];
+      Predict(round, &prediction.parent[at], &prediction.factor[at], count,
+              guess);
+      at += static_cast<size_t>(count);
+      int16_t* values = round + channel * kLanes;
+      int16_t* out =
+          kDecode ? values : differences + (r * channels + channel) * kLanes;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        out[lane] = static_cast<int16_t>(kDecode ? values[lane] + guess[lane]
+                                                 : values[lane] - guess[lane]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
 // ---- Encoding ----
 
 bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
@@ -395,6 +459,14 @@ bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
         &symbols[numbers * static_cast<size_t>(plane - 1)],
         &context[numbers * static_cast<size_t>(plane - 1)]);
     coarse = base.data();
+  }
+  std::vector<int16_t> differences;
+  if (plan.prediction != nullptr) {
+    differences.resize(numbers);
+    // Only read.
+    ApplyPrediction<false>(*plan.prediction, rounds,
+                           const_cast<int16_t*>(coarse), differences.data());
+    coarse = differences.data();
   }
   // Wide coefficients in their parts, the low ones after all coefficients.
   const size_t wide = plan.wide.size();
@@ -519,6 +591,10 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     }
     escape_count += input.escapes;
     if (wide) JoinParts(*input.plan, *input.tile, &integers_[starts_[i]]);
+    if (input.plan->prediction != nullptr) {
+      ApplyPrediction<true>(*input.plan->prediction, input.tile->rounds(),
+                            &integers_[starts_[i]], nullptr);
+    }
   }
   for (int plane = 1; plane < decode_planes; ++plane) {
     context_.resize(numbers);

@@ -29,6 +29,7 @@ struct StepsPlan {
   std::vector<float> inverse_step;  // by coefficient; for encoding
   std::span<const float> mean;      // by channel
   const TensorProfile::Transform* transform = nullptr;
+  const TensorProfile::Prediction* prediction = nullptr;
   std::vector<float> own_mean;  // what `mean` points to in kStepsOwn
 };
 
@@ -36,8 +37,8 @@ struct StepsPlan {
 // or (for kStepsKlt) heads that are not a block of the space's.
 // `level` 1..level_count. `head_begin` is the part's first head in its space.
 bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
-                     uint32_t head_begin, const TileGrid::Tile& tile, bool klt,
-                     StepsPlan& plan);
+                     uint32_t head_begin, const TileGrid::Tile& tile,
+                     TileMode mode, StepsPlan& plan);
 
 // What a tile in kStepsOwn says of itself.
 struct OwnSteps {

@@ -165,12 +165,13 @@ class Kvc1Test : public testing::Test {
   }
 
   // What a calibration would find, from the numbers themselves.
-  static std::shared_ptr<const Profile> SomeProfile(bool transform);
+  enum class With { kNothing, kPrediction, kTransform };
+  static std::shared_ptr<const Profile> SomeProfile(With with);
 
   SpaceDescriptor space_;
 };
 
-std::shared_ptr<const Profile> Kvc1Test::SomeProfile(bool transform) {
+std::shared_ptr<const Profile> Kvc1Test::SomeProfile(With with) {
   Profile::Contents contents;
   contents.model_name = "synthetic";
   contents.level_count = 5;
@@ -202,9 +203,27 @@ std::shared_ptr<const Profile> Kvc1Test::SomeProfile(bool transform) {
     };
     out.step = {0.02f, 0.035f, 0.06f, 0.1f, 0.18f};
     fill(out.tables, channels);
-    if (transform) {
+    const bool transform = with == With::kTransform;
+    if (with != With::kNothing) {
       const uint32_t block = TileGrid::BlockHeads(dims) * dims;
       for (uint32_t at = 0; at < channels; at += block) {
+        if (!transform) {
+          TensorProfile::Prediction& p = out.predictions.emplace_back();
+          p.channel_begin = at;
+          p.channel_count =
+              std::min<uint32_t>(block, static_cast<uint32_t>(channels) - at);
+          for (uint32_t i = 0; i < p.channel_count; ++i) {
+            p.order.push_back(static_cast<uint16_t>(p.channel_count - 1 - i));
+            p.parents.push_back(static_cast<uint8_t>(std::min(i, 3u)));
+            for (uint32_t back = 1; back <= p.parents.back(); ++back) {
+              p.parent.push_back(
+                  static_cast<uint16_t>(p.channel_count - 1 - i + back));
+              p.factor.push_back(static_cast<int16_t>(900 - 500 * back));
+            }
+          }
+          fill(p.tables, p.channel_count);
+          continue;
+        }
         TensorProfile::Transform& t = out.transforms.emplace_back();
         t.channel_begin = at;
         t.channel_count =
@@ -460,8 +479,9 @@ TEST_F(Kvc1Test, Fp8IsKeptLossless) {
 }
 
 TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
-  for (const bool transform : {false, true}) {
-    const auto profile = SomeProfile(transform);
+  for (const With with :
+       {With::kNothing, With::kPrediction, With::kTransform}) {
+    const auto profile = SomeProfile(with);
     ASSERT_NE(profile, nullptr);
     CodedLayer layer = Layer();
     layer.profile = profile.get();
@@ -473,8 +493,11 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
       const auto description = Describe(layer, encoded, encoded.size());
       ASSERT_TRUE(description.ok());
       EXPECT_EQ(description->profile, profile->id());
-      EXPECT_EQ(description->tiles_by_mode[static_cast<size_t>(
-                    transform ? TileMode::kStepsKlt : TileMode::kSteps)],
+      const TileMode mode = with == With::kTransform ? TileMode::kStepsKlt
+                            : with == With::kPrediction
+                                ? TileMode::kStepsPredicted
+                                : TileMode::kSteps;
+      EXPECT_EQ(description->tiles_by_mode[static_cast<size_t>(mode)],
                 description->tiles);
       const double now = MeanSquaredError(plain, MustDecode(layer, encoded));
       EXPECT_GT(now, error);
@@ -484,7 +507,8 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
       without.profile = nullptr;
       EXPECT_EQ(Kvc1Codec().Decode(without, {}, encoded, out).code(),
                 absl::StatusCode::kFailedPrecondition);
-      const auto other = SomeProfile(!transform);
+      const auto other = SomeProfile(with == With::kNothing ? With::kTransform
+                                                            : With::kNothing);
       without.profile = other.get();
       EXPECT_EQ(Kvc1Codec().Decode(without, {}, encoded, out).code(),
                 absl::StatusCode::kFailedPrecondition);
@@ -495,7 +519,7 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
 
 // One rank's heads of a model that was calibrated as a whole.
 TEST_F(Kvc1Test, APartWithSomeHeadsUsesThoseHeadsOfTheProfile) {
-  const auto profile = SomeProfile(true);
+  const auto profile = SomeProfile(With::kTransform);
   CodedLayer layer = Layer();
   layer.profile = profile.get();
   layer.shape.head_begin = 1;
@@ -513,7 +537,7 @@ TEST_F(Kvc1Test, APartWithSomeHeadsUsesThoseHeadsOfTheProfile) {
 }
 
 TEST_F(Kvc1Test, ProfilesAreWhatTheirBytesSay) {
-  const auto profile = SomeProfile(true);
+  const auto profile = SomeProfile(With::kTransform);
   const std::string& text = profile->bytes();
   const ByteSpan bytes = std::as_bytes(std::span(text));
   const auto parsed = Profile::Parse(bytes);
