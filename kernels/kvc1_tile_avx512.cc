@@ -15,13 +15,17 @@ namespace {
 
 // A tile is worked on by rounds and heads, and those in blocks of 32 dims.
 constexpr size_t kBlock = 32;
-// Floats of a head of 32 tokens, token by token. The odd 16 keep the rows from
-// sharing cache sets.
-constexpr size_t kRowStride = kTileChannelsMax + 16;
 
 size_t Min(size_t a, size_t b) {
   return a < b ? a : b;
 }
+
+// Floats from row to row of a head of 32 tokens. The odd 16 keep the rows from
+// sharing cache sets.
+size_t RowStride(size_t dims) {
+  return (dims + kBlock - 1) / kBlock * kBlock + 16;
+}
+constexpr size_t kRowStrideMax = kTileChannelsMax + 16;
 
 LARDER_INLINE __mmask16 First16(size_t count) {
   return static_cast<__mmask16>(
@@ -212,7 +216,8 @@ LARDER_INLINE Byte* RowAt(const BasicTileRows<Byte>& rows, size_t token,
 // Scaled values and the mean of one head and round, token by token.
 LARDER_INLINE void DequantizeBlocks(const ReconstructTile& tile,
                                     const int16_t* q, size_t channel,
-                                    size_t dims, size_t tokens, float* y) {
+                                    size_t dims, size_t tokens, float* y,
+                                    size_t stride) {
   for (size_t d = 0; d < dims; d += kBlock) {
     const int16_t* rows[kBlock];
     const size_t count = Min(dims - d, kBlock);
@@ -234,12 +239,12 @@ LARDER_INLINE void DequantizeBlocks(const ReconstructTile& tile,
       float* to = y + d + part;
       if (tile.mean == nullptr) {
         for (size_t t = 0; t < tokens; ++t) {
-          _mm512_storeu_ps(to + t * kRowStride, scaled(t));
+          _mm512_storeu_ps(to + t * stride, scaled(t));
         }
       } else {
         const __m512 mean = _mm512_maskz_loadu_ps(m, tile.mean + c);
         for (size_t t = 0; t < tokens; ++t) {
-          _mm512_storeu_ps(to + t * kRowStride, _mm512_add_ps(scaled(t), mean));
+          _mm512_storeu_ps(to + t * stride, _mm512_add_ps(scaled(t), mean));
         }
       }
     }
@@ -301,7 +306,8 @@ LARDER_INLINE void TransformChannels(const int16_t* const* klt,
 
 LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
                                    const PairedCoefficients* pairs,
-                                   size_t channel, size_t dims, float* y) {
+                                   size_t channel, size_t dims, float* y,
+                                   size_t stride) {
   for (size_t d = 0; d < dims; d += 16) {
     alignas(64) float block[16][2][16];
     for (size_t first = 0; first < 16; first += 8) {
@@ -334,7 +340,7 @@ LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
             },
             [&](size_t i, __m512 v) __attribute__((always_inline)) {
               const size_t token = 8 * quarter + 4 * half + i;
-              _mm512_storeu_ps(y + token * kRowStride + d, v);
+              _mm512_storeu_ps(y + token * stride + d, v);
             });
       }
     }
@@ -344,23 +350,24 @@ LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
 template <Element kElement>
 void ReconstructAs(const ReconstructTile& tile) {
   const TileRows& rows = tile.rows;
-  const size_t stride = tile.q_round_stride != 0 ? tile.q_round_stride
-                                                 : tile.coefficients * kLanes;
-  alignas(64) float y[kLanes * kRowStride];
+  const size_t q_stride = tile.q_round_stride != 0 ? tile.q_round_stride
+                                                   : tile.coefficients * kLanes;
+  const size_t stride = RowStride(rows.head_dim);
+  alignas(64) float y[kLanes * kRowStrideMax];
   alignas(64) PairedCoefficients pairs[kTileChannelsMax / 2];
   for (size_t token = 0; token < rows.tokens; token += kLanes) {
-    const int16_t* q = tile.q + token / kLanes * stride;
+    const int16_t* q = tile.q + token / kLanes * q_stride;
     const size_t tokens = Min(rows.tokens - token, kLanes);
     if (tile.klt != nullptr) PairCoefficients(q, tile.coefficients, pairs);
     for (size_t head = 0; head < rows.heads; ++head) {
       const size_t channel = head * rows.head_dim;
       if (tile.klt != nullptr) {
-        TransformBlocks(tile, pairs, channel, rows.head_dim, y);
+        TransformBlocks(tile, pairs, channel, rows.head_dim, y, stride);
       } else {
-        DequantizeBlocks(tile, q, channel, rows.head_dim, tokens, y);
+        DequantizeBlocks(tile, q, channel, rows.head_dim, tokens, y, stride);
       }
       for (size_t t = 0; t < tokens; ++t) {
-        float* row = y + t * kRowStride;
+        float* row = y + t * stride;
         Rotate<false>(tile.rotary, token + t, row);
         StoreElements<kElement>(RowAt(rows, token + t, head), row,
                                 rows.head_dim);
@@ -420,8 +427,8 @@ LARDER_INLINE __m256i QuantizeLanes(__m512 t, __m512 bias, __mmask16* bad) {
 
 // What is left of a head without a transform: q[c] for 32 lanes each.
 LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
-                                  size_t channel, size_t dims, int16_t* q,
-                                  __mmask16* bad) {
+                                  size_t stride, size_t channel, size_t dims,
+                                  int16_t* q, __mmask16* bad) {
   for (size_t d = 0; d < dims; d += kBlock) {
     const size_t count = Min(dims - d, kBlock);
     alignas(64) int16_t block[kLanes * kBlock];
@@ -434,8 +441,7 @@ LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
                               ? _mm512_maskz_loadu_ps(m, tile.round_bias + c)
                               : _mm512_set1_ps(0.5f);
       for (size_t t = 0; t < kLanes; ++t) {
-        const __m512 z =
-            _mm512_maskz_loadu_ps(m, y + t * kRowStride + d + part);
+        const __m512 z = _mm512_maskz_loadu_ps(m, y + t * stride + d + part);
         _mm256_store_si256(
             reinterpret_cast<__m256i*>(block + t * kBlock + part),
             QuantizeLanes(_mm512_mul_ps(z, step), bias, bad));
@@ -454,13 +460,13 @@ LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
 }
 
 // A head to [channel][32].
-LARDER_INLINE void TransposeHead(const float* y, size_t dims,
+LARDER_INLINE void TransposeHead(const float* y, size_t stride, size_t dims,
                                  float (*channels)[kLanes]) {
   for (size_t lane = 0; lane < kLanes; lane += 16) {
     for (size_t d = 0; d < dims; d += 4) {
       TransposePieces(
           [&](size_t row) __attribute__((always_inline)) {
-            return _mm_loadu_ps(y + (lane + row) * kRowStride + d);
+            return _mm_loadu_ps(y + (lane + row) * stride + d);
           },
           [&](size_t i, __m512 v) __attribute__((always_inline)) {
             if (d + i < dims) _mm512_store_ps(channels[d + i] + lane, v);
@@ -508,20 +514,21 @@ void TransformCoefficients(const QuantizeTile& tile,
 template <Element kElement>
 bool QuantizeAs(const QuantizeTile& tile) {
   const ConstTileRows& rows = tile.rows;
-  const size_t stride = tile.q_round_stride != 0 ? tile.q_round_stride
-                                                 : tile.coefficients * kLanes;
+  const size_t q_stride = tile.q_round_stride != 0 ? tile.q_round_stride
+                                                   : tile.coefficients * kLanes;
+  const size_t stride = RowStride(rows.head_dim);
   const size_t dims = rows.head_dim;
   __mmask16 bad = 0;
-  alignas(64) float y[kLanes * kRowStride];
+  alignas(64) float y[kLanes * kRowStrideMax];
   alignas(64) float channels[kTileChannelsMax][kLanes];
   for (size_t round = 0; round < tile.rounds; ++round) {
-    int16_t* q = tile.q + round * stride;
+    int16_t* q = tile.q + round * q_stride;
     for (size_t head = 0; head < rows.heads; ++head) {
-      LoadHead<kElement>(tile, round * kLanes, head, y, kRowStride);
+      LoadHead<kElement>(tile, round * kLanes, head, y, stride);
       if (tile.klt != nullptr) {
-        TransposeHead(y, dims, channels + head * dims);
+        TransposeHead(y, stride, dims, channels + head * dims);
       } else {
-        QuantizeBlocks(tile, y, head * dims, dims, q, &bad);
+        QuantizeBlocks(tile, y, stride, head * dims, dims, q, &bad);
       }
     }
     if (tile.klt == nullptr) continue;

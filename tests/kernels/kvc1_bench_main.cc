@@ -218,8 +218,8 @@ class Bench {
       streams[i].tables = tile.refine_of.data();
       streams[i].channels = kDims;
       streams[i].rounds = kRounds;
-      streams[i].context = context != nullptr ? context + i * kTileValues
-                                              : tile.context.data();
+      streams[i].context =
+          context != nullptr ? context + i * kTileValues : tile.context.data();
       streams[i].symbols = symbols + i * kTileValues;
       std::copy(tile.refine_states.begin(), tile.refine_states.end(),
                 streams[i].states);
@@ -424,8 +424,8 @@ class Bench {
   }
 
   Bf16Planes Bf16At(size_t i) {
-    return {bf16_plane_.data() + i * kTileValues,
-            raw_.data() + i * kTileValues, offsets_.data()};
+    return {bf16_plane_.data() + i * kTileValues, raw_.data() + i * kTileValues,
+            offsets_.data()};
   }
 
   void SplitF16() {
@@ -444,8 +444,8 @@ class Bench {
     for (size_t i = 0; i < kTiles; ++i) {
       internal::EscapeSink<uint8_t> sink = {bf16_escapes_.data(),
                                             bf16_escapes_.size(), 0};
-      kernel_.split_bf16(HalfRows(bf16_, i, Element::kBf16), kRounds,
-                         Bf16At(i), &sink);
+      kernel_.split_bf16(HalfRows(bf16_, i, Element::kBf16), kRounds, Bf16At(i),
+                         &sink);
     }
   }
 
@@ -506,12 +506,11 @@ int Main(int argc, char** argv) {
     }
     Bench bench(level, *kernel);
     std::vector<Case> cases = bench.Cases();
-    cases.insert(cases.begin(), {"memcpy", [&] {
-                                   std::memcpy(to.data(), from.data(),
-                                               to.size());
-                                   asm volatile("" : : "r"(to.data())
-                                                : "memory");
-                                 }});
+    cases.insert(cases.begin(),
+                 {"memcpy", [&] {
+                    std::memcpy(to.data(), from.data(), to.size());
+                    asm volatile("" : : "r"(to.data()) : "memory");
+                  }});
     const int turns = level == internal::Level::kScalar ? 2 : repetitions;
     for (int turn = 0; turn < turns; ++turn) {
       for (Case& c : cases) {
