@@ -683,6 +683,42 @@ TEST_P(Kvc1TileTest, LosslessBf16) {
 
 INSTANTIATE_TEST_SUITE_P(Levels, Kvc1TileTest, AllLevels(), LevelName);
 
+// Through the door: what the lists say.
+TEST(Kvc1DoorTest, CountsEscapes) {
+  std::vector<int16_t> q(64, 3);
+  q[5] = 100, q[33] = -16, q[63] = 32767;
+  std::vector<uint8_t> symbols(64);
+  std::vector<int16_t> escapes(2), back(64);
+  EXPECT_EQ(SplitSymbols(q.data(), 2, symbols.data(), escapes), 3u);
+  EXPECT_EQ(escapes, (std::vector<int16_t>{100, -16}));
+  EXPECT_FALSE(MergeSymbols(symbols.data(), 2, escapes, back.data()));
+  escapes.push_back(32767);
+  EXPECT_TRUE(MergeSymbols(symbols.data(), 2, escapes, back.data()));
+  EXPECT_EQ(back, q);
+  escapes.push_back(1);
+  EXPECT_FALSE(MergeSymbols(symbols.data(), 2, escapes, back.data()));
+
+  std::vector<uint16_t> in(32, 0x3f80), out(32);  // 1
+  in[7] = 0x7f80;                                 // infinity
+  std::vector<uint8_t> raw(32), exponents(1), exponent_offset(1, 100);
+  const Bf16Planes planes = {symbols.data(), raw.data(),
+                             exponent_offset.data()};
+  const ConstTileRows rows = {reinterpret_cast<const std::byte*>(in.data()),
+                              Element::kBf16,
+                              32,
+                              1,
+                              1,
+                              2,
+                              2};
+  const TileRows out_rows = {
+      reinterpret_cast<std::byte*>(out.data()), Element::kBf16, 32, 1, 1, 2, 2};
+  EXPECT_EQ(SplitBf16(rows, 1, planes, exponents), 1u);
+  EXPECT_EQ(exponents[0], 255);
+  EXPECT_FALSE(MergeBf16(planes, 1, {}, out_rows));
+  EXPECT_TRUE(MergeBf16(planes, 1, exponents, out_rows));
+  EXPECT_EQ(out, in);
+}
+
 TEST(Kvc1KltTest, InputMax) {
   const int16_t klt[] = {1, -1, 32767, -32768, 0, 0};
   EXPECT_EQ(KltInputMax(klt, 1, 2), 32767);
