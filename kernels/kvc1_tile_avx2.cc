@@ -194,6 +194,29 @@ LARDER_INLINE __m128i Bf16(__m256 y) {
 }
 
 template <Element kElement>
+LARDER_INLINE __m128i Halves(__m256 y) {
+  return kElement == Element::kF16
+             ? _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT)
+             : Bf16(y);
+}
+
+// REQUIRES: whole lines of 64 bytes, aligned.
+template <Element kElement>
+LARDER_INLINE void StreamElements(std::byte* to, const float* y, size_t count) {
+  constexpr size_t kStep = kElement == Element::kF32 ? 8 : 16;
+  for (size_t i = 0; i < count; i += kStep, to += 32) {
+    const __m256 v = _mm256_loadu_ps(y + i);
+    __m256i half_line = _mm256_castps_si256(v);
+    if constexpr (kElement != Element::kF32) {
+      half_line = _mm256_inserti128_si256(
+          _mm256_castsi128_si256(Halves<kElement>(v)),
+          Halves<kElement>(_mm256_loadu_ps(y + i + 8)), 1);
+    }
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), half_line);
+  }
+}
+
+template <Element kElement>
 LARDER_INLINE void StoreElements(std::byte* to, const float* y, size_t count) {
   for (size_t i = 0; i < count; i += 8) {
     const __m256 v = _mm256_loadu_ps(y + i);
@@ -205,9 +228,7 @@ LARDER_INLINE void StoreElements(std::byte* to, const float* y, size_t count) {
         memcpy(to + 4 * i, y + i, 4 * some);
       }
     } else {
-      const __m128i halves = kElement == Element::kF16
-                                 ? _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)
-                                 : Bf16(v);
+      const __m128i halves = Halves<kElement>(v);
       if (some == 8) {
         Store128(to + 2 * i, halves);
       } else {
@@ -250,13 +271,22 @@ LARDER_INLINE Byte* RowAt(const BasicTileRows<Byte>& rows, size_t token,
          static_cast<ptrdiff_t>(head) * rows.head_stride;
 }
 
+// Whether rows are wanted past the caches and consist of whole lines.
+bool CanStream(const TileRows& rows) {
+  const size_t bytes = rows.element == Element::kF32 ? 4 : 2;
+  const size_t all = reinterpret_cast<uintptr_t>(rows.data) |
+                     static_cast<size_t>(rows.token_stride) |
+                     static_cast<size_t>(rows.head_stride) |
+                     bytes * rows.head_dim;
+  return rows.stream && all % 64 == 0;
+}
+
 // --- Reconstruction ----------------------------------------------------------
 
 // Scaled values and the mean of one head and round, token by token.
-LARDER_INLINE void DequantizeBlocks(const ReconstructTile& tile,
-                                    const int16_t* q, size_t channel,
-                                    size_t dims, size_t tokens, float* y,
-                                    size_t stride) {
+void DequantizeBlocks(const ReconstructTile& tile, const int16_t* q,
+                      size_t channel, size_t dims, size_t tokens, float* y,
+                      size_t stride) {
   for (size_t d = 0; d < dims; d += kBlock) {
     const int16_t* rows[kBlock];
     const size_t count = Min(dims - d, kBlock);
@@ -342,10 +372,9 @@ LARDER_INLINE void TransformChannels(const int16_t* const* klt,
   }
 }
 
-LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
-                                   const PairedCoefficients* pairs,
-                                   size_t channel, size_t dims, float* y,
-                                   size_t stride) {
+void TransformBlocks(const ReconstructTile& tile,
+                     const PairedCoefficients* pairs, size_t channel,
+                     size_t dims, float* y, size_t stride) {
   for (size_t d = 0; d < dims; d += 8) {
     alignas(32) float block[8][4][8];
     for (size_t first = 0; first < 8; first += 2) {
@@ -388,6 +417,7 @@ LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
 template <Element kElement>
 void ReconstructAs(const ReconstructTile& tile) {
   const TileRows& rows = tile.rows;
+  const bool stream = CanStream(rows);
   const size_t q_stride = tile.q_round_stride != 0 ? tile.q_round_stride
                                                    : tile.coefficients * kLanes;
   const size_t stride = RowStride(rows.head_dim);
@@ -407,11 +437,16 @@ void ReconstructAs(const ReconstructTile& tile) {
       for (size_t t = 0; t < tokens; ++t) {
         float* row = y + t * stride;
         Rotate<false>(tile.rotary, token + t, row);
-        StoreElements<kElement>(RowAt(rows, token + t, head), row,
-                                rows.head_dim);
+        std::byte* const to = RowAt(rows, token + t, head);
+        if (stream) {
+          StreamElements<kElement>(to, row, rows.head_dim);
+        } else {
+          StoreElements<kElement>(to, row, rows.head_dim);
+        }
       }
     }
   }
+  if (stream) _mm_sfence();
 }
 
 void Reconstruct(const ReconstructTile& tile) {
@@ -467,9 +502,8 @@ LARDER_INLINE __m256i Narrow(__m256i a, __m256i b) {
 }
 
 // What is left of a head without a transform: q[c] for 32 lanes each.
-LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
-                                  size_t stride, size_t channel, size_t dims,
-                                  int16_t* q, __m256* bad) {
+void QuantizeBlocks(const QuantizeTile& tile, const float* y, size_t stride,
+                    size_t channel, size_t dims, int16_t* q, __m256* bad) {
   for (size_t d = 0; d < dims; d += kBlock) {
     const size_t count = Min(dims - d, kBlock);
     const size_t c = channel + d;
@@ -505,8 +539,8 @@ LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
 }
 
 // A head to [channel][32].
-LARDER_INLINE void TransposeHead(const float* y, size_t stride, size_t dims,
-                                 float (*channels)[kLanes]) {
+void TransposeHead(const float* y, size_t stride, size_t dims,
+                   float (*channels)[kLanes]) {
   for (size_t lane = 0; lane < kLanes; lane += 8) {
     for (size_t d = 0; d < dims; d += 4) {
       TransposePieces(
@@ -717,9 +751,8 @@ LARDER_INLINE void ForEachBlock(const BasicTileRows<Byte>& rows, size_t rounds,
 }
 
 // Row i of `block` is dim d + i of 32 tokens.
-LARDER_INLINE void LoadBlock(const ConstTileRows& rows, size_t round,
-                             size_t head, size_t d, size_t dims,
-                             int16_t* block) {
+void LoadBlock(const ConstTileRows& rows, size_t round, size_t head, size_t d,
+               size_t dims, int16_t* block) {
   alignas(32) int16_t lines[kLanes * kBlock] = {};
   const int16_t* from[kLanes];
   for (size_t lane = 0; lane < kLanes; ++lane) {
@@ -736,8 +769,8 @@ LARDER_INLINE void LoadBlock(const ConstTileRows& rows, size_t round,
   TransposeToLanes(from, block);
 }
 
-LARDER_INLINE void StoreBlock(const TileRows& rows, size_t round, size_t head,
-                              size_t d, size_t dims, const int16_t* block) {
+void StoreBlock(const TileRows& rows, size_t round, size_t head, size_t d,
+                size_t dims, const int16_t* block, bool stream) {
   alignas(32) int16_t lines[kLanes * kBlock];
   const int16_t* from[kBlock];
   for (size_t i = 0; i < kBlock; ++i) {
@@ -748,7 +781,10 @@ LARDER_INLINE void StoreBlock(const TileRows& rows, size_t round, size_t head,
     const size_t token = round * kLanes + lane;
     if (token >= rows.tokens) break;
     std::byte* to = RowAt(rows, token, head) + 2 * d;
-    if (dims == kBlock) {
+    if (stream) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to),
+                          Load(lines + lane * kBlock));
+    } else if (dims == kBlock) {
       Store(to, Load(lines + lane * kBlock));
     } else {
       memcpy(to, lines + lane * kBlock, 2 * dims);
@@ -797,6 +833,7 @@ void SplitF16(const ConstTileRows& rows, size_t rounds,
 }
 
 void MergeF16(const F16Planes& planes, size_t rounds, const TileRows& rows) {
+  const bool stream = CanStream(rows);
   const size_t channels = rows.heads * rows.head_dim;
   ForEachBlock(
       rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
@@ -818,8 +855,9 @@ void MergeF16(const F16Planes& planes, size_t rounds, const TileRows& rows) {
                   _mm256_or_si256(low, high));
           }
         }
-        StoreBlock(rows, round, head, d, dims, block);
+        StoreBlock(rows, round, head, d, dims, block, stream);
       });
+  if (stream) _mm_sfence();
 }
 
 // Escapes are in order of channels, as blocks of one round are.
@@ -858,6 +896,7 @@ void SplitBf16(const ConstTileRows& rows, size_t rounds,
 
 void MergeBf16(const Bf16Planes& planes, size_t rounds,
                EscapeSource<uint8_t>* escapes, const TileRows& rows) {
+  const bool stream = CanStream(rows);
   const size_t channels = rows.heads * rows.head_dim;
   ForEachBlock(
       rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
@@ -887,8 +926,9 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
             }
           }
         }
-        StoreBlock(rows, round, head, d, dims, block);
+        StoreBlock(rows, round, head, d, dims, block, stream);
       });
+  if (stream) _mm_sfence();
 }
 
 }  // namespace

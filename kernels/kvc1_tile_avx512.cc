@@ -167,6 +167,29 @@ LARDER_INLINE __m256i Bf16(__m512 y) {
 }
 
 template <Element kElement>
+LARDER_INLINE __m256i Halves(__m512 y) {
+  return kElement == Element::kF16
+             ? _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT)
+             : Bf16(y);
+}
+
+// REQUIRES: whole lines of 64 bytes, aligned.
+template <Element kElement>
+LARDER_INLINE void StreamElements(std::byte* to, const float* y, size_t count) {
+  constexpr size_t kStep = kElement == Element::kF32 ? 16 : 32;
+  for (size_t i = 0; i < count; i += kStep, to += 64) {
+    const __m512 v = _mm512_loadu_ps(y + i);
+    __m512i line = _mm512_castps_si512(v);
+    if constexpr (kElement != Element::kF32) {
+      line =
+          _mm512_inserti64x4(_mm512_castsi256_si512(Halves<kElement>(v)),
+                             Halves<kElement>(_mm512_loadu_ps(y + i + 16)), 1);
+    }
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+  }
+}
+
+template <Element kElement>
 LARDER_INLINE void StoreElements(std::byte* to, const float* y, size_t count) {
   for (size_t i = 0; i < count; i += 16) {
     const __mmask16 m = First16(count - i);
@@ -174,9 +197,7 @@ LARDER_INLINE void StoreElements(std::byte* to, const float* y, size_t count) {
     if constexpr (kElement == Element::kF32) {
       _mm512_mask_storeu_ps(to + 4 * i, m, v);
     } else {
-      const __m256i halves = kElement == Element::kF16
-                                 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)
-                                 : Bf16(v);
+      const __m256i halves = Halves<kElement>(v);
       if (m == 0xffff) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * i), halves);
       } else {
@@ -211,13 +232,22 @@ LARDER_INLINE Byte* RowAt(const BasicTileRows<Byte>& rows, size_t token,
          static_cast<ptrdiff_t>(head) * rows.head_stride;
 }
 
+// Whether rows are wanted past the caches and consist of whole lines.
+bool CanStream(const TileRows& rows) {
+  const size_t bytes = rows.element == Element::kF32 ? 4 : 2;
+  const size_t all = reinterpret_cast<uintptr_t>(rows.data) |
+                     static_cast<size_t>(rows.token_stride) |
+                     static_cast<size_t>(rows.head_stride) |
+                     bytes * rows.head_dim;
+  return rows.stream && all % 64 == 0;
+}
+
 // --- Reconstruction ----------------------------------------------------------
 
 // Scaled values and the mean of one head and round, token by token.
-LARDER_INLINE void DequantizeBlocks(const ReconstructTile& tile,
-                                    const int16_t* q, size_t channel,
-                                    size_t dims, size_t tokens, float* y,
-                                    size_t stride) {
+void DequantizeBlocks(const ReconstructTile& tile, const int16_t* q,
+                      size_t channel, size_t dims, size_t tokens, float* y,
+                      size_t stride) {
   for (size_t d = 0; d < dims; d += kBlock) {
     const int16_t* rows[kBlock];
     const size_t count = Min(dims - d, kBlock);
@@ -304,10 +334,9 @@ LARDER_INLINE void TransformChannels(const int16_t* const* klt,
   }
 }
 
-LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
-                                   const PairedCoefficients* pairs,
-                                   size_t channel, size_t dims, float* y,
-                                   size_t stride) {
+void TransformBlocks(const ReconstructTile& tile,
+                     const PairedCoefficients* pairs, size_t channel,
+                     size_t dims, float* y, size_t stride) {
   for (size_t d = 0; d < dims; d += 16) {
     alignas(64) float block[16][2][16];
     for (size_t first = 0; first < 16; first += 8) {
@@ -350,6 +379,7 @@ LARDER_INLINE void TransformBlocks(const ReconstructTile& tile,
 template <Element kElement>
 void ReconstructAs(const ReconstructTile& tile) {
   const TileRows& rows = tile.rows;
+  const bool stream = CanStream(rows);
   const size_t q_stride = tile.q_round_stride != 0 ? tile.q_round_stride
                                                    : tile.coefficients * kLanes;
   const size_t stride = RowStride(rows.head_dim);
@@ -369,11 +399,16 @@ void ReconstructAs(const ReconstructTile& tile) {
       for (size_t t = 0; t < tokens; ++t) {
         float* row = y + t * stride;
         Rotate<false>(tile.rotary, token + t, row);
-        StoreElements<kElement>(RowAt(rows, token + t, head), row,
-                                rows.head_dim);
+        std::byte* const to = RowAt(rows, token + t, head);
+        if (stream) {
+          StreamElements<kElement>(to, row, rows.head_dim);
+        } else {
+          StoreElements<kElement>(to, row, rows.head_dim);
+        }
       }
     }
   }
+  if (stream) _mm_sfence();
 }
 
 void Reconstruct(const ReconstructTile& tile) {
@@ -426,9 +461,8 @@ LARDER_INLINE __m256i QuantizeLanes(__m512 t, __m512 bias, __mmask16* bad) {
 }
 
 // What is left of a head without a transform: q[c] for 32 lanes each.
-LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
-                                  size_t stride, size_t channel, size_t dims,
-                                  int16_t* q, __mmask16* bad) {
+void QuantizeBlocks(const QuantizeTile& tile, const float* y, size_t stride,
+                    size_t channel, size_t dims, int16_t* q, __mmask16* bad) {
   for (size_t d = 0; d < dims; d += kBlock) {
     const size_t count = Min(dims - d, kBlock);
     alignas(64) int16_t block[kLanes * kBlock];
@@ -460,8 +494,8 @@ LARDER_INLINE void QuantizeBlocks(const QuantizeTile& tile, const float* y,
 }
 
 // A head to [channel][32].
-LARDER_INLINE void TransposeHead(const float* y, size_t stride, size_t dims,
-                                 float (*channels)[kLanes]) {
+void TransposeHead(const float* y, size_t stride, size_t dims,
+                   float (*channels)[kLanes]) {
   for (size_t lane = 0; lane < kLanes; lane += 16) {
     for (size_t d = 0; d < dims; d += 4) {
       TransposePieces(
@@ -653,9 +687,8 @@ LARDER_INLINE void ForEachBlock(const BasicTileRows<Byte>& rows, size_t rounds,
 }
 
 // Row i of `block` is dim d + i of 32 tokens.
-LARDER_INLINE void LoadBlock(const ConstTileRows& rows, size_t round,
-                             size_t head, size_t d, size_t dims,
-                             int16_t* block) {
+void LoadBlock(const ConstTileRows& rows, size_t round, size_t head, size_t d,
+               size_t dims, int16_t* block) {
   alignas(64) int16_t lines[kLanes * kBlock];
   const int16_t* from[kLanes];
   const __mmask32 m = First32(dims);
@@ -669,8 +702,8 @@ LARDER_INLINE void LoadBlock(const ConstTileRows& rows, size_t round,
   Transpose16(from, block, kLanes);
 }
 
-LARDER_INLINE void StoreBlock(const TileRows& rows, size_t round, size_t head,
-                              size_t d, size_t dims, const int16_t* block) {
+void StoreBlock(const TileRows& rows, size_t round, size_t head, size_t d,
+                size_t dims, const int16_t* block, bool stream) {
   alignas(64) int16_t lines[kLanes * kBlock];
   const int16_t* from[kBlock];
   for (size_t i = 0; i < kBlock; ++i) {
@@ -683,7 +716,9 @@ LARDER_INLINE void StoreBlock(const TileRows& rows, size_t round, size_t head,
     if (token >= rows.tokens) break;
     std::byte* to = RowAt(rows, token, head) + 2 * d;
     const __m512i line = _mm512_load_si512(lines + lane * kBlock);
-    if (dims == kBlock) {
+    if (stream) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+    } else if (dims == kBlock) {
       _mm512_storeu_si512(to, line);
     } else {
       _mm512_mask_storeu_epi16(to, m, line);
@@ -724,6 +759,7 @@ void SplitF16(const ConstTileRows& rows, size_t rounds,
 }
 
 void MergeF16(const F16Planes& planes, size_t rounds, const TileRows& rows) {
+  const bool stream = CanStream(rows);
   const size_t channels = rows.heads * rows.head_dim;
   ForEachBlock(
       rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
@@ -741,8 +777,9 @@ void MergeF16(const F16Planes& planes, size_t rounds, const TileRows& rows) {
           v = _mm512_mask_add_epi16(v, LoadMask(bits + 8), v, Set(0x8000));
           _mm512_store_si512(block + i * kLanes, v);
         }
-        StoreBlock(rows, round, head, d, dims, block);
+        StoreBlock(rows, round, head, d, dims, block, stream);
       });
+  if (stream) _mm_sfence();
 }
 
 // Escapes are in order of channels, as blocks of one round are.
@@ -779,6 +816,7 @@ void SplitBf16(const ConstTileRows& rows, size_t rounds,
 
 void MergeBf16(const Bf16Planes& planes, size_t rounds,
                EscapeSource<uint8_t>* escapes, const TileRows& rows) {
+  const bool stream = CanStream(rows);
   const size_t channels = rows.heads * rows.head_dim;
   ForEachBlock(
       rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
@@ -804,8 +842,9 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
             half = static_cast<int16_t>((half & 0x807f) | escapes->Next() << 7);
           }
         }
-        StoreBlock(rows, round, head, d, dims, block);
+        StoreBlock(rows, round, head, d, dims, block, stream);
       });
+  if (stream) _mm_sfence();
 }
 
 }  // namespace

@@ -138,7 +138,7 @@ class Bench {
       words_ += tile.words_count;
     }
     Reconstruct(true, 0);
-    rows16_ = out_;
+    rows16_.assign(out_, out_ + kValues);
     for (size_t i = 0; i < kValues; ++i) {
       bf16_[i] = internal::Bf16FromF32(internal::F32FromF16(rows16_[i]));
     }
@@ -156,8 +156,10 @@ class Bench {
         {"decode refinement", [this] { DecodeRefine(); }},
         {"decode + reconstruct f16", [this] { Reconstruct(false, 0); }},
         {"decode + reconstruct + rope f16", [this] { Reconstruct(true, 0); }},
+        {"the same, streamed", [this] { Reconstruct(true, 0, true); }},
         {"two planes + reconstruct + rope", [this] { TwoPlanes(); }},
         {"decode + klt 64 + rope f16", [this] { Reconstruct(true, kKlt); }},
+        {"the same, streamed", [this] { Reconstruct(true, kKlt, true); }},
         {"reconstruct + rope f16 alone",
          [this] {
            for (size_t i = 0; i < kTiles; ++i) ReconstructTileAt(i, true, 0);
@@ -242,7 +244,8 @@ class Bench {
     }
   }
 
-  void ReconstructTileAt(size_t i, bool rotate, size_t klt) {
+  void ReconstructTileAt(size_t i, bool rotate, size_t klt,
+                         bool stream = false) {
     const Tile& tile = tiles_[i];
     ReconstructTile r;
     r.q = q_.data() + i % kGroup * kTileValues;
@@ -259,13 +262,14 @@ class Bench {
       r.rotary = {kDims, RotaryPairs::kHalves, rotary_cos_.data(),
                   rotary_sin_.data()};
     }
-    r.rows = {reinterpret_cast<std::byte*>(out_.data() + i * kTileValues),
+    r.rows = {reinterpret_cast<std::byte*>(out_ + i * kTileValues),
               Element::kF16,
               kTokens,
               1,
               kDims,
               2 * kDims,
               2 * kDims};
+    r.rows.stream = stream;
     if (klt != 0) {
       // A transform of klt channels; twice, for as much output.
       for (size_t half = 0; half < 2; ++half) {
@@ -288,12 +292,12 @@ class Bench {
                           q_.data() + i % kGroup * kTileValues);
   }
 
-  void Reconstruct(bool rotate, size_t klt) {
+  void Reconstruct(bool rotate, size_t klt, bool stream = false) {
     for (size_t first = 0; first < kTiles; first += kGroup) {
       DecodeGroup(first, group_symbols_.data());
       for (size_t i = first; i < first + kGroup; ++i) {
         Merge(i);
-        ReconstructTileAt(i, rotate, klt);
+        ReconstructTileAt(i, rotate, klt, stream);
       }
     }
   }
@@ -409,7 +413,7 @@ class Bench {
   }
 
   TileRows OutRows(size_t i, Element element) {
-    return {reinterpret_cast<std::byte*>(out_.data() + i * kTileValues),
+    return {reinterpret_cast<std::byte*>(out_ + i * kTileValues),
             element,
             kTokens,
             1,
@@ -473,7 +477,11 @@ class Bench {
   std::vector<int16_t> q_ = std::vector<int16_t>(kGroup * kTileValues);
   std::vector<int16_t> escapes_ = std::vector<int16_t>(kTileValues);
   std::vector<uint8_t> bf16_escapes_ = std::vector<uint8_t>(kTileValues);
-  std::vector<uint16_t> out_ = std::vector<uint16_t>(kValues);
+  std::vector<uint16_t> out_room_ = std::vector<uint16_t>(kValues + 32);
+  // Aligned to a line.
+  uint16_t* const out_ =
+      out_room_.data() +
+      (64 - reinterpret_cast<uintptr_t>(out_room_.data()) % 64) / 2;
   std::vector<uint16_t> rows16_ = std::vector<uint16_t>(kValues);
   std::vector<uint16_t> bf16_ = std::vector<uint16_t>(kValues);
   std::vector<uint8_t> plane_ = std::vector<uint8_t>(kValues);

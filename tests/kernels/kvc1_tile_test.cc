@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -39,20 +40,31 @@ size_t ElementBytes(Element element) {
   return element == Element::kF32 ? 4 : 2;
 }
 
-// Rows of some shape in memory of exactly their size.
+struct AlignedDelete {
+  void operator()(std::byte* memory) const {
+    ::operator delete[](memory, std::align_val_t{64});
+  }
+};
+
+// Rows of some shape in memory of exactly their size; sometimes of whole lines
+// where the dims allow, and then perhaps streamed.
 struct RowMemory {
   size_t tokens, heads, head_dim;
   Element element;
   ptrdiff_t token_stride, head_stride;
   size_t offset;  // of the first element
   size_t bytes;
-  std::unique_ptr<std::byte[]> memory;
+  bool stream;
+  std::unique_ptr<std::byte[], AlignedDelete> memory;
 
   RowMemory(size_t token_count, size_t head_count, size_t dims, Element type,
             Random& random)
       : tokens(token_count), heads(head_count), head_dim(dims), element(type) {
     const size_t row = head_dim * ElementBytes(element);
-    const size_t gap = random() % 2 == 0 ? 0 : random() % 9;
+    const bool aligned = random() % 2 == 0;
+    stream = random() % 2 == 0;
+    size_t gap = random() % 2 == 0 ? 0 : random() % 9;
+    if (aligned) gap *= 64;
     if (random() % 2 == 0) {  // token-major
       head_stride = static_cast<ptrdiff_t>(row + gap);
       token_stride = static_cast<ptrdiff_t>(heads) * head_stride;
@@ -60,13 +72,14 @@ struct RowMemory {
       token_stride = static_cast<ptrdiff_t>(row + gap);
       head_stride = static_cast<ptrdiff_t>(tokens) * token_stride;
     }
-    offset = random() % 4;
+    offset = random() % 4 * (aligned ? 64 : 1);
     bytes = offset;
     if (tokens != 0 && heads != 0) {
       bytes += (tokens - 1) * static_cast<size_t>(token_stride) +
                (heads - 1) * static_cast<size_t>(head_stride) + row;
     }
-    memory.reset(new std::byte[bytes]);
+    memory.reset(
+        static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{64})));
     std::memset(memory.get(), 0xa5, bytes);
   }
 
