@@ -15,12 +15,15 @@ const Kvc1Kernel* Kvc1KernelAt(Level level) {
 #if defined(__x86_64__)
     // Both ask the operating system too whether it saves the registers.
     case Level::kAvx2:
-      if (kKvc1Avx2.decode != nullptr && __builtin_cpu_supports("avx2")) {
+      // Every CPU with AVX2 has F16C, which older compilers cannot ask for.
+      if (kKvc1Avx2.decode != nullptr && __builtin_cpu_supports("avx2") &&
+          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+          __builtin_cpu_supports("popcnt")) {
         return &kKvc1Avx2;
       }
       return nullptr;
     case Level::kAvx512:
-      // Ice Lake's; every CPU with VBMI2 has the others and F16C.
+      // Ice Lake's. Every CPU with these has BMI2, POPCNT and F16C.
       if (kKvc1Avx512.decode != nullptr && __builtin_cpu_supports("avx512f") &&
           __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512vl") &&

@@ -68,6 +68,20 @@ extern const Kvc1Kernel kKvc1Scalar;
 extern const Kvc1Kernel kKvc1Avx2;
 extern const Kvc1Kernel kKvc1Avx512;
 
+// The coder of the vector levels.
+namespace avx2 {
+void Decode(DecodeStream* streams, size_t count);
+void DecodeRefine(RefineDecodeStream* streams, size_t count);
+void Encode(EncodeStream* streams, size_t count);
+void EncodeRefine(RefineEncodeStream* streams, size_t count);
+}  // namespace avx2
+namespace avx512 {
+void Decode(DecodeStream* streams, size_t count);
+void DecodeRefine(RefineDecodeStream* streams, size_t count);
+void Encode(EncodeStream* streams, size_t count);
+void EncodeRefine(RefineEncodeStream* streams, size_t count);
+}  // namespace avx512
+
 // Null if this CPU (or this build) does not have the level.
 const Kvc1Kernel* Kvc1KernelAt(Level level);
 // The best there is, chosen once.

@@ -129,6 +129,9 @@ struct BasicTileRows {
   size_t head_dim = 0;  // at most kTileChannelsMax
   ptrdiff_t token_stride = 0;
   ptrdiff_t head_stride = 0;
+  // For rows that are written and not read soon: past the caches, where rows
+  // are whole lines of 64 bytes, aligned; ordered before the return.
+  bool stream = false;
 };
 using TileRows = BasicTileRows<std::byte>;
 using ConstTileRows = BasicTileRows<const std::byte>;

@@ -1,0 +1,873 @@
+// The tile stage with AVX-512, as of Ice Lake (VNNI). Compiled with its own
+// flags (CMakeLists.txt) and run only where the CPU has it.
+
+#include "kernels/kvc1_internal.h"
+
+#if defined(__AVX512VBMI2__)
+
+#include <immintrin.h>
+#include <string.h>
+
+namespace larder::kernels::internal {
+namespace {
+
+#define LARDER_INLINE inline __attribute__((always_inline))
+
+// A tile is worked on by rounds and heads, and those in blocks of 32 dims.
+constexpr size_t kBlock = 32;
+
+size_t Min(size_t a, size_t b) {
+  return a < b ? a : b;
+}
+
+// Floats from row to row of a head of 32 tokens. The odd 16 keep the rows from
+// sharing cache sets.
+size_t RowStride(size_t dims) {
+  return (dims + kBlock - 1) / kBlock * kBlock + 16;
+}
+constexpr size_t kRowStrideMax = kTileChannelsMax + 16;
+
+LARDER_INLINE __mmask16 First16(size_t count) {
+  return static_cast<__mmask16>(
+      _bzhi_u32(0xffff, static_cast<uint32_t>(Min(count, 16))));
+}
+
+LARDER_INLINE __mmask32 First32(size_t count) {
+  return _bzhi_u32(~uint32_t{0}, static_cast<uint32_t>(Min(count, 32)));
+}
+
+// --- Transposition -----------------------------------------------------------
+
+alignas(64) constexpr int16_t kZeros[kBlock] = {};
+
+// Row i of `rows` becomes column i of `out`: 32 x 32.
+LARDER_INLINE void Transpose16(const int16_t* const* rows, int16_t* out,
+                               size_t out_stride) {
+  for (size_t column = 0; column < kBlock; column += 8) {
+    __m512i v[8];
+#pragma GCC unroll 8
+    for (size_t j = 0; j < 8; ++j) {
+      const auto at = [&](size_t row) __attribute__((always_inline)) {
+        return _mm_loadu_si128(
+            reinterpret_cast<const __m128i*>(rows[row + j] + column));
+      };
+      v[j] = _mm512_castsi128_si512(at(0));
+      v[j] = _mm512_inserti32x4(v[j], at(8), 1);
+      v[j] = _mm512_inserti32x4(v[j], at(16), 2);
+      v[j] = _mm512_inserti32x4(v[j], at(24), 3);
+    }
+    // 8 x 8 within each quarter.
+    __m512i w[8];
+#pragma GCC unroll 4
+    for (size_t j = 0; j < 4; ++j) {
+      w[2 * j] = _mm512_unpacklo_epi16(v[2 * j], v[2 * j + 1]);
+      w[2 * j + 1] = _mm512_unpackhi_epi16(v[2 * j], v[2 * j + 1]);
+    }
+#pragma GCC unroll 2
+    for (size_t j = 0; j < 2; ++j) {
+      v[4 * j] = _mm512_unpacklo_epi32(w[4 * j], w[4 * j + 2]);
+      v[4 * j + 1] = _mm512_unpackhi_epi32(w[4 * j], w[4 * j + 2]);
+      v[4 * j + 2] = _mm512_unpacklo_epi32(w[4 * j + 1], w[4 * j + 3]);
+      v[4 * j + 3] = _mm512_unpackhi_epi32(w[4 * j + 1], w[4 * j + 3]);
+    }
+#pragma GCC unroll 4
+    for (size_t j = 0; j < 4; ++j) {
+      w[2 * j] = _mm512_unpacklo_epi64(v[j], v[4 + j]);
+      w[2 * j + 1] = _mm512_unpackhi_epi64(v[j], v[4 + j]);
+    }
+#pragma GCC unroll 8
+    for (size_t j = 0; j < 8; ++j) {
+      _mm512_storeu_si512(out + (column + j) * out_stride, w[j]);
+    }
+  }
+}
+
+// 16 rows of floats from 128-bit pieces: piece(row) is that of row 0..15, and
+// sink(i, v) gets float i of each.
+template <typename Piece, typename Sink>
+LARDER_INLINE void TransposePieces(const Piece& piece, const Sink& sink) {
+  __m512 v[4];
+#pragma GCC unroll 4
+  for (size_t j = 0; j < 4; ++j) {
+    v[j] = _mm512_castps128_ps512(piece(j));
+    v[j] = _mm512_insertf32x4(v[j], piece(4 + j), 1);
+    v[j] = _mm512_insertf32x4(v[j], piece(8 + j), 2);
+    v[j] = _mm512_insertf32x4(v[j], piece(12 + j), 3);
+  }
+  const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]));
+  const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
+  const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3]));
+  const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
+  sink(0, _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)));
+  sink(1, _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
+  sink(2, _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)));
+  sink(3, _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)));
+}
+
+// --- Rotation ----------------------------------------------------------------
+
+alignas(64) constexpr int32_t kEachTwice[16] = {0, 0, 1, 1, 2, 2, 3, 3,
+                                                4, 4, 5, 5, 6, 6, 7, 7};
+
+// (a, b) becomes (a cos - b sin, a sin + b cos), or with kBack
+// (a cos + b sin, b cos - a sin).
+template <bool kBack>
+LARDER_INLINE void Rotate(const Rotary& rotary, size_t token, float* y) {
+  const size_t half = rotary.rotary_dim / 2;
+  const float* cos_row = rotary.cos + token * half;
+  const float* sin_row = rotary.sin + token * half;
+  if (rotary.pairs == RotaryPairs::kHalves) {
+    for (size_t i = 0; i < half; i += 16) {
+      const __mmask16 m = First16(half - i);
+      const __m512 a = _mm512_maskz_loadu_ps(m, y + i);
+      const __m512 b = _mm512_maskz_loadu_ps(m, y + half + i);
+      const __m512 cos = _mm512_maskz_loadu_ps(m, cos_row + i);
+      const __m512 sin = _mm512_maskz_loadu_ps(m, sin_row + i);
+      const __m512 ac = _mm512_mul_ps(a, cos), as = _mm512_mul_ps(a, sin);
+      const __m512 bc = _mm512_mul_ps(b, cos), bs = _mm512_mul_ps(b, sin);
+      _mm512_mask_storeu_ps(
+          y + i, m, kBack ? _mm512_add_ps(ac, bs) : _mm512_sub_ps(ac, bs));
+      _mm512_mask_storeu_ps(
+          y + half + i, m,
+          kBack ? _mm512_sub_ps(bc, as) : _mm512_add_ps(as, bc));
+    }
+    return;
+  }
+  const __m512i twice = _mm512_load_si512(kEachTwice);
+  constexpr __mmask16 kMinus = kBack ? 0xaaaa : 0x5555;
+  for (size_t i = 0; i < half; i += 8) {
+    const __mmask16 pairs = First16(Min(half - i, 8));
+    const __mmask16 m = First16(2 * (half - i));
+    const __m512 ab = _mm512_maskz_loadu_ps(m, y + 2 * i);
+    const __m512 ba = _mm512_permute_ps(ab, 0xb1);
+    const __m512 cos =
+        _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(pairs, cos_row + i));
+    const __m512 sin =
+        _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(pairs, sin_row + i));
+    const __m512 straight = _mm512_mul_ps(ab, cos);
+    const __m512 crossed = _mm512_mul_ps(ba, sin);
+    _mm512_mask_storeu_ps(y + 2 * i, m,
+                          _mm512_mask_sub_ps(_mm512_add_ps(straight, crossed),
+                                             kMinus, straight, crossed));
+  }
+}
+
+// --- Elements ----------------------------------------------------------------
+
+LARDER_INLINE __m256i Bf16(__m512 y) {
+  const __m512i bits = _mm512_castps_si512(y);
+  const __m512i high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd),
+      16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+}
+
+template <Element kElement>
+LARDER_INLINE __m256i Halves(__m512 y) {
+  return kElement == Element::kF16
+             ? _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT)
+             : Bf16(y);
+}
+
+// REQUIRES: whole lines of 64 bytes, aligned.
+template <Element kElement>
+LARDER_INLINE void StreamElements(std::byte* to, const float* y, size_t count) {
+  constexpr size_t kStep = kElement == Element::kF32 ? 16 : 32;
+  for (size_t i = 0; i < count; i += kStep, to += 64) {
+    const __m512 v = _mm512_loadu_ps(y + i);
+    __m512i line = _mm512_castps_si512(v);
+    if constexpr (kElement != Element::kF32) {
+      line =
+          _mm512_inserti64x4(_mm512_castsi256_si512(Halves<kElement>(v)),
+                             Halves<kElement>(_mm512_loadu_ps(y + i + 16)), 1);
+    }
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+  }
+}
+
+template <Element kElement>
+LARDER_INLINE void StoreElements(std::byte* to, const float* y, size_t count) {
+  for (size_t i = 0; i < count; i += 16) {
+    const __mmask16 m = First16(count - i);
+    const __m512 v = _mm512_loadu_ps(y + i);
+    if constexpr (kElement == Element::kF32) {
+      _mm512_mask_storeu_ps(to + 4 * i, m, v);
+    } else {
+      const __m256i halves = Halves<kElement>(v);
+      if (m == 0xffff) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * i), halves);
+      } else {
+        _mm256_mask_storeu_epi16(to + 2 * i, m, halves);
+      }
+    }
+  }
+}
+
+// Beyond `count`, y becomes 0 up to a multiple of 16.
+template <Element kElement>
+LARDER_INLINE void LoadElements(const std::byte* from, float* y, size_t count) {
+  for (size_t i = 0; i < count; i += 16) {
+    const __mmask16 m = First16(count - i);
+    __m512 v;
+    if constexpr (kElement == Element::kF32) {
+      v = _mm512_maskz_loadu_ps(m, from + 4 * i);
+    } else {
+      const __m256i halves = _mm256_maskz_loadu_epi16(m, from + 2 * i);
+      v = kElement == Element::kF16 ? _mm512_cvtph_ps(halves)
+                                    : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                          _mm512_cvtepu16_epi32(halves), 16));
+    }
+    _mm512_storeu_ps(y + i, v);
+  }
+}
+
+template <typename Byte>
+LARDER_INLINE Byte* RowAt(const BasicTileRows<Byte>& rows, size_t token,
+                          size_t head) {
+  return rows.data + static_cast<ptrdiff_t>(token) * rows.token_stride +
+         static_cast<ptrdiff_t>(head) * rows.head_stride;
+}
+
+// Whether rows are wanted past the caches and consist of whole lines.
+bool CanStream(const TileRows& rows) {
+  const size_t bytes = rows.element == Element::kF32 ? 4 : 2;
+  const size_t all = reinterpret_cast<uintptr_t>(rows.data) |
+                     static_cast<size_t>(rows.token_stride) |
+                     static_cast<size_t>(rows.head_stride) |
+                     bytes * rows.head_dim;
+  return rows.stream && all % 64 == 0;
+}
+
+// --- Reconstruction ----------------------------------------------------------
+
+// Scaled values and the mean of one head and round, token by token.
+void DequantizeBlocks(const ReconstructTile& tile, const int16_t* q,
+                      size_t channel, size_t dims, size_t tokens, float* y,
+                      size_t stride) {
+  for (size_t d = 0; d < dims; d += kBlock) {
+    const int16_t* rows[kBlock];
+    const size_t count = Min(dims - d, kBlock);
+    for (size_t i = 0; i < kBlock; ++i) {
+      rows[i] = i < count ? q + (channel + d + i) * kLanes : kZeros;
+    }
+    alignas(64) int16_t block[kLanes * kBlock];
+    Transpose16(rows, block, kBlock);
+    for (size_t part = 0; part < count; part += 16) {
+      const size_t c = channel + d + part;
+      const __mmask16 m = First16(count - part);
+      const __m512 scale = _mm512_maskz_loadu_ps(m, tile.scale + c);
+      const auto scaled = [&](size_t t) __attribute__((always_inline)) {
+        const __m256i values = _mm256_load_si256(
+            reinterpret_cast<const __m256i*>(block + t * kBlock + part));
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(values)),
+                             scale);
+      };
+      float* to = y + d + part;
+      if (tile.mean == nullptr) {
+        for (size_t t = 0; t < tokens; ++t) {
+          _mm512_storeu_ps(to + t * stride, scaled(t));
+        }
+      } else {
+        const __m512 mean = _mm512_maskz_loadu_ps(m, tile.mean + c);
+        for (size_t t = 0; t < tokens; ++t) {
+          _mm512_storeu_ps(to + t * stride, _mm512_add_ps(scaled(t), mean));
+        }
+      }
+    }
+  }
+}
+
+// Coefficients in pairs as VPDPWSSD takes them: of a pair, tokens 0..3, 8..11,
+// 16..19 and 24..27, then the others.
+struct PairedCoefficients {
+  __m512i tokens[2];
+};
+
+void PairCoefficients(const int16_t* q, size_t coefficients,
+                      PairedCoefficients* pairs) {
+  for (size_t k = 0; k < coefficients; k += 2) {
+    const __m512i a = _mm512_loadu_si512(q + k * kLanes);
+    const __m512i b = k + 1 < coefficients
+                          ? _mm512_loadu_si512(q + (k + 1) * kLanes)
+                          : _mm512_setzero_si512();
+    pairs[k / 2] = {{_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)}};
+  }
+}
+
+// Two neighbours of the matrix, for all lanes.
+LARDER_INLINE __m512i PairAt(const int16_t* klt) {
+  int32_t both;
+  memcpy(&both, klt, sizeof both);
+  return _mm512_set1_epi32(both);
+}
+
+// The sums of 8 channels: sums[i][half] like PairedCoefficients.
+LARDER_INLINE void TransformChannels(const int16_t* const* klt,
+                                     const PairedCoefficients* pairs,
+                                     size_t coefficients, __m512i (*sums)[2]) {
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) {
+    sums[i][0] = sums[i][1] = _mm512_setzero_si512();
+  }
+  const size_t whole = coefficients / 2;
+  for (size_t p = 0; p < whole; ++p) {
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; ++i) {
+      const __m512i weights = PairAt(klt[i] + 2 * p);
+      sums[i][0] = _mm512_dpwssd_epi32(sums[i][0], pairs[p].tokens[0], weights);
+      sums[i][1] = _mm512_dpwssd_epi32(sums[i][1], pairs[p].tokens[1], weights);
+    }
+  }
+  if (coefficients % 2 == 0) return;
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) {
+    const __m512i weights =
+        _mm512_set1_epi32(static_cast<uint16_t>(klt[i][coefficients - 1]));
+    for (size_t half = 0; half < 2; ++half) {
+      sums[i][half] = _mm512_dpwssd_epi32(sums[i][half],
+                                          pairs[whole].tokens[half], weights);
+    }
+  }
+}
+
+void TransformBlocks(const ReconstructTile& tile,
+                     const PairedCoefficients* pairs, size_t channel,
+                     size_t dims, float* y, size_t stride) {
+  for (size_t d = 0; d < dims; d += 16) {
+    alignas(64) float block[16][2][16];
+    for (size_t first = 0; first < 16; first += 8) {
+      size_t channels[8];
+      const int16_t* klt[8];
+      for (size_t i = 0; i < 8; ++i) {
+        channels[i] = channel + Min(d + first + i, dims - 1);
+        klt[i] = tile.klt + channels[i] * tile.coefficients;
+      }
+      __m512i sums[8][2];
+      TransformChannels(klt, pairs, tile.coefficients, sums);
+#pragma GCC unroll 8
+      for (size_t i = 0; i < 8; ++i) {
+        const __m512 scale = _mm512_set1_ps(tile.scale[channels[i]]);
+#pragma GCC unroll 2
+        for (size_t half = 0; half < 2; ++half) {
+          __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][half]), scale);
+          if (tile.mean != nullptr) {
+            v = _mm512_add_ps(v, _mm512_set1_ps(tile.mean[channels[i]]));
+          }
+          _mm512_store_ps(block[first + i][half], v);
+        }
+      }
+    }
+    for (size_t quarter = 0; quarter < 4; ++quarter) {
+      for (size_t half = 0; half < 2; ++half) {
+        TransposePieces(
+            [&](size_t row) __attribute__((always_inline)) {
+              return _mm_load_ps(&block[row][half][4 * quarter]);
+            },
+            [&](size_t i, __m512 v) __attribute__((always_inline)) {
+              const size_t token = 8 * quarter + 4 * half + i;
+              _mm512_storeu_ps(y + token * stride + d, v);
+            });
+      }
+    }
+  }
+}
+
+template <Element kElement>
+void ReconstructAs(const ReconstructTile& tile) {
+  const TileRows& rows = tile.rows;
+  const bool stream = CanStream(rows);
+  const size_t q_stride = tile.q_round_stride != 0 ? tile.q_round_stride
+                                                   : tile.coefficients * kLanes;
+  const size_t stride = RowStride(rows.head_dim);
+  alignas(64) float y[kLanes * kRowStrideMax];
+  alignas(64) PairedCoefficients pairs[kTileChannelsMax / 2];
+  for (size_t token = 0; token < rows.tokens; token += kLanes) {
+    const int16_t* q = tile.q + token / kLanes * q_stride;
+    const size_t tokens = Min(rows.tokens - token, kLanes);
+    if (tile.klt != nullptr) PairCoefficients(q, tile.coefficients, pairs);
+    for (size_t head = 0; head < rows.heads; ++head) {
+      const size_t channel = head * rows.head_dim;
+      if (tile.klt != nullptr) {
+        TransformBlocks(tile, pairs, channel, rows.head_dim, y, stride);
+      } else {
+        DequantizeBlocks(tile, q, channel, rows.head_dim, tokens, y, stride);
+      }
+      for (size_t t = 0; t < tokens; ++t) {
+        float* row = y + t * stride;
+        Rotate<false>(tile.rotary, token + t, row);
+        std::byte* const to = RowAt(rows, token + t, head);
+        if (stream) {
+          StreamElements<kElement>(to, row, rows.head_dim);
+        } else {
+          StoreElements<kElement>(to, row, rows.head_dim);
+        }
+      }
+    }
+  }
+  if (stream) _mm_sfence();
+}
+
+void Reconstruct(const ReconstructTile& tile) {
+  switch (tile.rows.element) {
+    case Element::kF16:
+      return ReconstructAs<Element::kF16>(tile);
+    case Element::kBf16:
+      return ReconstructAs<Element::kBf16>(tile);
+    case Element::kF32:
+      return ReconstructAs<Element::kF32>(tile);
+  }
+}
+
+// --- Quantisation ------------------------------------------------------------
+
+// Loads one head of 32 lanes, rotated back and less the mean.
+template <Element kElement>
+LARDER_INLINE void LoadHead(const QuantizeTile& tile, size_t first_token,
+                            size_t head, float* y, size_t stride) {
+  const ConstTileRows& rows = tile.rows;
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const size_t token = Min(first_token + lane, rows.tokens - 1);
+    float* row = y + lane * stride;
+    LoadElements<kElement>(RowAt(rows, token, head), row, rows.head_dim);
+    Rotate<true>(tile.rotary, token, row);
+    if (tile.mean == nullptr) continue;
+    const float* mean = tile.mean + head * rows.head_dim;
+    for (size_t d = 0; d < rows.head_dim; d += 16) {
+      const __mmask16 m = First16(rows.head_dim - d);
+      _mm512_storeu_ps(row + d,
+                       _mm512_sub_ps(_mm512_loadu_ps(row + d),
+                                     _mm512_maskz_loadu_ps(m, mean + d)));
+    }
+  }
+}
+
+// Quantises t; adds to `bad` the lanes that are not finite.
+LARDER_INLINE __m256i QuantizeLanes(__m512 t, __m512 bias, __mmask16* bad) {
+  // Quiet and signalling NaNs, and both infinities.
+  const __mmask16 special = _mm512_fpclass_ps_mask(t, 0x99);
+  *bad |= special;
+  const __m512 magnitude = _mm512_min_ps(_mm512_add_ps(_mm512_abs_ps(t), bias),
+                                         _mm512_set1_ps(32767.f));
+  __m512i q = _mm512_cvttps_epi32(magnitude);
+  q = _mm512_mask_sub_epi32(q, _mm512_movepi32_mask(_mm512_castps_si512(t)),
+                            _mm512_setzero_si512(), q);
+  q = _mm512_mask_mov_epi32(q, _mm512_cmp_ps_mask(t, t, _CMP_UNORD_Q),
+                            _mm512_setzero_si512());
+  return _mm512_cvtepi32_epi16(q);
+}
+
+// What is left of a head without a transform: q[c] for 32 lanes each.
+void QuantizeBlocks(const QuantizeTile& tile, const float* y, size_t stride,
+                    size_t channel, size_t dims, int16_t* q, __mmask16* bad) {
+  for (size_t d = 0; d < dims; d += kBlock) {
+    const size_t count = Min(dims - d, kBlock);
+    alignas(64) int16_t block[kLanes * kBlock];
+    alignas(64) int16_t transposed[kLanes * kBlock];
+    for (size_t part = 0; part < kBlock; part += 16) {
+      const __mmask16 m = part < count ? First16(count - part) : __mmask16{0};
+      const size_t c = channel + d + part;
+      const __m512 step = _mm512_maskz_loadu_ps(m, tile.inverse_step + c);
+      const __m512 bias = tile.round_bias != nullptr
+                              ? _mm512_maskz_loadu_ps(m, tile.round_bias + c)
+                              : _mm512_set1_ps(0.5f);
+      for (size_t t = 0; t < kLanes; ++t) {
+        const __m512 z = _mm512_maskz_loadu_ps(m, y + t * stride + d + part);
+        _mm256_store_si256(
+            reinterpret_cast<__m256i*>(block + t * kBlock + part),
+            QuantizeLanes(_mm512_mul_ps(z, step), bias, bad));
+      }
+    }
+    const int16_t* rows[kLanes];
+    for (size_t t = 0; t < kLanes; ++t) rows[t] = block + t * kBlock;
+    int16_t* const to = q + (channel + d) * kLanes;
+    if (count == kBlock) {
+      Transpose16(rows, to, kLanes);
+    } else {
+      Transpose16(rows, transposed, kLanes);
+      memcpy(to, transposed, count * kLanes * sizeof(int16_t));
+    }
+  }
+}
+
+// A head to [channel][32].
+void TransposeHead(const float* y, size_t stride, size_t dims,
+                   float (*channels)[kLanes]) {
+  for (size_t lane = 0; lane < kLanes; lane += 16) {
+    for (size_t d = 0; d < dims; d += 4) {
+      TransposePieces(
+          [&](size_t row) __attribute__((always_inline)) {
+            return _mm_loadu_ps(y + (lane + row) * stride + d);
+          },
+          [&](size_t i, __m512 v) __attribute__((always_inline)) {
+            if (d + i < dims) _mm512_store_ps(channels[d + i] + lane, v);
+          });
+    }
+  }
+}
+
+// Coefficients k.. of [channel][32].
+void TransformCoefficients(const QuantizeTile& tile,
+                           const float (*channels)[kLanes], size_t count,
+                           size_t k, int16_t* q, __mmask16* bad) {
+  const float* klt[8];
+  for (size_t i = 0; i < 8; ++i) {
+    klt[i] = tile.klt + Min(k + i, tile.coefficients - 1) * count;
+  }
+  __m512 sums[8][2];
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+  for (size_t c = 0; c < count; ++c) {
+    const __m512 low = _mm512_load_ps(channels[c]);
+    const __m512 high = _mm512_load_ps(channels[c] + 16);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; ++i) {
+      const __m512 weight = _mm512_set1_ps(klt[i][c]);
+      sums[i][0] = _mm512_add_ps(sums[i][0], _mm512_mul_ps(weight, low));
+      sums[i][1] = _mm512_add_ps(sums[i][1], _mm512_mul_ps(weight, high));
+    }
+  }
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) {
+    if (k + i >= tile.coefficients) break;
+    const __m512 step = _mm512_set1_ps(tile.inverse_step[k + i]);
+    const __m512 bias = _mm512_set1_ps(
+        tile.round_bias != nullptr ? tile.round_bias[k + i] : 0.5f);
+#pragma GCC unroll 2
+    for (size_t half = 0; half < 2; ++half) {
+      _mm256_storeu_si256(
+          reinterpret_cast<__m256i*>(q + (k + i) * kLanes + 16 * half),
+          QuantizeLanes(_mm512_mul_ps(sums[i][half], step), bias, bad));
+    }
+  }
+}
+
+template <Element kElement>
+bool QuantizeAs(const QuantizeTile& tile) {
+  const ConstTileRows& rows = tile.rows;
+  const size_t q_stride = tile.q_round_stride != 0 ? tile.q_round_stride
+                                                   : tile.coefficients * kLanes;
+  const size_t stride = RowStride(rows.head_dim);
+  const size_t dims = rows.head_dim;
+  __mmask16 bad = 0;
+  alignas(64) float y[kLanes * kRowStrideMax];
+  alignas(64) float channels[kTileChannelsMax][kLanes];
+  for (size_t round = 0; round < tile.rounds; ++round) {
+    int16_t* q = tile.q + round * q_stride;
+    for (size_t head = 0; head < rows.heads; ++head) {
+      LoadHead<kElement>(tile, round * kLanes, head, y, stride);
+      if (tile.klt != nullptr) {
+        TransposeHead(y, stride, dims, channels + head * dims);
+      } else {
+        QuantizeBlocks(tile, y, stride, head * dims, dims, q, &bad);
+      }
+    }
+    if (tile.klt == nullptr) continue;
+    for (size_t k = 0; k < tile.coefficients; k += 8) {
+      TransformCoefficients(tile, channels, rows.heads * dims, k, q, &bad);
+    }
+  }
+  return bad == 0;
+}
+
+bool Quantize(const QuantizeTile& tile) {
+  switch (tile.rows.element) {
+    case Element::kF16:
+      return QuantizeAs<Element::kF16>(tile);
+    case Element::kBf16:
+      return QuantizeAs<Element::kBf16>(tile);
+    case Element::kF32:
+      return QuantizeAs<Element::kF32>(tile);
+  }
+  return false;
+}
+
+// --- Values and symbols ------------------------------------------------------
+
+LARDER_INLINE __m512i Set(int value) {
+  return _mm512_set1_epi16(static_cast<short>(value));
+}
+
+// 32 lanes of u16 from bytes, and back.
+LARDER_INLINE __m512i LoadBytes(const void* from) {
+  return _mm512_cvtepu8_epi16(
+      _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+}
+
+LARDER_INLINE void StoreBytes(void* to, __m512i u16) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_cvtepi16_epi8(u16));
+}
+
+void SplitSymbols(const int16_t* q, size_t steps, uint8_t* symbols,
+                  EscapeSink<int16_t>* escapes) {
+  for (size_t i = 0; i < steps * kLanes; i += kLanes) {
+    const __m512i symbol =
+        _mm512_add_epi16(_mm512_loadu_si512(q + i), Set(kDirectMax));
+    // Wraps where q is large: as unsigned it is large anyhow.
+    StoreBytes(symbols + i, _mm512_min_epu16(symbol, Set(kEscapeSymbol)));
+    uint32_t far = _mm512_cmpge_epu16_mask(symbol, Set(kEscapeSymbol));
+    for (; far != 0; far = _blsr_u32(far)) escapes->Add(q[i + _tzcnt_u32(far)]);
+  }
+}
+
+void MergeSymbols(const uint8_t* symbols, size_t steps,
+                  EscapeSource<int16_t>* escapes, int16_t* q) {
+  for (size_t i = 0; i < steps * kLanes; i += kLanes) {
+    const __m512i symbol = LoadBytes(symbols + i);
+    _mm512_storeu_si512(q + i, _mm512_sub_epi16(symbol, Set(kDirectMax)));
+    uint32_t far = _mm512_cmpge_epu16_mask(symbol, Set(kEscapeSymbol));
+    for (; far != 0; far = _blsr_u32(far)) {
+      q[i + _tzcnt_u32(far)] = escapes->Next();
+    }
+  }
+}
+
+LARDER_INLINE void StoreContext(int8_t* to, __m512i base) {
+  StoreBytes(to, _mm512_min_epu16(_mm512_abs_epi16(base), Set(15)));
+}
+
+void SplitRefinement(const int16_t* q, size_t steps, int16_t* base,
+                     uint8_t* symbols, int8_t* context) {
+  for (size_t i = 0; i < steps * kLanes; i += kLanes) {
+    const __m512i value = _mm512_loadu_si512(q + i);
+    // A third of |q| + 1, which is at most 32769: times 43691 / 2^17.
+    const __m512i more = _mm512_add_epi16(_mm512_abs_epi16(value), Set(1));
+    const __m512i third =
+        _mm512_srli_epi16(_mm512_mulhi_epu16(more, Set(43691)), 1);
+    const __mmask32 negative = _mm512_movepi16_mask(value);
+    const __m512i nearest =
+        _mm512_mask_sub_epi16(third, negative, _mm512_setzero_si512(), third);
+    // As base < 0 is q < -1, and both signs turn: 1 + |q| - 3 |base|.
+    const __m512i symbol = _mm512_sub_epi16(
+        more, _mm512_add_epi16(third, _mm512_add_epi16(third, third)));
+    // Where base is 0, the sign of q counts.
+    const __mmask32 turned = negative & _mm512_testn_epi16_mask(third, third);
+    StoreBytes(symbols + i,
+               _mm512_mask_sub_epi16(symbol, turned, Set(2), symbol));
+    StoreContext(context + i, nearest);
+    _mm512_storeu_si512(base + i, nearest);
+  }
+}
+
+void RefinementContext(const int16_t* base, size_t steps, int8_t* context) {
+  for (size_t i = 0; i < steps * kLanes; i += kLanes) {
+    StoreContext(context + i, _mm512_loadu_si512(base + i));
+  }
+}
+
+void MergeRefinement(const int16_t* base, const uint8_t* symbols, size_t steps,
+                     int16_t* q) {
+  for (size_t i = 0; i < steps * kLanes; i += kLanes) {
+    const __m512i b = _mm512_loadu_si512(base + i);
+    const __m512i r = _mm512_sub_epi16(LoadBytes(symbols + i), Set(1));
+    const __m512i thrice = _mm512_add_epi16(b, _mm512_add_epi16(b, b));
+    _mm512_storeu_si512(
+        q + i, _mm512_mask_sub_epi16(_mm512_add_epi16(thrice, r),
+                                     _mm512_movepi16_mask(b), thrice, r));
+  }
+}
+
+// --- Lossless ----------------------------------------------------------------
+
+// Blocks of halves in rows, 32 tokens by at most 32 dims: function(round,
+// channel, head, dim, dims, tokens).
+template <typename Byte, typename Function>
+LARDER_INLINE void ForEachBlock(const BasicTileRows<Byte>& rows, size_t rounds,
+                                const Function& function) {
+  for (size_t round = 0; round < rounds; ++round) {
+    for (size_t head = 0; head < rows.heads; ++head) {
+      for (size_t d = 0; d < rows.head_dim; d += kBlock) {
+        function(round, head, d, Min(rows.head_dim - d, kBlock));
+      }
+    }
+  }
+}
+
+// Row i of `block` is dim d + i of 32 tokens.
+void LoadBlock(const ConstTileRows& rows, size_t round, size_t head, size_t d,
+               size_t dims, int16_t* block) {
+  alignas(64) int16_t lines[kLanes * kBlock];
+  const int16_t* from[kLanes];
+  const __mmask32 m = First32(dims);
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const size_t token = Min(round * kLanes + lane, rows.tokens - 1);
+    _mm512_store_si512(
+        lines + lane * kBlock,
+        _mm512_maskz_loadu_epi16(m, RowAt(rows, token, head) + 2 * d));
+    from[lane] = lines + lane * kBlock;
+  }
+  Transpose16(from, block, kLanes);
+}
+
+void StoreBlock(const TileRows& rows, size_t round, size_t head, size_t d,
+                size_t dims, const int16_t* block, bool stream) {
+  alignas(64) int16_t lines[kLanes * kBlock];
+  const int16_t* from[kBlock];
+  for (size_t i = 0; i < kBlock; ++i) {
+    from[i] = i < dims ? block + i * kLanes : kZeros;
+  }
+  Transpose16(from, lines, kBlock);
+  const __mmask32 m = First32(dims);
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const size_t token = round * kLanes + lane;
+    if (token >= rows.tokens) break;
+    std::byte* to = RowAt(rows, token, head) + 2 * d;
+    const __m512i line = _mm512_load_si512(lines + lane * kBlock);
+    if (stream) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+    } else if (dims == kBlock) {
+      _mm512_storeu_si512(to, line);
+    } else {
+      _mm512_mask_storeu_epi16(to, m, line);
+    }
+  }
+}
+
+LARDER_INLINE void StoreMask(std::byte* to, __mmask32 mask) {
+  const uint32_t bits = mask;
+  memcpy(to, &bits, sizeof bits);
+}
+
+LARDER_INLINE __mmask32 LoadMask(const std::byte* from) {
+  uint32_t bits;
+  memcpy(&bits, from, sizeof bits);
+  return bits;
+}
+
+void SplitF16(const ConstTileRows& rows, size_t rounds,
+              const F16Planes& planes) {
+  const size_t channels = rows.heads * rows.head_dim;
+  ForEachBlock(
+      rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
+        alignas(64) int16_t block[kBlock * kLanes];
+        LoadBlock(rows, round, head, d, dims, block);
+        size_t step = round * channels + head * rows.head_dim + d;
+        for (size_t i = 0; i < dims; ++i, ++step) {
+          const __m512i v = _mm512_load_si512(block + i * kLanes);
+          StoreBytes(planes.symbols + step * kLanes,
+                     _mm512_and_si512(_mm512_srli_epi16(v, 10), Set(31)));
+          StoreBytes(planes.low + step * kLanes, v);
+          std::byte* bits = planes.bits + step * 12;
+          StoreMask(bits, _mm512_test_epi16_mask(v, Set(0x100)));
+          StoreMask(bits + 4, _mm512_test_epi16_mask(v, Set(0x200)));
+          StoreMask(bits + 8, _mm512_movepi16_mask(v));
+        }
+      });
+}
+
+void MergeF16(const F16Planes& planes, size_t rounds, const TileRows& rows) {
+  const bool stream = CanStream(rows);
+  const size_t channels = rows.heads * rows.head_dim;
+  ForEachBlock(
+      rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
+        alignas(64) int16_t block[kBlock * kLanes];
+        size_t step = round * channels + head * rows.head_dim + d;
+        for (size_t i = 0; i < dims; ++i, ++step) {
+          const __m512i symbol = LoadBytes(planes.symbols + step * kLanes);
+          __m512i v = _mm512_or_si512(
+              _mm512_slli_epi16(_mm512_and_si512(symbol, Set(31)), 10),
+              LoadBytes(planes.low + step * kLanes));
+          // Those bits are still 0: adding is setting.
+          const std::byte* bits = planes.bits + step * 12;
+          v = _mm512_mask_add_epi16(v, LoadMask(bits), v, Set(0x100));
+          v = _mm512_mask_add_epi16(v, LoadMask(bits + 4), v, Set(0x200));
+          v = _mm512_mask_add_epi16(v, LoadMask(bits + 8), v, Set(0x8000));
+          _mm512_store_si512(block + i * kLanes, v);
+        }
+        StoreBlock(rows, round, head, d, dims, block, stream);
+      });
+  if (stream) _mm_sfence();
+}
+
+// Escapes are in order of channels, as blocks of one round are.
+void SplitBf16(const ConstTileRows& rows, size_t rounds,
+               const Bf16Planes& planes, EscapeSink<uint8_t>* escapes) {
+  const size_t channels = rows.heads * rows.head_dim;
+  ForEachBlock(
+      rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
+        alignas(64) int16_t block[kBlock * kLanes];
+        LoadBlock(rows, round, head, d, dims, block);
+        const size_t channel = head * rows.head_dim + d;
+        for (size_t i = 0; i < dims; ++i) {
+          const size_t at = (round * channels + channel + i) * kLanes;
+          const __m512i v = _mm512_load_si512(block + i * kLanes);
+          const __m512i exponent =
+              _mm512_and_si512(_mm512_srli_epi16(v, 7), Set(0xff));
+          const __m512i symbol = _mm512_sub_epi16(
+              exponent, Set(planes.exponent_offset[channel + i]));
+          StoreBytes(planes.symbols + at,
+                     _mm512_min_epu16(symbol, Set(kEscapeSymbol)));
+          StoreBytes(planes.raw + at,
+                     _mm512_or_si512(
+                         _mm512_and_si512(v, Set(0x7f)),
+                         _mm512_and_si512(_mm512_srli_epi16(v, 8), Set(0x80))));
+          uint32_t far = _mm512_cmpge_epu16_mask(symbol, Set(kEscapeSymbol));
+          for (; far != 0; far = _blsr_u32(far)) {
+            const auto bits =
+                static_cast<uint16_t>(block[i * kLanes + _tzcnt_u32(far)]);
+            escapes->Add(static_cast<uint8_t>(bits >> 7));
+          }
+        }
+      });
+}
+
+void MergeBf16(const Bf16Planes& planes, size_t rounds,
+               EscapeSource<uint8_t>* escapes, const TileRows& rows) {
+  const bool stream = CanStream(rows);
+  const size_t channels = rows.heads * rows.head_dim;
+  ForEachBlock(
+      rows, rounds, [&](size_t round, size_t head, size_t d, size_t dims) {
+        alignas(64) int16_t block[kBlock * kLanes];
+        const size_t channel = head * rows.head_dim + d;
+        for (size_t i = 0; i < dims; ++i) {
+          const size_t at = (round * channels + channel + i) * kLanes;
+          const __m512i symbol = LoadBytes(planes.symbols + at);
+          const __m512i raw = LoadBytes(planes.raw + at);
+          const __m512i sign_and_mantissa = _mm512_or_si512(
+              _mm512_and_si512(raw, Set(0x7f)),
+              _mm512_slli_epi16(_mm512_and_si512(raw, Set(0x80)), 8));
+          const __m512i exponent = _mm512_and_si512(
+              _mm512_add_epi16(symbol,
+                               Set(planes.exponent_offset[channel + i])),
+              Set(0xff));
+          _mm512_store_si512(block + i * kLanes,
+                             _mm512_or_si512(sign_and_mantissa,
+                                             _mm512_slli_epi16(exponent, 7)));
+          uint32_t far = _mm512_cmpge_epu16_mask(symbol, Set(kEscapeSymbol));
+          for (; far != 0; far = _blsr_u32(far)) {
+            int16_t& half = block[i * kLanes + _tzcnt_u32(far)];
+            half = static_cast<int16_t>((half & 0x807f) | escapes->Next() << 7);
+          }
+        }
+        StoreBlock(rows, round, head, d, dims, block, stream);
+      });
+  if (stream) _mm_sfence();
+}
+
+}  // namespace
+
+const Kvc1Kernel kKvc1Avx512 = {
+    avx512::Decode,  avx512::DecodeRefine,
+    avx512::Encode,  avx512::EncodeRefine,
+    Reconstruct,     Quantize,
+    SplitSymbols,    MergeSymbols,
+    SplitRefinement, RefinementContext,
+    MergeRefinement, SplitF16,
+    MergeF16,        SplitBf16,
+    MergeBf16,
+};
+
+}  // namespace larder::kernels::internal
+
+#else
+
+namespace larder::kernels::internal {
+
+const Kvc1Kernel kKvc1Avx512 = {};
+
+}  // namespace larder::kernels::internal
+
+#endif
