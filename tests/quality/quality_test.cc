@@ -65,7 +65,7 @@ Capture SmallCapture() {
 TEST(CaptureFile, Returns) {
   const Capture capture = SmallCapture();
   const std::string bytes = EncodeCapture(capture);
-  EXPECT_EQ(bytes.size(), 56 + 4 + 3 * 4 + 2 * 2 * (3 * 48 + 2 * 96) + 8);
+  EXPECT_EQ(bytes.size(), 56 + 4 + 3 * 4 + 2 * 2 * (3 * 48 + 2 * 96) + 16);
   const StatusOr<Capture> again = DecodeCapture(bytes);
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->shape, capture.shape);

@@ -1,7 +1,5 @@
 #include "tools/quality/capture_file.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -9,7 +7,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <span>
 #include <system_error>
+
+#include "store/checksum.h"
 
 namespace larder::quality {
 namespace {
@@ -77,12 +78,12 @@ std::string EncodeCapture(const Capture& capture) {
                  rows.size() * sizeof(uint16_t));
     }
   }
-  Put(out, XXH3_64bits(out.data(), out.size()));
+  Put(out, ComputeChecksum(std::as_bytes(std::span(out))));
   return out;
 }
 
 StatusOr<Capture> DecodeCapture(std::string_view bytes) {
-  if (bytes.size() < kHeaderBytes + sizeof(uint64_t) ||
+  if (bytes.size() < kHeaderBytes + sizeof(Checksum) ||
       bytes.substr(0, kMagic.size()) != kMagic) {
     return absl::InvalidArgumentError("not a capture file");
   }
@@ -125,7 +126,7 @@ StatusOr<Capture> DecodeCapture(std::string_view bytes) {
     }
   }
   const unsigned __int128 expected =
-      kHeaderBytes + name_bytes + sizeof(uint64_t) +
+      kHeaderBytes + name_bytes + sizeof(Checksum) +
       static_cast<unsigned __int128>(tokens) * sizeof(int32_t) +
       row * tokens * shape.layers * sizeof(uint16_t);
   if (expected != bytes.size()) {
@@ -133,8 +134,9 @@ StatusOr<Capture> DecodeCapture(std::string_view bytes) {
         absl::StrCat("a capture file of ", bytes.size(),
                      " bytes, which is not what its header says"));
   }
-  const size_t body = bytes.size() - sizeof(uint64_t);
-  if (Take<uint64_t>(bytes, body) != XXH3_64bits(bytes.data(), body)) {
+  const size_t body = bytes.size() - sizeof(Checksum);
+  if (Take<Checksum>(bytes, body) !=
+      ComputeChecksum(std::as_bytes(std::span(bytes.substr(0, body))))) {
     return absl::DataLossError("a capture file whose checksum is wrong");
   }
   size_t at = kHeaderBytes;
