@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -161,9 +160,8 @@ StatusOr<std::unique_ptr<QualityEngine>> QualityEngine::Open(
   params.n_batch = params.n_ubatch = options.context_tokens;
   params.n_seq_max = 2;  // one for texts, one for the adapter
   params.kv_unified = true;
-  params.n_threads = params.n_threads_batch = static_cast<int32_t>(
-      options.threads > 0 ? options.threads
-                          : std::max(1u, std::thread::hardware_concurrency()));
+  params.n_threads = params.n_threads_batch =
+      static_cast<int32_t>(std::max(1u, options.threads));
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
   params.type_k = params.type_v = GGML_TYPE_F16;
   params.no_perf = true;
@@ -176,6 +174,8 @@ StatusOr<std::unique_ptr<QualityEngine>> QualityEngine::Open(
   }
   const std::string files[] = {options.model};
   LARDER_ASSIGN_OR_RETURN(const Id weights, DigestLlamaModel(files));
+  static_assert(sizeof weights == sizeof engine->weights_.bytes);
+  std::memcpy(engine->weights_.bytes.data(), &weights, sizeof weights);
   LARDER_ASSIGN_OR_RETURN(engine->cache_,
                           LlamaCache::Open(engine->context_.get(),
                                            {.context_params = params,

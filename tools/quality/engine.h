@@ -8,6 +8,7 @@
 
 #include "client/adapters/llama_cpp/llama_cpp.h"
 #include "store/status.h"
+#include "store/types.h"
 #include "tools/quality/kv.h"
 
 #include "llama.h"
@@ -17,7 +18,9 @@ namespace larder::quality {
 struct EngineOptions {
   std::string model;     // GGUF
   std::string backends;  // folder of libggml's back ends
-  uint32_t threads = 0;  // 0: all
+  // ggml's threads spin at barriers: where processors are shared, two take
+  // far longer than one. Work is spread over texts instead (RunSweep).
+  uint32_t threads = 1;
   uint32_t context_tokens = 1024;
 };
 
@@ -35,6 +38,7 @@ class QualityEngine {
   QualityEngine& operator=(const QualityEngine&) = delete;
 
   const ModelShape& shape() const { return shape_; }
+  const Sha256Digest& weights() const { return weights_; }
   uint32_t vocabulary() const { return vocabulary_; }
   std::vector<llama_token> Tokenize(const std::string& text) const;
   std::string Text(llama_token token) const;
@@ -66,6 +70,7 @@ class QualityEngine {
   std::unique_ptr<llama_context, decltype(&llama_free)> context_;
   std::unique_ptr<LlamaCache> cache_;
   ModelShape shape_;
+  Sha256Digest weights_;
   uint32_t vocabulary_ = 0;
 };
 

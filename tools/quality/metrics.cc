@@ -1,11 +1,9 @@
 #include "tools/quality/metrics.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <random>
-#include <thread>
 
 #include "codec/baselines/half.h"
 
@@ -67,19 +65,6 @@ void AddScores(std::span<const float> query, std::span<const float> keys,
 
 }  // namespace
 
-void ParallelFor(uint32_t count, uint32_t threads,
-                 const std::function<void(uint32_t)>& work) {
-  std::atomic<uint32_t> next{0};
-  const auto run = [&] {
-    for (uint32_t i = next++; i < count; i = next++) work(i);
-  };
-  std::vector<std::jthread> others;
-  for (uint32_t t = 1; t < std::min(threads, count); ++t) {
-    others.emplace_back(run);
-  }
-  run();
-}
-
 ReferenceLogits::ReferenceLogits(std::span<const float> logits, int32_t next)
     : logits_(logits.begin(), logits.end()),
       probabilities_(logits.size()),
@@ -122,16 +107,14 @@ AttentionError::AttentionError(const KvPrefix& prefix, const Capture& suffix,
       suffix_(&suffix),
       stride_(stride),
       reference_(shape_.layers) {
-  ParallelFor(shape_.layers, std::thread::hardware_concurrency(),
-              [&](uint32_t layer) {
-                reference_[layer] = Outputs(prefix.layers[layer], layer);
-              });
+  for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
+    reference_[layer] = Outputs(prefix.layers[layer], layer);
+  }
 }
 
-std::vector<double> AttentionError::Relative(const KvPrefix& replaced,
-                                             uint32_t threads) const {
+std::vector<double> AttentionError::Relative(const KvPrefix& replaced) const {
   std::vector<double> errors(shape_.layers);
-  ParallelFor(shape_.layers, threads, [&](uint32_t layer) {
+  for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
     const std::vector<float> ours = Outputs(replaced.layers[layer], layer);
     double error = 0, energy = 0;
     for (size_t i = 0; i < ours.size(); ++i) {
@@ -140,7 +123,7 @@ std::vector<double> AttentionError::Relative(const KvPrefix& replaced,
       energy += truth * truth;
     }
     errors[layer] = error / energy;
-  });
+  }
   return errors;
 }
 

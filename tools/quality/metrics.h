@@ -10,10 +10,6 @@
 
 namespace larder::quality {
 
-// Runs `work(i)` for every i below `count` on `threads` threads.
-void ParallelFor(uint32_t count, uint32_t threads,
-                 const std::function<void(uint32_t)>& work);
-
 // Next-token distributions of one position, compared.
 struct Divergence {
   double kl = 0;          // of the reference from ours, in nats, >= 0
@@ -51,8 +47,7 @@ class AttentionError {
                  uint32_t stride);
 
   // Sum of squared errors over sum of squares, per layer.
-  std::vector<double> Relative(const KvPrefix& replaced,
-                               uint32_t threads) const;
+  std::vector<double> Relative(const KvPrefix& replaced) const;
 
   // The outputs over the true prefix: [query head][query][dim].
   const std::vector<float>& reference(uint32_t layer) const {
