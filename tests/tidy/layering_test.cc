@@ -52,7 +52,8 @@ const std::vector<Foreign>& ForeignLibraries() {
       {"zstd", {"zstd", "zdict.h"}, {"codec/"}},
       {"llama.cpp",
        {"llama.h", "llama-", "ggml"},
-       {"client/adapters/", "client/examples/", "tools/llama_demo"}},
+       {"client/adapters/", "client/examples/", "tools/llama_demo",
+        "tools/quality/"}},
       {"nanobind", {"nanobind/"}, {"client/python/"}},
       {"xxHash", {"xxhash.h", "xxh3.h"}, {"store/"}},
   };

@@ -1,0 +1,174 @@
+// The real library and a real model: what is captured is what the cache holds,
+// and a prefix that is read out and put back changes no bit of any logit.
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "codec/baselines/half.h"
+#include "tools/quality/engine.h"
+#include "tools/quality/metrics.h"
+
+namespace larder::quality {
+namespace {
+
+using baselines::HalfToFloat;
+
+constexpr uint32_t kPrefix = 96;
+constexpr uint32_t kSuffix = 32;
+
+class QualityEngineTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    StatusOr<std::unique_ptr<QualityEngine>> engine = QualityEngine::Open(
+        {.model = LARDER_DEPS_DIR "/model/SmolLM2-135M-Instruct.Q4_1.gguf",
+         .backends = LARDER_DEPS_DIR "/llama/lib",
+         .threads = 1,
+         .context_tokens = 256});
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = engine->release();
+    std::ifstream file(LARDER_SOURCE_DIR "/tools/llama_demo/prose.txt");
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    tokens_ = new std::vector(engine_->Tokenize(text));
+    ASSERT_GE(tokens_->size(), kPrefix + kSuffix);
+  }
+  static void TearDownTestSuite() {
+    delete engine_;
+    delete tokens_;
+  }
+
+  std::span<const llama_token> Prefix() {
+    return std::span(*tokens_).first(kPrefix);
+  }
+  std::span<const llama_token> Suffix() {
+    return std::span(*tokens_).subspan(kPrefix, kSuffix);
+  }
+
+  static QualityEngine* engine_;
+  static std::vector<llama_token>* tokens_;
+};
+QualityEngine* QualityEngineTest::engine_ = nullptr;
+std::vector<llama_token>* QualityEngineTest::tokens_ = nullptr;
+
+TEST_F(QualityEngineTest, KnowsTheModel) {
+  const ModelShape& shape = engine_->shape();
+  EXPECT_EQ(shape.layers, 30u);
+  EXPECT_EQ(shape.query_heads, 9u);
+  EXPECT_EQ(shape.kv_heads, 3u);
+  EXPECT_EQ(shape.head_dim, 64u);
+  EXPECT_EQ(shape.rope_dim, 64u);
+  EXPECT_EQ(shape.rope_base, 100000.0f);
+  EXPECT_TRUE(shape.rope_adjacent);
+}
+
+TEST_F(QualityEngineTest, APrefixPutBackChangesNoBit) {
+  engine_->Clear();
+  ASSERT_TRUE(engine_->Decode(Prefix(), 0, false).ok());
+  const StatusOr<KvPrefix> prefix = engine_->Read(kPrefix);
+  ASSERT_TRUE(prefix.ok()) << prefix.status();
+  Capture suffix;
+  ASSERT_TRUE(engine_->Decode(Suffix(), kPrefix, true, &suffix).ok());
+  std::vector<ReferenceLogits> reference;
+  std::vector<std::vector<float>> logits;
+  for (uint32_t i = 0; i < kSuffix; ++i) {
+    reference.emplace_back(engine_->Logits(i),
+                           i + 1 < kSuffix ? Suffix()[i + 1] : -1);
+    logits.emplace_back(engine_->Logits(i).begin(), engine_->Logits(i).end());
+  }
+
+  ASSERT_TRUE(engine_->Replace(*prefix).ok());
+  ASSERT_TRUE(engine_->Decode(Suffix(), kPrefix, true).ok());
+  for (uint32_t i = 0; i < kSuffix; ++i) {
+    const std::span<const float> ours = engine_->Logits(i);
+    EXPECT_EQ(std::vector(ours.begin(), ours.end()), logits[i]);
+    const Divergence divergence = reference[i].Compare(ours);
+    EXPECT_EQ(divergence.kl, 0);
+    EXPECT_EQ(divergence.delta_nll, 0);
+    EXPECT_TRUE(divergence.same_top);
+  }
+  const AttentionError attention(*prefix, suffix, 4);
+  EXPECT_THAT(attention.Relative(*prefix), ::testing::Each(0.0));
+
+  // And one that was changed does.
+  KvPrefix coarse = *prefix;
+  for (KvLayer& layer : coarse.layers) {
+    for (uint16_t& value : layer.keys) value &= 0xfc00;  // powers of two
+  }
+  ASSERT_TRUE(engine_->Replace(coarse).ok());
+  ASSERT_TRUE(engine_->Decode(Suffix(), kPrefix, true).ok());
+  double kl = 0;
+  for (uint32_t i = 0; i < kSuffix; ++i) {
+    kl += reference[i].Compare(engine_->Logits(i)).kl / kSuffix;
+  }
+  EXPECT_GT(kl, 0.01);
+  EXPECT_THAT(attention.Relative(coarse), ::testing::Each(::testing::Gt(1e-4)));
+}
+
+TEST_F(QualityEngineTest, CapturesWhatTheCacheHolds) {
+  engine_->Clear();
+  Capture capture;
+  ASSERT_TRUE(engine_->Decode(Prefix(), 0, false, &capture).ok());
+  const StatusOr<KvPrefix> prefix = engine_->Read(kPrefix);
+  ASSERT_TRUE(prefix.ok());
+  const ModelShape& shape = engine_->shape();
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    EXPECT_EQ(capture.layers[layer].keys, prefix->layers[layer].keys);
+    EXPECT_EQ(capture.layers[layer].values, prefix->layers[layer].values);
+  }
+
+  // RoPE as FORMAT.md describes it leads from one K to the other.
+  const CapturedLayer& layer = capture.layers[7];
+  for (uint32_t t = 0; t < kPrefix; ++t) {
+    for (uint32_t pair = 0; pair < shape.rope_dim / 2; ++pair) {
+      const size_t at = size_t{t} * shape.row() + 2 * pair;
+      const double angle =
+          t * std::pow(shape.rope_base, -2.0 * pair / shape.rope_dim);
+      const double x = HalfToFloat(layer.keys_before_rope[at]);
+      const double y = HalfToFloat(layer.keys_before_rope[at + 1]);
+      const double size = std::hypot(x, y) + 0.1;
+      EXPECT_NEAR(HalfToFloat(layer.keys[at]),
+                  x * std::cos(angle) - y * std::sin(angle), 2e-3 * size);
+      EXPECT_NEAR(HalfToFloat(layer.keys[at + 1]),
+                  x * std::sin(angle) + y * std::cos(angle), 2e-3 * size);
+    }
+  }
+}
+
+TEST_F(QualityEngineTest, TheAttentionThatFiguresUseIsTheEngines) {
+  engine_->Clear();
+  ASSERT_TRUE(engine_->Decode(Prefix(), 0, false).ok());
+  const StatusOr<KvPrefix> prefix = engine_->Read(kPrefix);
+  ASSERT_TRUE(prefix.ok());
+  Capture suffix;
+  ASSERT_TRUE(engine_->Decode(Suffix(), kPrefix, true, &suffix).ok());
+  const AttentionError attention(*prefix, suffix, 1);
+  for (uint32_t layer : {0u, 13u, 29u}) {
+    const std::vector<float>& ours = attention.reference(layer);
+    const HalfRows& theirs = suffix.layers[layer].attention_output;
+    const ModelShape& shape = engine_->shape();
+    ASSERT_EQ(ours.size(), theirs.size());
+    double error = 0, energy = 0;
+    for (uint32_t head = 0; head < shape.query_heads; ++head) {
+      for (uint32_t t = 0; t < kSuffix; ++t) {
+        for (uint32_t d = 0; d < shape.head_dim; ++d) {
+          const double a =
+              ours[(size_t{head} * kSuffix + t) * shape.head_dim + d];
+          const double b = HalfToFloat(theirs[size_t{t} * shape.query_row() +
+                                              head * shape.head_dim + d]);
+          error += (a - b) * (a - b);
+          energy += b * b;
+        }
+      }
+    }
+    EXPECT_LT(error / energy, 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace larder::quality

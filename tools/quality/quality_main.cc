@@ -1,0 +1,509 @@
+// larder_quality: what codecs lose, on real KV. README.md in this folder.
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+
+#include "tools/quality/capture_file.h"
+#include "tools/quality/curve.h"
+#include "tools/quality/engine.h"
+#include "tools/quality/subject.h"
+#include "tools/quality/sweep.h"
+#include "tools/quality/texts.h"
+
+namespace larder::quality {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr double kMarks[] = {0.03, 0.01, 0.003};
+
+struct Arguments {
+  EngineOptions engine;
+  // run
+  std::string texts_directory;
+  std::string held_out;     // a file, instead of the directory's
+  std::string calibration;  // likewise
+  std::vector<std::string> codecs;
+  std::vector<int> levels = {1, 2, 3, 4, 5, 6, 7, 8};
+  uint32_t texts = 64;
+  uint32_t calibration_texts = 64;
+  uint32_t domain_texts = 16;
+  uint32_t pass_keys = 4;  // at each depth
+  uint32_t prefix_tokens = 384;
+  uint32_t suffix_tokens = 128;
+  uint32_t workers = std::max(1u, std::thread::hardware_concurrency());
+  bool quick = false;
+  std::string json;
+  std::string plot;
+  // capture
+  std::string text;
+  uint32_t tokens = 512;
+  uint32_t count = 1;
+  std::string out;
+};
+
+// Says how far a run is, on stderr, now and then.
+class Progress {
+ public:
+  explicit Progress(std::string what) : what_(std::move(what)) {}
+
+  void operator()(double share) {
+    const auto now = SteadyClock::now();
+    if (share < 1 && now - last_ < std::chrono::seconds(5)) return;
+    last_ = now;
+    const double passed = std::chrono::duration<double>(now - start_).count();
+    std::fprintf(stderr, "quality: %s: %3.0f %%, %.0f s, %.0f s to go\n",
+                 what_.c_str(), 100 * share, passed,
+                 passed * (1 - share) / std::max(share, 1e-6));
+  }
+
+ private:
+  const std::string what_;
+  const SteadyClock::time_point start_ = SteadyClock::now();
+  SteadyClock::time_point last_ = start_;
+};
+
+struct Domain {
+  std::string name;
+  std::vector<SplitText> texts;
+};
+
+Status WriteFile(const std::string& path, const std::string& contents) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << contents;
+  file.close();
+  if (!file) return absl::UnavailableError("cannot write " + path);
+  return absl::OkStatus();
+}
+
+Json ToJson(const Interval& interval) {
+  return Json::array({interval.mean, interval.low, interval.high});
+}
+
+Json ToJson(const Domain& domain, const PointFigures& point,
+            const Summary& summary) {
+  return {{"domain", domain.name},
+          {"codec", point.name},
+          {"parameters", point.parameters},
+          {"texts", point.texts.size()},
+          {"bits_per_element", ToJson(summary.bits)},
+          {"profile_bytes", point.profile_bytes},
+          {"mean_kl", ToJson(summary.kl)},
+          {"p99_kl", summary.p99_kl},
+          {"max_kl", summary.max_kl},
+          {"top1_agreement", ToJson(summary.top1)},
+          {"delta_nll", ToJson(summary.delta_nll)},
+          {"attention_rel_mse", summary.attention},
+          {"attention_rel_mse_worst_layer", summary.worst_attention},
+          {"attention_rel_mse_of_layers", summary.attention_of_layers}};
+}
+
+void PrintPoints(const Domain& domain, const SweepFigures& figures,
+                 const ModelShape& shape, Json& json) {
+  std::printf(
+      "\n%s: %zu texts; in brackets where 95 %% of resampled means lie\n",
+      domain.name.c_str(), domain.texts.size());
+  std::printf("%-18s %-26s %7s %9s %-21s %8s %8s %6s %9s %9s\n", "codec",
+              "parameters", "bit/el", "mean KL", "", "p99 KL", "max KL",
+              "top-1", "dNLL", "attn MSE");
+  for (const PointFigures& point : figures.points) {
+    const Summary s = Summarize(point, shape);
+    json.push_back(ToJson(domain, point, s));
+    std::printf(
+        "%-18s %-26s %7.3f %9.5f [%.5f, %.5f]   %8.4f %8.3f %6.4f %+9.5f "
+        "%9.2e\n",
+        point.name.c_str(), point.parameters.c_str(), s.bits.mean, s.kl.mean,
+        s.kl.low, s.kl.high, s.p99_kl, s.max_kl, s.top1.mean, s.delta_nll.mean,
+        s.attention);
+  }
+  std::fflush(stdout);
+}
+
+// Points of one name, in their order.
+std::vector<std::pair<std::string, std::vector<const PointFigures*>>> CurvesOf(
+    const SweepFigures& figures) {
+  std::vector<std::pair<std::string, std::vector<const PointFigures*>>> curves;
+  for (const PointFigures& point : figures.points) {
+    if (curves.empty() || curves.back().first != point.name) {
+      curves.push_back({point.name, {}});
+    }
+    curves.back().second.push_back(&point);
+  }
+  return curves;
+}
+
+double BitsAtOrNan(const std::vector<const PointFigures*>& points,
+                   const ModelShape& shape, double kl,
+                   std::span<const uint32_t> texts) {
+  std::vector<CurvePoint> curve;
+  for (const PointFigures* point : points) {
+    curve.push_back(
+        {BitsPerElement(*point, shape, texts), MeanKl(*point, texts)});
+  }
+  return BitsAt(curve, kl).value_or(std::numeric_limits<double>::quiet_NaN());
+}
+
+void PrintBitsAt(const Domain& domain, const SweepFigures& figures,
+                 const ModelShape& shape, Json& json) {
+  std::printf("\n%s: bits per element at a mean KL divergence of\n",
+              domain.name.c_str());
+  std::printf("%-18s", "codec");
+  for (const double mark : kMarks) std::printf(" %8g%16s", mark, "");
+  std::printf("\n");
+  for (const auto& curve : CurvesOf(figures)) {
+    const std::string& name = curve.first;
+    const std::vector<const PointFigures*>& points = curve.second;
+    std::printf("%-18s", name.c_str());
+    for (const double mark : kMarks) {
+      const auto count = static_cast<uint32_t>(points[0]->texts.size());
+      const Interval bits =
+          Bootstrap(count, [&](std::span<const uint32_t> texts) {
+            return BitsAtOrNan(points, shape, mark, texts);
+          });
+      Json entry = {{"domain", domain.name}, {"codec", name}, {"kl", mark}};
+      if (std::isnan(bits.mean)) {
+        std::printf(" %-24s", " not reached");
+        entry["bits_per_element"] = nullptr;
+      } else {
+        std::printf(" %8.3f [%.2f, %.2f]  ", bits.mean, bits.low, bits.high);
+        entry["bits_per_element"] = ToJson(bits);
+      }
+      json.push_back(entry);
+    }
+    std::printf("\n");
+  }
+  std::fflush(stdout);
+}
+
+void PrintPassKeys(const Domain& domain, const SweepFigures& figures,
+                   Json& json) {
+  const size_t texts = domain.texts.size();
+  std::vector<double> depths;
+  for (const SplitText& text : domain.texts) {
+    if (depths.empty() || depths.back() != text.depth) {
+      depths.push_back(text.depth);
+    }
+  }
+  std::printf(
+      "\npass keys found, of those that the model itself finds, at a "
+      "depth of\n%-18s %-26s",
+      "codec", "parameters");
+  for (const double depth : depths) std::printf(" %6g", depth);
+  std::printf("    all\n");
+  for (const PointFigures& point : figures.points) {
+    std::printf("%-18s %-26s", point.name.c_str(), point.parameters.c_str());
+    Json entry = {{"codec", point.name}, {"parameters", point.parameters}};
+    size_t all_found = 0, all_possible = 0;
+    for (const double depth : depths) {
+      size_t found = 0, possible = 0;
+      for (size_t i = 0; i < texts; ++i) {
+        if (domain.texts[i].depth != depth || !figures.reference_found[i]) {
+          continue;
+        }
+        ++possible;
+        found += point.texts[i].retrieved;
+      }
+      std::printf("  %zu/%-3zu", found, possible);
+      entry["depths"].push_back(
+          {{"depth", depth}, {"found", found}, {"possible", possible}});
+      all_found += found;
+      all_possible += possible;
+    }
+    std::printf("  %zu/%zu\n", all_found, all_possible);
+    entry["found"] = all_found;
+    entry["possible"] = all_possible;
+    json.push_back(entry);
+  }
+}
+
+StatusOr<Subjects> MakeAllSubjects(const Arguments& arguments,
+                                   const SpaceDescriptor& space) {
+  std::vector<std::string> names = arguments.codecs;
+  if (names.empty()) {
+    names = SubjectNames();
+    // It says what raw says.
+    names.erase(std::find(names.begin(), names.end(), "identity"));
+  }
+  std::vector<uint8_t> levels;
+  for (const int level : arguments.levels) {
+    levels.push_back(static_cast<uint8_t>(level));
+  }
+  Subjects subjects;
+  for (const std::string& name : names) {
+    LARDER_ASSIGN_OR_RETURN(Subjects curve, MakeSubjects(name, levels, space));
+    std::move(curve.begin(), curve.end(), std::back_inserter(subjects));
+  }
+  return subjects;
+}
+
+Status CalibrateAll(QualityEngine& engine, const Arguments& arguments,
+                    Subjects& subjects, size_t& texts_used) {
+  bool needed = false, queries = false;
+  for (const auto& subject : subjects) {
+    needed = needed || subject->needs_calibration();
+    queries = queries || subject->needs_calibration_queries();
+  }
+  if (!needed) return absl::OkStatus();
+  const std::string path = !arguments.calibration.empty()
+                               ? arguments.calibration
+                               : arguments.texts_directory + "/calibration.txt";
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<SplitText> texts,
+      ReadTexts(engine, path, arguments.prefix_tokens, arguments.suffix_tokens,
+                arguments.calibration_texts));
+  texts_used = texts.size();
+  std::fprintf(stderr, "quality: calibrating with %zu texts\n", texts.size());
+  LARDER_ASSIGN_OR_RETURN(const std::vector<Capture> captures,
+                          CaptureTexts(engine, texts, queries));
+  for (const auto& subject : subjects) {
+    if (subject->needs_calibration()) {
+      LARDER_RETURN_IF_ERROR(subject->Calibrate(captures));
+    }
+  }
+  return absl::OkStatus();
+}
+
+StatusOr<std::vector<Domain>> ReadDomains(const QualityEngine& engine,
+                                          const Arguments& arguments) {
+  std::vector<Domain> domains;
+  const auto read = [&](const std::string& name, const std::string& path,
+                        uint32_t count) -> Status {
+    LARDER_ASSIGN_OR_RETURN(std::vector<SplitText> texts,
+                            ReadTexts(engine, path, arguments.prefix_tokens,
+                                      arguments.suffix_tokens, count));
+    if (texts.size() < count) {
+      std::fprintf(stderr, "quality: %s has %zu texts only\n", path.c_str(),
+                   texts.size());
+    }
+    domains.push_back({name, std::move(texts)});
+    return absl::OkStatus();
+  };
+  if (!arguments.held_out.empty()) {
+    LARDER_RETURN_IF_ERROR(read("prose", arguments.held_out, arguments.texts));
+    return domains;
+  }
+  LARDER_RETURN_IF_ERROR(
+      read("prose", arguments.texts_directory + "/prose.txt", arguments.texts));
+  if (arguments.domain_texts == 0) return domains;
+  std::vector<std::string> others;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(arguments.texts_directory)) {
+    const std::string name = entry.path().stem();
+    if (entry.path().extension() == ".txt" && name != "prose" &&
+        name != "calibration") {
+      others.push_back(name);
+    }
+  }
+  std::sort(others.begin(), others.end());
+  for (const std::string& name : others) {
+    LARDER_RETURN_IF_ERROR(read(name,
+                                arguments.texts_directory + "/" + name + ".txt",
+                                arguments.domain_texts));
+  }
+  return domains;
+}
+
+Status Plot(const Arguments& arguments, const Domain& domain,
+            const SweepFigures& figures, const ModelShape& shape) {
+  std::vector<NamedCurve> curves;
+  for (const auto& [name, points] : CurvesOf(figures)) {
+    NamedCurve& curve = curves.emplace_back();
+    curve.name = name;
+    for (const PointFigures* point : points) {
+      const std::vector<uint32_t> all = AllTexts(*point);
+      curve.points.push_back(
+          {BitsPerElement(*point, shape, all), MeanKl(*point, all)});
+    }
+  }
+  return WriteFile(
+      arguments.plot,
+      PlotCurves(
+          absl::StrFormat("%s, %zu texts (%s), %u + %u tokens", shape.model,
+                          domain.texts.size(), domain.name,
+                          arguments.prefix_tokens, arguments.suffix_tokens),
+          curves, kMarks));
+}
+
+Status Run(Arguments arguments) {
+  if (arguments.quick) {
+    arguments.texts = std::min(arguments.texts, 4u);
+    arguments.calibration_texts = std::min(arguments.calibration_texts, 8u);
+    arguments.domain_texts = 0;
+    arguments.pass_keys = 0;
+  }
+  arguments.engine.context_tokens =
+      arguments.prefix_tokens + arguments.suffix_tokens;
+  std::vector<std::unique_ptr<QualityEngine>> engines;
+  for (uint32_t i = 0; i < arguments.workers; ++i) {
+    LARDER_ASSIGN_OR_RETURN(std::unique_ptr<QualityEngine> opened,
+                            QualityEngine::Open(arguments.engine));
+    engines.push_back(std::move(opened));
+  }
+  const std::unique_ptr<QualityEngine>& engine = engines.front();
+  const ModelShape& shape = engine->shape();
+  LARDER_ASSIGN_OR_RETURN(
+      Subjects subjects,
+      MakeAllSubjects(arguments, MakeSpace(shape, engine->weights())));
+  LARDER_ASSIGN_OR_RETURN(const std::vector<Domain> domains,
+                          ReadDomains(*engine, arguments));
+  size_t calibration_texts = 0;
+  LARDER_RETURN_IF_ERROR(
+      CalibrateAll(*engine, arguments, subjects, calibration_texts));
+
+  Json json = {{"model", shape.model},
+               {"prefix_tokens", arguments.prefix_tokens},
+               {"suffix_tokens", arguments.suffix_tokens},
+               {"calibration_texts", calibration_texts},
+               {"profile_tokens", kProfileTokens},
+               {"points", Json::array()},
+               {"bits_at", Json::array()},
+               {"pass_keys", Json::array()}};
+  for (const Domain& domain : domains) {
+    LARDER_ASSIGN_OR_RETURN(const SweepFigures figures,
+                            RunSweep(engines, domain.texts, subjects,
+                                     {.progress = Progress(domain.name)}));
+    PrintPoints(domain, figures, shape, json["points"]);
+    PrintBitsAt(domain, figures, shape, json["bits_at"]);
+    if (&domain == &domains.front() && !arguments.plot.empty()) {
+      LARDER_RETURN_IF_ERROR(Plot(arguments, domain, figures, shape));
+    }
+    // What there is by now is worth having if the rest is interrupted.
+    if (!arguments.json.empty()) {
+      LARDER_RETURN_IF_ERROR(WriteFile(arguments.json, json.dump(2) + "\n"));
+    }
+  }
+  if (arguments.pass_keys > 0) {
+    const Domain keys{
+        "pass keys",
+        MakePassKeys(*engine, arguments.prefix_tokens, arguments.pass_keys)};
+    LARDER_ASSIGN_OR_RETURN(
+        const SweepFigures figures,
+        RunSweep(engines, keys.texts, subjects,
+                 {.query_stride = 0, .progress = Progress(keys.name)}));
+    PrintPassKeys(keys, figures, json["pass_keys"]);
+  }
+  if (!arguments.json.empty()) {
+    LARDER_RETURN_IF_ERROR(WriteFile(arguments.json, json.dump(2) + "\n"));
+  }
+  return absl::OkStatus();
+}
+
+Status RunCapture(Arguments arguments) {
+  arguments.engine.context_tokens = arguments.tokens;
+  LARDER_ASSIGN_OR_RETURN(const std::unique_ptr<QualityEngine> engine,
+                          QualityEngine::Open(arguments.engine));
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<SplitText> texts,
+      ReadTexts(*engine, arguments.text, arguments.tokens, 0, arguments.count));
+  std::error_code error;
+  std::filesystem::create_directories(arguments.out, error);
+  for (size_t i = 0; i < texts.size(); ++i) {
+    LARDER_ASSIGN_OR_RETURN(
+        const std::vector<Capture> captures,
+        CaptureTexts(*engine, std::span(&texts[i], 1), /*with_queries=*/true));
+    const std::string path = absl::StrFormat("%s/%04zu.lkvq", arguments.out, i);
+    LARDER_RETURN_IF_ERROR(WriteCapture(captures[0], path));
+    std::fprintf(stderr, "quality: wrote %s\n", path.c_str());
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  Arguments arguments;
+  const std::string deps = LARDER_DEPS_DIR;
+  arguments.engine.model = deps + "/model/SmolLM2-135M-Instruct.Q4_1.gguf";
+  arguments.engine.backends = deps + "/llama/lib";
+  arguments.texts_directory = deps + "/texts";
+
+  CLI::App app("What KV codecs lose, on a real model");
+  app.require_subcommand(1);
+  app.add_option("--model", arguments.engine.model, "GGUF file")
+      ->capture_default_str();
+  app.add_option("--backends", arguments.engine.backends,
+                 "folder of libggml's back ends");
+  app.add_option("--threads", arguments.engine.threads,
+                 "threads of a model; more than one only on an idle machine");
+  app.fallthrough();
+
+  CLI::App* const run = app.add_subcommand("run", "sweep codecs, print tables");
+  run->add_option("--texts-dir", arguments.texts_directory,
+                  "folder of prose.txt, calibration.txt and other domains");
+  run->add_option("--held-out", arguments.held_out,
+                  "file of texts to judge by, instead of the folder");
+  run->add_option("--calibration", arguments.calibration,
+                  "file of texts to calibrate with, instead of the folder's");
+  run->add_option("--codecs", arguments.codecs, "which, as a,b (all)")
+      ->delimiter(',');
+  run->add_option("--levels", arguments.levels,
+                  "quality levels of Larder's own lossy codecs")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 199));
+  run->add_option("--texts", arguments.texts, "held-out texts of prose")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  run->add_option("--calibration-texts", arguments.calibration_texts, "")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  run->add_option("--domain-texts", arguments.domain_texts,
+                  "texts of each other domain (0: none)")
+      ->capture_default_str();
+  run->add_option("--pass-keys", arguments.pass_keys,
+                  "pass keys at each depth (0: none)")
+      ->capture_default_str();
+  run->add_option("--prefix", arguments.prefix_tokens, "tokens replaced")
+      ->check(CLI::Range(96, 65536))
+      ->capture_default_str();
+  run->add_option("--suffix", arguments.suffix_tokens, "tokens judged")
+      ->check(CLI::Range(32, 4096))
+      ->capture_default_str();
+  run->add_option("--workers", arguments.workers, "texts at once")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  run->add_flag("--quick", arguments.quick,
+                "4 texts, no other domains, no pass keys");
+  run->add_option("--json", arguments.json, "file for all figures");
+  run->add_option("--plot", arguments.plot, "SVG file of the curves");
+
+  CLI::App* const capture = app.add_subcommand(
+      "capture", "write K, V, Q and attention outputs (FORMAT.md)");
+  capture->add_option("--text", arguments.text, "file")->required();
+  capture->add_option("--tokens", arguments.tokens, "of each text")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  capture->add_option("--count", arguments.count, "texts at most")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  capture->add_option("--out", arguments.out, "folder")->required();
+  CLI11_PARSE(app, argc, argv);
+
+  const Status status = run->parsed() ? Run(std::move(arguments))
+                                      : RunCapture(std::move(arguments));
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "larder_quality: %s\n",
+               std::string(status.message()).c_str());
+  return 1;
+}
+
+}  // namespace
+}  // namespace larder::quality
+
+int main(int argc, char** argv) {
+  return larder::quality::Main(argc, argv);
+}
