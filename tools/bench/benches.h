@@ -21,6 +21,10 @@ struct BenchOptions {
   std::string model;
   std::string text;
   int rounds = 5;
+  // codec: where captured KV and a model's profile are; empty = made up / none.
+  std::string captures;
+  std::string profile;
+  int level = 3;
 
   // Is one of these rows to be measured?
   bool Wants(std::initializer_list<std::string_view> rows) const {
@@ -34,11 +38,13 @@ struct BenchOptions {
   }
 };
 
-// Each runs a larderd of its own and adds its rows. tools/bench/README.md says
+// Each runs a larderd of its own (if it needs one) and adds its rows. tools/bench/README.md says
 // what every row is.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
+// Needs no daemon.
+Status RunCodec(const BenchOptions& options, Report& report);
 
 }  // namespace larder::bench
 
