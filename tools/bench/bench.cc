@@ -66,11 +66,11 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
   ttft->add_option("--text", chosen->text, "file with the text to prefill");
   ttft->add_option("--rounds", chosen->rounds, "medians over so many")
       ->capture_default_str();
-  CLI::App* codec = add(
-      "codec", "how fast KV is coded and decoded (about a minute)",
-      "larder bench codec --captures captures --profile smollm2.profile\n"
-      "larder bench codec --only codec.decode --json",
-      bench::RunCodec);
+  CLI::App* codec =
+      add("codec", "how fast KV is coded and decoded (about a minute)",
+          "larder bench codec --captures captures --profile smollm2.profile\n"
+          "larder bench codec --only codec.decode --json",
+          bench::RunCodec);
   codec->add_option("--captures", chosen->captures,
                     "folder of captured KV (tools/bench-quality makes it); "
                     "without it the KV is made up");

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+
 #include "codec/baselines/baseline.h"
 #include "codec/codec.h"
 #include "codec/kvc1/bank.h"
@@ -46,8 +47,8 @@ void Add(Work& work, uint32_t layer, uint32_t layer_count, uint32_t tokens,
   const GroupDescriptor& group = work.space.groups[0];
   CodedLayer coded;
   coded.space = &work.space;
-  coded.shape = {0, static_cast<uint16_t>(layer_count), 0, group.kv_head_count,
-                 0, 1};
+  coded.shape = {
+      0, static_cast<uint16_t>(layer_count), 0, group.kv_head_count, 0, 1};
   coded.layer = layer;
   coded.token_count = tokens;
   work.bytes += plain.size();
@@ -103,8 +104,8 @@ std::unique_ptr<Work> Synthetic(uint16_t heads, uint32_t head_dim) {
   group.k_head_bytes = group.v_head_bytes = head_dim * 2;
   group.layer_digest = "all";
   const size_t elements = 2 * size_t{256} * heads * head_dim;
-  group.layer_count = static_cast<uint16_t>(
-      (kOutputBytes + elements * 2 - 1) / (elements * 2));
+  group.layer_count =
+      static_cast<uint16_t>((kOutputBytes + elements * 2 - 1) / (elements * 2));
   work->space.groups = {group};
   work->from = "synthetic";
   std::mt19937 random(1);
@@ -166,9 +167,9 @@ Status DecodeSome(const Work& work, const Coded& coded, size_t first,
   uint64_t at = 0;
   for (size_t i = 0; i < work.layers.size(); ++i) {
     if (i % stride == first) {
-      LARDER_RETURN_IF_ERROR(coded.codec->Decode(
-          work.layers[i], {}, coded.encoded[i],
-          MutableByteSpan(out + at, work.plain[i].size())));
+      LARDER_RETURN_IF_ERROR(
+          coded.codec->Decode(work.layers[i], {}, coded.encoded[i],
+                              MutableByteSpan(out + at, work.plain[i].size())));
     }
     at += work.plain[i].size();
   }
@@ -187,8 +188,8 @@ class CodecBench {
   }
 
   double Memcpy() {
-    const double seconds = Seconds(
-        [&] { std::memcpy(out_.data(), from_.data(), out_.size()); });
+    const double seconds =
+        Seconds([&] { std::memcpy(out_.data(), from_.data(), out_.size()); });
     return Gigabytes() / seconds;
   }
 
@@ -199,9 +200,8 @@ class CodecBench {
     const Paired p = MeasurePaired(
         kRounds, [&] { return Memcpy(); },
         [&] {
-          return Gigabytes() / Seconds([&] {
-                   status.Update(RunDecode(coded, threads));
-                 });
+          return Gigabytes() /
+                 Seconds([&] { status.Update(RunDecode(coded, threads)); });
         });
     LARDER_RETURN_IF_ERROR(status);
     report_.Add({name, "GB/s", p.limit, p.ours, p.ratio, note});
@@ -218,8 +218,8 @@ class CodecBench {
                        static_cast<size_t>(threads), out_.data());
       });
     }
-    done[0] = DecodeSome(work_, coded, 0, static_cast<size_t>(threads),
-                         out_.data());
+    done[0] =
+        DecodeSome(work_, coded, 0, static_cast<size_t>(threads), out_.data());
     for (std::thread& other : others) other.join();
     for (const Status& status : done) LARDER_RETURN_IF_ERROR(status);
     return absl::OkStatus();
@@ -228,15 +228,14 @@ class CodecBench {
   Status TwoThreads(const std::string& name, const Coded& coded) {
     Status status;
     const auto speed = [&](int threads) {
-      return Gigabytes() / Seconds([&] {
-               status.Update(RunDecode(coded, threads));
-             });
+      return Gigabytes() /
+             Seconds([&] { status.Update(RunDecode(coded, threads)); });
     };
     const Paired p = MeasurePaired(
         kRounds, [&] { return speed(1); }, [&] { return speed(2); });
     LARDER_RETURN_IF_ERROR(status);
-    report_.Add({name, "GB/s", p.limit, p.ours, p.ratio,
-                 "two threads against one"});
+    report_.Add(
+        {name, "GB/s", p.limit, p.ours, p.ratio, "two threads against one"});
     return absl::OkStatus();
   }
 
@@ -250,9 +249,9 @@ class CodecBench {
           return Gigabytes() / Seconds([&] {
                    for (size_t i = 0; i < work_.layers.size(); ++i) {
                      work_.layers[i].profile = coded.profile.get();
-                     status.Update(EncodeOne(coded, work_.layers[i],
-                                             work_.plain[i], to)
-                                       .status());
+                     status.Update(
+                         EncodeOne(coded, work_.layers[i], work_.plain[i], to)
+                             .status());
                    }
                  });
         });
@@ -274,12 +273,9 @@ Status AgainstBitwise(CodecBench& bench, Work& work, const Coded& coded,
                       Report& report) {
   const GroupDescriptor& group = work.space.groups[0];
   const uint32_t dim = group.k_head_bytes / 2;
-  std::unique_ptr<baselines::Baseline> bitwise;
-  for (auto& baseline : baselines::MakeBaselines("cachegen")) {
-    bitwise = std::move(baseline);
-    break;
-  }
-  if (bitwise == nullptr) return absl::InternalError("no CacheGen baseline");
+  LARDER_ASSIGN_OR_RETURN(const baselines::Curve curve,
+                          baselines::MakeCurve("cachegen-released"));
+  const baselines::Baseline* const bitwise = curve.front().get();
   constexpr size_t kLayers = 4;
   std::vector<std::vector<std::byte>> encoded;
   std::vector<baselines::BlockShape> shapes;
@@ -332,9 +328,9 @@ Status Overhead(const char* name, const Work& work, int level, Report& report) {
       const kvc1::TileGrid::Tile tile = grid.At(t);
       const size_t row = size_t{grid.heads()} * tile.head_dim * 2;
       kernels::ConstTileRows rows;
-      rows.data = work.plain[i].data() +
-                  (tile.values ? work.plain[i].size() / 2 : 0) +
-                  tile.row_begin * row + size_t{tile.head_begin} * tile.head_dim * 2;
+      rows.data =
+          work.plain[i].data() + (tile.values ? work.plain[i].size() / 2 : 0) +
+          tile.row_begin * row + size_t{tile.head_begin} * tile.head_dim * 2;
       rows.tokens = tile.row_count;
       rows.heads = tile.head_count;
       rows.head_dim = tile.head_dim;
@@ -356,7 +352,8 @@ Status Overhead(const char* name, const Work& work, int level, Report& report) {
       std::vector<bool> wide(tile.channels(), false);
       for (const uint16_t k : plan.wide) wide[k] = true;
       for (size_t n = 0; n < q.size(); ++n) {
-        const size_t lane = n % kvc1::kLanes, c = n / kvc1::kLanes % tile.channels();
+        const size_t lane = n % kvc1::kLanes,
+                     c = n / kvc1::kLanes % tile.channels();
         const size_t round = n / kvc1::kLanes / tile.channels();
         if (round * kvc1::kLanes + lane >= tile.row_count) continue;
         int value = q[n];
@@ -440,11 +437,13 @@ Status RunCodec(const BenchOptions& options, Report& report) {
          {std::pair("avx512", Level::kAvx512), std::pair("avx2", Level::kAvx2),
           std::pair("scalar", Level::kScalar)}) {
       if (!kernels::internal::UseKvc1Kernel(kernel)) continue;
-      const std::string decode = absl::StrCat("codec.decode.", name, ".", level_name);
+      const std::string decode =
+          absl::StrCat("codec.decode.", name, ".", level_name);
       if (options.Wants({decode})) {
         LARDER_RETURN_IF_ERROR(bench.Decode(decode, coded, 1, note));
       }
-      const std::string encode = absl::StrCat("codec.encode.", name, ".", level_name);
+      const std::string encode =
+          absl::StrCat("codec.encode.", name, ".", level_name);
       if (options.Wants({encode})) {
         LARDER_RETURN_IF_ERROR(bench.Encode(encode, coded, note));
       }

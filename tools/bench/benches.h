@@ -38,8 +38,8 @@ struct BenchOptions {
   }
 };
 
-// Each runs a larderd of its own (if it needs one) and adds its rows. tools/bench/README.md says
-// what every row is.
+// Each runs a larderd of its own (if it needs one) and adds its rows.
+// tools/bench/README.md says what every row is.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
