@@ -64,7 +64,8 @@ class LoadRun {
         threads_(std::clamp<uint32_t>(request.threads, 1, kThreadsMax)),
         stop_at_(count_),
         reasons_(count_, kMissNotTried),
-        tokens_(count_, 0) {}
+        tokens_(count_, 0),
+        lineages_(count_, Lineage::kExact) {}
 
   LoadOutcome Run() {
     if (request_.layerwise || request_.hold != nullptr) {
@@ -211,7 +212,7 @@ class LoadRun {
       why = CopyLayers(hold, held, i, worker.chunk, 0, UINT32_MAX,
                        worker.scratch, worker.bytes);
     }
-    Settle(i, why, worker.chunk.tokens());
+    Settle(i, why, worker.chunk);
   }
 
   void LayerByLayer(Hold& hold) {
@@ -236,7 +237,7 @@ class LoadRun {
                              scratch, bytes);
           }
           if (why != MissReason::kNone || layer + 1 == layers) {
-            Settle(i, why, chunks[i].tokens());
+            Settle(i, why, chunks[i]);
           }
           if (why != MissReason::kNone) {
             failed[i] = 1;
@@ -280,14 +281,16 @@ class LoadRun {
   MissReason CopyLayers(Hold& hold, size_t held, size_t i,
                         const OpenedChunk& chunk, uint32_t layer_begin,
                         uint32_t layer_end, Scratch& scratch, uint64_t& bytes) {
-    uint32_t looks = 0;
-    const auto stop = [&]() -> Status {
+    uint32_t unlooked = kStripesPerLook;
+    const auto stop = [&](uint32_t stripes) -> Status {
       if (cancelled_ != nullptr && *cancelled_) {
         return absl::CancelledError("cancelled");
       }
       if (i > stop_at_) return absl::AbortedError("behind a miss");
-      if (looks++ % kStripesPerLook == 0 &&
-          request_.space->client().clock().Now() >= request_.deadline) {
+      unlooked += stripes;
+      if (unlooked < kStripesPerLook) return absl::OkStatus();
+      unlooked = 0;
+      if (request_.space->client().clock().Now() >= request_.deadline) {
         return absl::DeadlineExceededError("deadline");
       }
       return absl::OkStatus();
@@ -306,10 +309,13 @@ class LoadRun {
                                                          : MissReason::kNone;
   }
 
-  void Settle(size_t i, MissReason why, uint32_t tokens) {
+  void Settle(size_t i, MissReason why, const OpenedChunk& chunk) {
     reasons_[i] = why;
-    tokens_[i] = why == MissReason::kNone ? tokens : 0;
-    if (why == MissReason::kNone) return;
+    if (why == MissReason::kNone) {
+      tokens_[i] = chunk.tokens();
+      lineages_[i] = chunk.lineage();
+      return;
+    }
     if (!request_.each) {
       size_t before = stop_at_;
       while (i < before && !stop_at_.compare_exchange_weak(before, i)) {
@@ -337,6 +343,10 @@ class LoadRun {
     }
     outcome.usable = static_cast<uint32_t>(usable);
     if (usable < count_) outcome.reason = reasons_[usable];
+    for (size_t i = 0; i < (request_.each ? count_ : usable); ++i) {
+      if (reasons_[i] != MissReason::kNone) continue;
+      outcome.lineage = std::max(outcome.lineage, lineages_[i]);
+    }
     if (outcome.status.ok() && cancelled_ != nullptr && *cancelled_ &&
         usable < count_) {
       outcome.status = absl::CancelledError("the load was cancelled");
@@ -395,6 +405,7 @@ class LoadRun {
   // Each element is written by the one thread that has the chunk.
   std::vector<MissReason> reasons_;
   std::vector<uint32_t> tokens_;
+  std::vector<Lineage> lineages_;
   Status failure_;
 };
 

@@ -38,6 +38,9 @@ struct LoadOutcome {
   uint32_t tokens = 0;  // of the usable chunks
   MissReason reason = MissReason::kNone;
   uint64_t bytes = 0;
+  // The worst of what was delivered: of the usable chunks, or of all that
+  // landed if each was tried. What is computed over them is no better.
+  Lineage lineage = Lineage::kExact;
   std::vector<MissReason> reasons;
 };
 
