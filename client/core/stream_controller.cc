@@ -14,6 +14,8 @@ constexpr uint8_t kByEngine = 255;  // in planned_
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 // Refinements that are looked at for one that still lands in time.
 constexpr int kLookAhead = 64;
+// How much better than expected a link may turn out.
+constexpr double kOptimism = 100;
 // Share of the divergence that recomputing must take away at least.
 constexpr double kWorthwhile = 0.01;
 
@@ -179,6 +181,13 @@ bool StreamController::Assigned(uint32_t i) const {
          (i >= engine_next_ && i < reach_.end && WorthRecomputing(i, Before()));
 }
 
+bool StreamController::Refinable(uint32_t i) const {
+  const Chunk& chunk = chunks_[i];
+  return Fetchable(chunk) && !chunk.recomputed && chunk.asked >= chunk.needed &&
+         chunk.asked < chunk.planes && !EnoughWith(i, chunk.asked) &&
+         !Assigned(i);
+}
+
 double StreamController::NeededBytes(uint32_t i) const {
   const Chunk& chunk = chunks_[i];
   if (There(chunk) || !Fetchable(chunk)) return 0;
@@ -232,8 +241,12 @@ StreamController::Reach StreamController::FindReach(absl::Time now) const {
     }
   }
   double seconds = RunningSeconds(now);
+  double lucky_seconds = seconds;
+  const double luck =
+      (1 - options_.recompute_margin) / (1 + options_.recompute_margin);
   double before_sum = before_sum_;
   uint32_t i = engine_next_;
+  reach.maybe = engine_next_;
   for (; i < std::min(count, reach_limit_); ++i) {
     const Chunk& chunk = chunks_[i];
     if (!chunk.recomputing) {
@@ -251,10 +264,13 @@ StreamController::Reach StreamController::FindReach(absl::Time now) const {
         continue;
       }
       seconds += RecomputeSeconds(i);
-      if (seconds > left) break;
+      lucky_seconds += RecomputeSeconds(i) * luck;
+      if (lucky_seconds > left) break;
     }
-    reach.base_bytes -= NeededBytes(i);
+    reach.maybe = i + 1;
     before_sum += i == 0 ? 0 : before_sum / i;
+    if (seconds > left) continue;
+    reach.base_bytes -= NeededBytes(i);
     reach.end = i + 1;
   }
   bool hopeless = false;  // a chunk that neither can bring
@@ -263,6 +279,9 @@ StreamController::Reach StreamController::FindReach(absl::Time now) const {
   }
   reach.base_bytes = std::max(0.0, reach.base_bytes);
   reach.fits = !hopeless && reach.base_bytes <= budget;
+  reach.may_fit = !hopeless && (reach.fits ||
+                                reach.base_bytes <= kOptimism * goodput_.Mid() *
+                                                        (left - decode_tail_));
   return reach;
 }
 
@@ -367,7 +386,7 @@ bool StreamController::NextAbandon(absl::Time now, StreamAction& action) {
 }
 
 // The next chunk that is neither there nor on its way; chunks_.size(): none.
-uint32_t StreamController::NextNeeded() {
+uint32_t StreamController::NextNeeded() const {
   const auto count = static_cast<uint32_t>(chunks_.size());
   const auto wanted = [&](uint32_t i) {
     const Chunk& chunk = chunks_[i];
@@ -380,8 +399,22 @@ uint32_t StreamController::NextNeeded() {
       options_.recompute == RecomputeUse::kToMeetDeadline && reach_.fits &&
       engine_next_ < count &&
       load_.chunks[engine_next_].recompute < absl::InfiniteDuration();
-  for (uint32_t k = engine_next_; k < count; ++k) {
-    const uint32_t i = from_end ? count - 1 - (k - engine_next_) : k;
+  if (from_end) {
+    for (uint32_t i = count; i-- > engine_next_;) {
+      if (wanted(i)) return i;
+    }
+    return count;
+  }
+  // What the engine waits for; beyond its reach; what it may reach, its last
+  // first.
+  const uint32_t maybe = reach_.may_fit ? reach_.maybe : reach_.end;
+  for (uint32_t i = engine_next_; i < reach_.end; ++i) {
+    if (wanted(i)) return i;
+  }
+  for (uint32_t i = std::max(maybe, engine_next_); i < count; ++i) {
+    if (wanted(i)) return i;
+  }
+  for (uint32_t i = maybe; i-- > reach_.end;) {
     if (wanted(i)) return i;
   }
   return count;
@@ -390,13 +423,7 @@ uint32_t StreamController::NextNeeded() {
 bool StreamController::NextFetch(absl::Time now, StreamAction& action) {
   if (in_flight_ >= options_.in_flight) return false;
   const auto count = static_cast<uint32_t>(chunks_.size());
-  const auto refines = [&](uint32_t i) {
-    const Chunk& chunk = chunks_[i];
-    return Fetchable(chunk) && !chunk.recomputed &&
-           chunk.asked >= chunk.needed && chunk.asked < chunk.planes &&
-           !EnoughWith(i, chunk.asked) && !Assigned(i);
-  };
-  if (whole_ && refines(whole_chunk_) &&
+  if (whole_ && Refinable(whole_chunk_) &&
       Lands(whole_chunk_, chunks_[whole_chunk_].asked, now)) {
     Ask(whole_chunk_, now, action);
     return true;
@@ -411,24 +438,43 @@ bool StreamController::NextFetch(absl::Time now, StreamAction& action) {
     }
     return false;
   }
+  const uint32_t chosen = NextRefinement(now);
+  if (chosen < count) {
+    Ask(chosen, now, action);
+    return true;
+  }
+  // The link has nothing left to do of its own.
+  return in_flight_ == 0 && ShortenReach(now) && NextFetch(now, action);
+}
+
+// The chunk whose next plane takes away most divergence per byte, of those that
+// still land in time; chunks_.size(): none.
+uint32_t StreamController::NextRefinement(absl::Time now) {
+  const auto count = static_cast<uint32_t>(chunks_.size());
+  uint32_t maybe = count;  // a chunk that the engine may yet do
+  double density_least = 0;
   int looked = 0;
   bool skipped = false;
   for (uint32_t k = refine_from_; k < refinements_.size(); ++k) {
-    const auto& [density, i, plane] = refinements_[k];
-    if (chunks_[i].asked > plane || chunks_[i].recomputed) {
+    const Refinement& next = refinements_[k];
+    const Chunk& chunk = chunks_[next.chunk];
+    if (chunk.asked > next.plane || chunk.recomputed) {
       if (!skipped) refine_from_ = k + 1;
       continue;
     }
     skipped = true;
-    if (chunks_[i].asked != plane || !refines(i)) continue;
-    if (Lands(i, plane, now)) {
-      Ask(i, now, action);
-      return true;
+    if (next.density < density_least) break;
+    if (chunk.asked != next.plane || !Refinable(next.chunk)) continue;
+    if (Lands(next.chunk, next.plane, now)) {
+      if (next.chunk >= reach_.maybe) return next.chunk;
+      // As likely as not for nothing: another is better that gives half.
+      if (maybe == count || next.chunk > maybe) maybe = next.chunk;
+      if (density_least == 0) density_least = next.density / 2;
+    } else if (++looked == kLookAhead) {
+      break;
     }
-    if (++looked == kLookAhead) break;
   }
-  // The link has nothing left to do of its own.
-  return in_flight_ == 0 && ShortenReach(now) && NextFetch(now, action);
+  return maybe;
 }
 
 // Takes the engine's last chunk for the link, if that is good enough and
@@ -576,7 +622,7 @@ void StreamController::OnRecomputed(uint32_t i, absl::Time now) {
   const double took = Seconds(now - running_since_);
   const double model = Seconds(load_.chunks[i].recompute);
   if (model > 0) {
-    speed_ += 0.5 * (std::clamp(took / model, 0.1, 10.0) - speed_);
+    speed_ += 0.2 * (std::clamp(took / model, 0.1, 10.0) - speed_);
   }
   recompute_seconds_ += took;
   ++running_at_;

@@ -279,7 +279,9 @@ class StreamController {
   // it.
   struct Reach {
     uint32_t end = 0;
-    bool fits = false;      // what is then left to the link comes in time
+    uint32_t maybe = 0;     // ... before this one, if the engine is lucky
+    bool fits = false;      // what is then left to the link comes in time, ...
+    bool may_fit = false;   // ... or would if the link were somewhat better
     double base_bytes = 0;  // of that
   };
 
@@ -300,6 +302,7 @@ class StreamController {
   bool WorthRecomputing(uint32_t i, double before) const;
   bool Assigned(uint32_t i) const;
   bool EnoughWith(uint32_t i, uint32_t planes) const;
+  bool Refinable(uint32_t i) const;
   // Bytes that the link must still bring for chunk i to be there.
   double NeededBytes(uint32_t i) const;
   // Changes what arrived or is usable of a chunk, and what waits for the
@@ -313,7 +316,8 @@ class StreamController {
   bool NextRecompute(absl::Time now, StreamAction& action);
   bool NextAbandon(absl::Time now, StreamAction& action);
   bool NextFetch(absl::Time now, StreamAction& action);
-  uint32_t NextNeeded();
+  uint32_t NextNeeded() const;
+  uint32_t NextRefinement(absl::Time now);
   bool ShortenReach(absl::Time now);
   bool Lands(uint32_t chunk, uint32_t plane, absl::Time now) const;
   void Ask(uint32_t chunk, absl::Time now, StreamAction& action);

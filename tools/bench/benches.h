@@ -21,6 +21,11 @@ struct BenchOptions {
   std::string model;
   std::string text;
   int rounds = 5;
+  // stream: what planes there are (JSON; empty = PlaneModel::Default()), and a
+  // picture of one load.
+  std::string planes;
+  std::string plot;
+  std::string plot_trace = "drop_recover";
 
   // Is one of these rows to be measured?
   bool Wants(std::initializer_list<std::string_view> rows) const {
@@ -34,10 +39,11 @@ struct BenchOptions {
   }
 };
 
-// Each runs a larderd of its own and adds its rows. tools/bench/README.md says
-// what every row is.
+// Each adds its rows; tools/bench/README.md says what every row is. All but
+// RunStream, which simulates, run a larderd of their own.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
+Status RunStream(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
 
 }  // namespace larder::bench
