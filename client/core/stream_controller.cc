@@ -15,7 +15,7 @@ constexpr double kInfinite = std::numeric_limits<double>::infinity();
 // Refinements that are looked at for one that still lands in time.
 constexpr int kLookAhead = 64;
 // How much better than expected a link may turn out.
-constexpr double kOptimism = 100;
+constexpr double kOptimism = 3;
 // Share of the divergence that recomputing must take away at least.
 constexpr double kWorthwhile = 0.01;
 
@@ -79,7 +79,8 @@ Status Validate(const StreamOptions& options) {
   if (!(options.worst_divergence >= 0) || !(options.enough_divergence >= 0)) {
     return absl::InvalidArgumentError("stream: a divergence is below 0");
   }
-  if (!(options.recompute_margin >= 0) || !(options.whole_share >= 0)) {
+  if (!(options.recompute_margin >= 0 && options.recompute_margin < 1) ||
+      !(options.whole_share >= 0)) {
     return absl::InvalidArgumentError("stream: a share is below 0");
   }
   if (options.recompute_batch == 0) {
@@ -150,6 +151,10 @@ double StreamController::RecomputeSeconds(uint32_t i) const {
          (1 + options_.recompute_margin);
 }
 
+double StreamController::Luck() const {
+  return (1 - options_.recompute_margin) / (1 + options_.recompute_margin);
+}
+
 double StreamController::RunningSeconds(absl::Time now) const {
   double seconds = 0;
   for (uint32_t i = running_at_; i < running_at_ + running_; ++i) {
@@ -177,8 +182,7 @@ bool StreamController::WorthRecomputing(uint32_t i, double before) const {
 }
 
 bool StreamController::Assigned(uint32_t i) const {
-  return chunks_[i].recomputing ||
-         (i >= engine_next_ && i < reach_.end && WorthRecomputing(i, Before()));
+  return i >= engine_next_ && i < reach_.end && WorthRecomputing(i, Before());
 }
 
 bool StreamController::Refinable(uint32_t i) const {
@@ -240,10 +244,12 @@ StreamController::Reach StreamController::FindReach(absl::Time now) const {
       reach.base_bytes -= static_cast<double>(fetch.landed);
     }
   }
+  uint32_t engine_end = engine_next_;  // the link cannot bring one before it
+  for (uint32_t k = engine_next_; k < count; ++k) {
+    if (!There(chunks_[k]) && !Fetchable(chunks_[k])) engine_end = k + 1;
+  }
   double seconds = RunningSeconds(now);
-  double lucky_seconds = seconds;
-  const double luck =
-      (1 - options_.recompute_margin) / (1 + options_.recompute_margin);
+  double lucky_seconds = seconds * Luck();
   double before_sum = before_sum_;
   uint32_t i = engine_next_;
   reach.maybe = engine_next_;
@@ -251,7 +257,7 @@ StreamController::Reach StreamController::FindReach(absl::Time now) const {
     const Chunk& chunk = chunks_[i];
     if (!chunk.recomputing) {
       if (options_.recompute == RecomputeUse::kToMeetDeadline &&
-          reach.base_bytes <= budget) {
+          reach.base_bytes <= budget && i >= engine_end) {
         break;
       }
       if (!WorthRecomputing(i, i == 0 ? 0 : before_sum / i)) {
@@ -264,19 +270,16 @@ StreamController::Reach StreamController::FindReach(absl::Time now) const {
         continue;
       }
       seconds += RecomputeSeconds(i);
-      lucky_seconds += RecomputeSeconds(i) * luck;
-      if (lucky_seconds > left) break;
+      lucky_seconds += RecomputeSeconds(i) * Luck();
     }
+    if (lucky_seconds > left) break;
     reach.maybe = i + 1;
     before_sum += i == 0 ? 0 : before_sum / i;
     if (seconds > left) continue;
     reach.base_bytes -= NeededBytes(i);
     reach.end = i + 1;
   }
-  bool hopeless = false;  // a chunk that neither can bring
-  for (i = reach.end; i < count && !hopeless; ++i) {
-    hopeless = !There(chunks_[i]) && !Fetchable(chunks_[i]);
-  }
+  const bool hopeless = engine_end > reach.end;
   reach.base_bytes = std::max(0.0, reach.base_bytes);
   reach.fits = !hopeless && reach.base_bytes <= budget;
   reach.may_fit = !hopeless && (reach.fits ||
@@ -345,11 +348,12 @@ StreamAction StreamController::Next(absl::Time now) {
 
 bool StreamController::NextRecompute(absl::Time now, StreamAction& action) {
   if (running_ > 0) return false;
+  // The last one is tried if luck may do it; the link does not rely on that.
   double seconds = 0;
   uint32_t end = engine_next_;
-  while (end < reach_.end && end - engine_next_ < options_.recompute_batch &&
+  while (end < reach_.maybe && end - engine_next_ < options_.recompute_batch &&
          WorthRecomputing(end, Before())) {
-    seconds += RecomputeSeconds(end);
+    seconds += RecomputeSeconds(end) * Luck();
     if (seconds > SecondsLeft(now)) break;
     ++end;
   }
@@ -494,11 +498,16 @@ bool StreamController::ShortenReach(absl::Time now) {
     if (Assigned(i) && !chunks_[i].recomputing) engine += RecomputeSeconds(i);
   }
   double bytes = 0;
-  for (uint32_t p = chunk.asked; p < chunk.planes; ++p) {
+  double decode = 0;
+  for (uint32_t p = chunk.asked; p < chunk.planes && !EnoughWith(last, p);
+       ++p) {
     bytes += static_cast<double>(load_.chunks[last].plane_bytes[p]);
+    decode = Seconds(load_.chunks[last].decode[p]);
   }
-  const double decode = Seconds(load_.chunks[last].decode[chunk.planes - 1]);
-  if (bytes > goodput_.Low() * (engine - decode)) return false;
+  // An unknown link is tried.
+  if (goodput_.known() && bytes > goodput_.Low() * (engine - decode)) {
+    return false;
+  }
   reach_limit_ = last;
   refreshed_ = absl::InfinitePast();
   Refresh(now);

@@ -123,7 +123,7 @@ struct StreamOptions {
   // its deadline. 0: better is better until the deadline.
   double enough_divergence = 0;
   RecomputeUse recompute = RecomputeUse::kForQuality;
-  // How much longer than its model recomputing may take.
+  // How much longer or shorter than its model recomputing may take.
   double recompute_margin = 0.05;
   // Chunks that the engine is given at once. It can be stopped in between only.
   uint32_t recompute_batch = 1;
@@ -298,6 +298,8 @@ class StreamController {
   double SecondsLeft(absl::Time now) const;
   double Before() const;  // mean divergence of the chunks before engine_next_
   double RecomputeSeconds(uint32_t i) const;
+  // Factor from the longest to the shortest time that recomputing may take.
+  double Luck() const;
   double RunningSeconds(absl::Time now) const;
   bool WorthRecomputing(uint32_t i, double before) const;
   bool Assigned(uint32_t i) const;

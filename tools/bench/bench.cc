@@ -64,7 +64,9 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       "larder bench stream\nlarder bench stream --json > stream.json\n"
       "larder bench stream --plot load.svg --trace outage_long",
       bench::RunStream);
-  stream->add_option("--rounds", chosen->rounds, "seeds per trace and scenario")
+  stream
+      ->add_option("--rounds", chosen->rounds,
+                   "three seeds each per trace and geometry")
       ->capture_default_str();
   stream->add_option(
       "--planes", chosen->planes,

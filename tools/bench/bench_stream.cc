@@ -25,10 +25,7 @@ using stream::Case;
 using stream::Scenario;
 using stream::TraceKind;
 
-// Bytes that an even link brings, as a share of all planes of all chunks: just
-// the base, half, nearly everything; less where the engine helps.
-constexpr double kSupply[] = {0.34, 0.6, 1.0};
-constexpr double kSupplyWithEngine[] = {0.2, 0.35, 0.6};
+constexpr int kSeedsPerRound = 3;
 
 constexpr const char* kRules[] = {"cachegen", "base", "two_planes",
                                   "all_planes", "raw"};
@@ -162,14 +159,14 @@ Tally RunTrace(const TraceKind& kind, size_t index, int seeds,
   uint64_t seed = index * 1000;
   for (const stream::Geometry& geometry : stream::Geometries()) {
     for (const bool engine : {false, true}) {
-      for (const double supply : engine ? kSupplyWithEngine : kSupply) {
-        for (int i = 0; i < seeds; ++i) {
-          const Scenario scenario{&geometry, engine, supply, ++seed};
-          const Case load = stream::MakeCase(scenario, planes);
-          const stream::BandwidthTrace trace =
-              stream::MakeTrace(kind, seed, load.rate, load.deadline);
-          RunOne(load, trace, RawBytes(geometry), tally);
-        }
+      for (int i = 0; i < seeds; ++i) {
+        ++seed;
+        const Scenario scenario{&geometry, engine,
+                                stream::SupplyOf(engine, seed), seed};
+        const Case load = stream::MakeCase(scenario, planes);
+        const stream::BandwidthTrace trace =
+            stream::MakeTrace(kind, seed, load.rate, load.deadline);
+        RunOne(load, trace, RawBytes(geometry), tally);
       }
     }
   }
@@ -277,8 +274,8 @@ Status RunStream(const BenchOptions& options, Report& report) {
   }
   std::vector<Tally> tallies;
   for (size_t i = 0; i < stream::TraceKinds().size(); ++i) {
-    tallies.push_back(
-        RunTrace(stream::TraceKinds()[i], i, options.rounds, planes));
+    tallies.push_back(RunTrace(stream::TraceKinds()[i], i,
+                               kSeedsPerRound * options.rounds, planes));
   }
   if (report.json()) {
     for (size_t i = 0; i < tallies.size(); ++i) {

@@ -24,8 +24,9 @@ struct ClairvoyantBound {
 //     works from the front without a pause: wherever the j-th chunk that a
 //     schedule recomputes lies, it is at j or behind, where (by the prefill
 //     model) chunks cost no less. All g of them are taken to be exact;
-//     For whether the deadline can be met: of all sets of chunks that the engine
-//     has time for, in any order, the one that saves the link most bytes;
+//     For whether the deadline can be met: of all sets of chunks that the
+//     engine has time for, in any order, the one that saves the link most
+//     bytes;
 //   - the rest is a multiple-choice knapsack. Of which chunks is relaxed to the
 //     n - g smallest (sizes are in the same order for all planes, as MakeCase
 //     makes them), and it is solved to no less than: dynamic programming over

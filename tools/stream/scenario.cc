@@ -42,6 +42,13 @@ std::span<const Geometry> Geometries() {
   return kGeometries;
 }
 
+double SupplyOf(bool engine, uint64_t seed) {
+  std::mt19937_64 random(seed * 0xBF58476D1CE4E5B9u + 3);
+  const double least = engine ? 0.15 : 0.25;
+  const double most = engine ? 0.7 : 1.2;
+  return least * std::pow(most / least, Uniform(random));
+}
+
 Case MakeCase(const Scenario& scenario, const PlaneModel& planes) {
   const Geometry& geometry = *scenario.geometry;
   std::mt19937_64 random(scenario.seed * 0xD1B54A32D192ED03u + 7);

@@ -58,6 +58,11 @@ struct Case {
   double rate = 0;      // bytes per second where a trace says 1
 };
 
+// Scarce for most, plenty for some: even links that bring between 0.25 and 1.2
+// of all planes (all that is the first plane is 0.3), with an engine that helps
+// between 0.15 and 0.7, evenly in the logarithm.
+double SupplyOf(bool engine, uint64_t seed);
+
 // The same scenario gives the same case: sizes within some per cent of each
 // other, an engine that is not quite as fast as its model says, and a prior
 // that is missing (every third) or off by a factor of e^N(0, 0.5).

@@ -212,10 +212,8 @@ class Simulation {
 
 }  // namespace
 
-StreamRun Simulate(
-    const Case& load, const BandwidthTrace& trace,
-    client::StreamOptions options,
-    const std::function<void(const StreamAction&, double seconds)>& each) {
+StreamRun Simulate(const Case& load, const BandwidthTrace& trace,
+                   client::StreamOptions options, const ActionObserver& each) {
   StreamRun run;
   options.goodput.prior = load.prior;
   auto controller = StreamController::Create(load.load, options);
@@ -223,7 +221,7 @@ StreamRun Simulate(
   Simulation simulation(load, trace, *controller, run);
   for (;;) {
     const StreamAction action = controller->Next(simulation.Now());
-    if (each) each(action, simulation.now());
+    if (each) each(action, *controller, simulation.now());
     if (!simulation.Act(action)) break;
     if (action.kind == StreamActionKind::kWait) {
       simulation.Advance();

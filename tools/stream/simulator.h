@@ -35,13 +35,16 @@ struct StreamRun {
   double stopped = 0;  // seconds after the start
 };
 
+using ActionObserver =
+    std::function<void(const client::StreamAction&,
+                       const client::StreamController&, double seconds)>;
+
 // Plays a load: one link that answers fetches in their order, a round trip
 // after they were asked for; one decoder, which takes the latest planes of the
 // chunk that waits longest; one engine. `each` sees every action.
 StreamRun Simulate(const Case& load, const BandwidthTrace& trace,
                    client::StreamOptions options,
-                   const std::function<void(const client::StreamAction&,
-                                            double seconds)>& each = nullptr);
+                   const ActionObserver& each = nullptr);
 
 }  // namespace larder::stream
 
