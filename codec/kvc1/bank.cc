@@ -25,9 +25,7 @@ constexpr uint32_t kScaleEnds[kBankScales - 1] = {
 
 }  // namespace
 
-const kernels::SymbolTable& BankTable(int id) {
-  return kBank[id].table;
-}
+const kernels::SymbolTable& BankTable(int id) { return kBank[id].table; }
 
 const kernels::RefineTable& BankRefinement(int id) {
   return kBank[id].refinement;

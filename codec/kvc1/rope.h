@@ -10,9 +10,9 @@
 
 namespace larder::kvc1 {
 
-// How an engine rotates keys by their position (RoPE, Su et al. 2021): pair i
-// of the first `rotary_dim` dimensions of a head is turned by position *
-// frequencies[i]. The rest of the head is as it is.
+// How an engine rotates keys by their position (RoPE, Su et al. 2021): pair i of
+// the first `rotary_dim` dimensions of a head is turned by
+// position * frequencies[i]. The rest of the head is as it is.
 //
 // A wrong description costs rate, never correctness: the encoder turns keys
 // back by a table, and the decoder turns them forth by the very same one.
