@@ -101,9 +101,6 @@ double GoodputEstimator::Low() const {
                    sorted.begin() + static_cast<ptrdiff_t>(count));
   double low = *nth;
   if (samples_ > 0) low = std::min(low, Mid());
-  if (flowing_ && open_seconds_ >= 0.5 * sample_seconds_) {
-    low = std::min(low, open_bytes_ / open_seconds_);
-  }
   return low;
 }
 

@@ -31,9 +31,9 @@ struct GoodputOptions {
 Status Validate(const GoodputOptions& options);
 
 // What a link delivers while something is asked of it, in bytes per second:
-// samples of equal length, the recent 32 of them. A stall is a row of samples
+// samples of equal length, the recent 16 of them. A stall is a row of samples
 // without bytes, so that waiting alone lowers the estimate. Neither allocates
-// nor reads a clock; O(32) a call. Not thread-safe.
+// nor reads a clock; O(16) a call. Not thread-safe.
 class GoodputEstimator {
  public:
   explicit GoodputEstimator(const GoodputOptions& options);
@@ -49,7 +49,7 @@ class GoodputEstimator {
   // Anything to estimate from, measured or prior.
   bool known() const { return samples_ > 0 || options_.prior > 0; }
   // What to build on: a low quantile of the recent samples, and no more than
-  // what the sample under way shows.
+  // the moving average, which sees a drop sooner.
   double Low() const;
   // What is to be expected: the moving average.
   double Mid() const;
@@ -59,7 +59,7 @@ class GoodputEstimator {
   double Mean() const;
 
  private:
-  static constexpr size_t kRecent = 32;
+  static constexpr size_t kRecent = 16;
 
   void Push(double sample);
 

@@ -113,6 +113,7 @@ StreamController::StreamController(StreamLoad load,
   for (uint32_t i = 0; i < chunks_.size(); ++i) {
     const StreamChunk& about = load_.chunks[i];
     Chunk& chunk = chunks_[i];
+    chunk.recompute = Seconds(about.recompute);
     chunk.planes = static_cast<uint8_t>(about.planes);
     chunk.needed = 1;
     while (chunk.needed <= about.planes &&
@@ -147,8 +148,7 @@ double StreamController::Before() const {
 }
 
 double StreamController::RecomputeSeconds(uint32_t i) const {
-  return Seconds(load_.chunks[i].recompute) * speed_ *
-         (1 + options_.recompute_margin);
+  return chunks_[i].recompute * speed_ * (1 + options_.recompute_margin);
 }
 
 double StreamController::Luck() const {
@@ -171,8 +171,7 @@ bool StreamController::EnoughWith(uint32_t i, uint32_t planes) const {
 bool StreamController::WorthRecomputing(uint32_t i, double before) const {
   const Chunk& chunk = chunks_[i];
   if (options_.recompute == RecomputeUse::kNever || chunk.refused ||
-      chunk.recomputed ||
-      load_.chunks[i].recompute == absl::InfiniteDuration()) {
+      chunk.recomputed || chunk.recompute == kInfinite) {
     return false;
   }
   if (!There(chunk)) return true;
@@ -220,7 +219,6 @@ void StreamController::ChangePlanes(uint32_t i, Change change) {
       std::countr_one(static_cast<uint32_t>(chunk.landed_mask)));
   count(1);
   if (decoding_ == 0) decode_backlog_ = 0;
-  refreshed_ = absl::InfinitePast();
 }
 
 StreamController::Reach StreamController::FindReach(absl::Time now) const {
@@ -399,10 +397,9 @@ uint32_t StreamController::NextNeeded() const {
   };
   // Where the engine may yet have to help, it is to find the cheapest chunks
   // undone. If even that cannot save the load, its front is what is usable.
-  const bool from_end =
-      options_.recompute == RecomputeUse::kToMeetDeadline && reach_.fits &&
-      engine_next_ < count &&
-      load_.chunks[engine_next_].recompute < absl::InfiniteDuration();
+  const bool from_end = options_.recompute == RecomputeUse::kToMeetDeadline &&
+                        reach_.fits && engine_next_ < count &&
+                        chunks_[engine_next_].recompute < kInfinite;
   if (from_end) {
     for (uint32_t i = count; i-- > engine_next_;) {
       if (wanted(i)) return i;
@@ -566,7 +563,6 @@ void StreamController::Release(Fetch& fetch, absl::Time now) {
     outstanding_bytes_ = 0;
     goodput_.SetBusy(false, now);
   }
-  refreshed_ = absl::InfinitePast();
 }
 
 void StreamController::OnProgress(uint32_t number, uint64_t bytes,
@@ -594,6 +590,8 @@ void StreamController::OnFetched(uint32_t i, uint32_t planes, absl::Time now) {
   ChangePlanes(i, [planes](Chunk& chunk) {
     chunk.usable = static_cast<uint8_t>(planes);
   });
+  // The engine may have waited for it.
+  if (running_ == 0) refreshed_ = absl::InfinitePast();
   if (!chunks_[i].recomputed) {
     Improve(i, load_.chunks[i].divergence[planes - 1], now);
   }
@@ -603,6 +601,7 @@ void StreamController::OnAbandoned(uint32_t number, absl::Time now) {
   Fetch* const fetch = number == 0 ? nullptr : FindFetch(number);
   if (fetch == nullptr) return;
   Chunk& chunk = chunks_[fetch->chunk];
+  refreshed_ = absl::InfinitePast();
   chunk.landed[fetch->plane] += fetch->landed;
   chunk.asked = std::min(chunk.asked, static_cast<uint8_t>(fetch->plane));
   Release(*fetch, now);
@@ -623,13 +622,14 @@ void StreamController::OnLost(uint32_t i, uint32_t plane, absl::Time now) {
     changed.landed_mask =
         static_cast<uint8_t>(changed.landed_mask & ((1u << plane) - 1));
   });
+  refreshed_ = absl::InfinitePast();
 }
 
 void StreamController::OnRecomputed(uint32_t i, absl::Time now) {
   if (running_ == 0 || i != running_at_) return;
   Chunk& chunk = chunks_[i];
   const double took = Seconds(now - running_since_);
-  const double model = Seconds(load_.chunks[i].recompute);
+  const double model = chunk.recompute;
   if (model > 0) {
     speed_ += 0.2 * (std::clamp(took / model, 0.1, 10.0) - speed_);
   }

@@ -210,8 +210,8 @@ struct StreamResult {
 
 // Pure: no I/O, no clock, no threads, no allocation after Create except in
 // Result. For n chunks: memory O(n), Create O(n log n), Next, Forecast and
-// Result O(n) (a few passes over 80 bytes a chunk, some microseconds for 128k
-// tokens), reports O(1). Not thread-safe.
+// Result O(n) (about 10 us for 128k tokens, 0.2 ms for 2 million), reports
+// O(1). Not thread-safe.
 //
 // Every byte is asked for once; a byte that landed is never asked for again,
 // abandoned fetches included. Planes of a chunk are asked for in order. What is
@@ -246,6 +246,8 @@ class StreamController {
 
  private:
   struct Chunk {
+    // Seconds; as the load says.
+    double recompute = std::numeric_limits<double>::infinity();
     uint8_t planes = 0;       // to be had
     uint8_t needed = 0;       // planes from which on it counts as there
     uint8_t asked = 0;        // planes whose fetch was given out
@@ -353,7 +355,7 @@ class StreamController {
   double before_sum_ = 0;
   uint32_t reach_limit_;  // what the link will do itself
   Reach reach_;
-  absl::Time refreshed_ = absl::InfinitePast();  // InfinitePast: is stale
+  absl::Time refreshed_ = absl::InfinitePast();  // InfinitePast: at once
   uint32_t running_ = 0;  // chunks given to the engine and not reported
   uint32_t running_at_ = 0;
   absl::Time running_since_;

@@ -84,7 +84,10 @@ NaiveRun CacheGenRule(const Case& load, const BandwidthTrace& trace) {
   const auto& chunks = load.load.chunks;
   double throughput = load.prior;
   for (size_t i = 0; i < chunks.size(); ++i) {
-    const double left = load.deadline - sequence.link();
+    // The last chunk's decoding is known, too.
+    const double left =
+        load.deadline - sequence.link() -
+        absl::ToDoubleSeconds(chunks.back().decode[chunks.back().planes - 1]);
     absl::Duration recompute;
     for (size_t k = i; k < chunks.size(); ++k) recompute += chunks[k].recompute;
     if (absl::ToDoubleSeconds(recompute) <= left) {
