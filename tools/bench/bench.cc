@@ -59,6 +59,22 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       bench::RunLocal);
   add("nvme", "the durable tier against fio (some minutes, 16 GiB of disk)",
       "larder bench nvme --dir /var/lib/larder", bench::RunNvme);
+  CLI::App* stream = add(
+      "stream", "the streaming controller on simulated links (some seconds)",
+      "larder bench stream\nlarder bench stream --json > stream.json\n"
+      "larder bench stream --plot load.svg --trace outage_long",
+      bench::RunStream);
+  stream
+      ->add_option("--rounds", chosen->rounds,
+                   "three seeds each per trace and geometry")
+      ->capture_default_str();
+  stream->add_option(
+      "--planes", chosen->planes,
+      "JSON file with bits and divergence of the codec's planes");
+  stream->add_option("--plot", chosen->plot,
+                     "draw one load into this SVG file");
+  stream->add_option("--trace", chosen->plot_trace, "... over this trace")
+      ->capture_default_str();
   CLI::App* ttft = add(
       "ttft", "time to first token of a real model (about ten minutes)",
       "larder bench ttft\nlarder bench ttft --rounds 9 --json", bench::RunTtft);
