@@ -37,6 +37,10 @@ struct Coding {
   }
 };
 
+void PrintTo(const Coding& coding, std::ostream* out) {
+  *out << coding.name();
+}
+
 std::vector<Coding> Codings() {
   std::vector<Coding> codings;
   for (int id = 1; id <= UINT8_MAX; ++id) {

@@ -22,8 +22,8 @@
 #include "codec/kvc1/layer_format.h"
 #include "codec/kvc1/rope.h"
 #include "codec/profile.h"
+#include "store/fingerprint.h"
 #include "store/record.h"
-#include "xxhash.h"
 
 namespace larder {
 namespace {
@@ -48,8 +48,7 @@ const Profile& SomeProfile() {
     group.value_dim = kValueDim;
     const auto fill = [](CoefficientTables& tables, size_t count) {
       for (size_t i = 0; i < 2 * 3 * count; ++i) {
-        tables.base.push_back(
-            static_cast<uint8_t>(i * 7 % kvc1::kBankIds));
+        tables.base.push_back(static_cast<uint8_t>(i * 7 % kvc1::kBankIds));
       }
       for (size_t i = 0; i < 2 * 2 * count; ++i) {
         tables.refinement.push_back(
@@ -129,8 +128,12 @@ Shape& LayerFor(uint8_t choice) {
           group.layer_digest = "0-1";
           if (token_major) group.layout = SegmentLayout::kTokenMajor;
           space.groups = {group};
-          shape->layer = {&space, GroupIndex{0}, {0, 2, 0, kHeads, 0, 1},
-                          1,      tokens == 40 ? 0u : 640u, tokens};
+          shape->layer = {&space,
+                          GroupIndex{0},
+                          {0, 2, 0, kHeads, 0, 1},
+                          1,
+                          tokens == 40 ? 0u : 640u,
+                          tokens};
           shape->layer.profile = &SomeProfile();
           shapes->push_back(std::move(shape));
         }
@@ -174,9 +177,10 @@ void Forge(const CodedLayer& layer, std::vector<std::byte>& encoded) {
       offset += bytes;
     }
   }
-  const uint64_t header = XXH3_64bits(encoded.data(), 72);
-  const uint64_t check = XXH3_64bits_withSeed(
-      encoded.data() + kvc1::kHeaderBytes, index - kvc1::kHeaderBytes, header);
+  const uint64_t header = Fingerprint64(ByteSpan(encoded).first(72));
+  const uint64_t check = Fingerprint64(
+      ByteSpan(encoded).subspan(kvc1::kHeaderBytes, index - kvc1::kHeaderBytes),
+      header);
   std::memcpy(&encoded[72], &check, 8);
 }
 
@@ -202,8 +206,7 @@ void Encode(CodedLayer layer, uint8_t quality, ByteSpan bytes) {
   options.planes = 1 + quality / 4 % 3;
   options.transform = (quality & 64) != 0;
   options.prediction = (quality & 128) != 0;
-  const bool narrow =
-      layer.group_descriptor().k_head_bytes == kKeyDim;
+  const bool narrow = layer.group_descriptor().k_head_bytes == kKeyDim;
   const Codec& codec =
       narrow || options.level == 0 ? LosslessCodec() : Kvc1Codec();
   std::vector<std::byte> encoded(codec.EncodedBytesMax(layer));
