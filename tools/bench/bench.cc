@@ -1,7 +1,14 @@
 #include "tools/bench/bench.h"
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <functional>
 #include <memory>
+
+#include "absl/strings/str_cat.h"
 
 #include "tools/bench/benches.h"
 #include "tools/bench/report.h"
@@ -24,6 +31,26 @@ int RunBench(GlobalOptions& options, const BenchOptions& bench_options,
   }
   report.Finish();
   return kExitOk;
+}
+
+// The quality benchmark links llama.cpp, which this program must not need: it
+// is a program of its own, beside this one. Does not return if it was started.
+int ExecQuality(const GlobalOptions& options,
+                const std::vector<std::string>& arguments) {
+  std::error_code error;
+  const std::filesystem::path program =
+      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() /
+      "larder_quality";
+  std::vector<std::string> words = {program.string(), "run"};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  execv(program.c_str(), argv.data());
+  return Fail(options,
+              absl::NotFoundError(absl::StrCat(
+                  program.string(), " cannot be started (", strerror(errno),
+                  "); in the source tree tools/bench-quality builds it")));
 }
 
 }  // namespace
@@ -82,6 +109,18 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
   ttft->add_option("--text", chosen->text, "file with the text to prefill");
   ttft->add_option("--rounds", chosen->rounds, "medians over so many")
       ->capture_default_str();
+  CLI::App* quality = parent->add_subcommand(
+      "quality",
+      "rate and quality of codecs on real KV of a model (an hour; --quick: "
+      "minutes). tools/bench-quality prepares the texts first");
+  quality->prefix_command();
+  quality->footer(
+      "Everything after it is for larder_quality run:\n"
+      "larder bench quality --texts-dir .deps/texts --quick\n"
+      "larder bench quality -- --help");
+  quality->callback([&options, quality] {
+    options.exit_code = ExecQuality(options, quality->remaining());
+  });
   CLI::App* codec =
       add("codec", "how fast KV is coded and decoded (about a minute)",
           "larder bench codec --captures captures --profile smollm2.profile\n"
