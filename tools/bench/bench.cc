@@ -114,6 +114,7 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       "rate and quality of codecs on real KV of a model (an hour; --quick: "
       "minutes). tools/bench-quality prepares the texts first");
   quality->prefix_command();
+  quality->fallthrough(false);
   quality->footer(
       "Everything after it is for larder_quality run:\n"
       "larder bench quality --texts-dir .deps/texts --quick\n"
