@@ -18,8 +18,8 @@ using Matrix =
 
 // Of the keys and queries of a text, one in so many is looked at: an average
 // over thousands of pairs.
-constexpr uint32_t kKeyStride = 16;
-constexpr uint32_t kQueryStride = 2;
+constexpr uint32_t kKeyStride = 4;
+constexpr uint32_t kQueryStride = 1;
 
 // Rows first, first + stride, ... of one head.
 Matrix HeadRows(const quality::HalfRows& rows, uint32_t row_size, uint32_t head,
