@@ -618,6 +618,12 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   sensitivity->add_option("--out", arguments.out, "file")->required();
 
+  CLI::App* const unquantized = app.add_subcommand(
+      "unquantized",
+      "write the model with weights of binary32: quantized ones cost some "
+      "0.003 of divergence whatever changes");
+  unquantized->add_option("--out", arguments.out, "GGUF file")->required();
+
   CLI::App* const levels = app.add_subcommand(
       "levels", "scale a profile's steps to what its levels should cost");
   levels->add_option("--profile", arguments.profile, "file")->required();
@@ -649,6 +655,8 @@ int Main(int argc, char** argv) {
     status = Run(std::move(arguments));
   } else if (capture->parsed()) {
     status = RunCapture(std::move(arguments));
+  } else if (unquantized->parsed()) {
+    status = WriteUnquantized(arguments.engine.model, arguments.out);
   } else if (levels->parsed()) {
     status = RunLevels(std::move(arguments));
   } else {

@@ -24,8 +24,9 @@ namespace {
 using baselines::FloatToHalf;
 using baselines::HalfToFloat;
 
-constexpr double kFirstVariance = 0.1;
-constexpr double kMostVariance = 0.5;
+// Of noise, relative to the head's own: one head alone can take as much, and
+// what it then costs is far above what floats of 32 bits lose.
+constexpr double kVariance = 0.25;
 constexpr uint32_t kEveryForLinearity = 12;
 
 // One head of the keys or of the values of one layer.
@@ -258,6 +259,53 @@ StatusOr<std::vector<calibrate::OutputProjection>> ReadOutputProjections(
   return projections;
 }
 
+Status WriteUnquantized(const std::string& model, const std::string& out) {
+  ggml_context* tensors = nullptr;
+  gguf_context* const file =
+      gguf_init_from_file(model.c_str(), {.no_alloc = false, .ctx = &tensors});
+  if (file == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("no GGUF file: ", model));
+  }
+  const absl::Cleanup close = [file, tensors] {
+    gguf_free(file);
+    ggml_free(tensors);
+  };
+  gguf_context* const copy = gguf_init_empty();
+  const absl::Cleanup close_copy = [copy] { gguf_free(copy); };
+  gguf_set_kv(copy, file);
+  gguf_set_val_u32(copy, "general.file_type", 0);
+  // Data of the tensors that are made; each has a context of its own.
+  std::vector<ggml_context*> made;
+  const absl::Cleanup close_made = [&made] {
+    for (ggml_context* const context : made) ggml_free(context);
+  };
+  for (int64_t i = 0; i < gguf_get_n_tensors(file); ++i) {
+    const char* const name = gguf_get_tensor_name(file, i);
+    const ggml_tensor* const from = ggml_get_tensor(tensors, name);
+    const auto* const traits = ggml_get_type_traits(from->type);
+    if (from->type == GGML_TYPE_F32 || traits->to_float == nullptr) {
+      gguf_add_tensor(copy, from);
+      continue;
+    }
+    const int64_t elements = ggml_nelements(from);
+    ggml_context* const context = ggml_init(
+        {.mem_size = static_cast<size_t>(elements) * sizeof(float) + 4096,
+         .mem_buffer = nullptr,
+         .no_alloc = false});
+    if (context == nullptr) return absl::ResourceExhaustedError("memory");
+    made.push_back(context);
+    ggml_tensor* const to =
+        ggml_new_tensor(context, GGML_TYPE_F32, ggml_n_dims(from), from->ne);
+    ggml_set_name(to, name);
+    traits->to_float(from->data, static_cast<float*>(to->data), elements);
+    gguf_add_tensor(copy, to);
+  }
+  if (!gguf_write_to_file(copy, out.c_str(), /*only_meta=*/false)) {
+    return absl::UnavailableError("cannot write " + out);
+  }
+  return absl::OkStatus();
+}
+
 StatusOr<Sensitivity> MeasureSensitivity(Engines engines,
                                          const std::string& model,
                                          std::span<const SplitText> texts,
@@ -324,40 +372,24 @@ StatusOr<Sensitivity> MeasureSensitivity(Engines engines,
              SeedOf(text, index), prefix);
     return trial.Divergence(prefix);
   };
-  // How much noise each component is to get.
-  std::vector<double> variance(components.size(), kFirstVariance);
-  size_t done = 0;
-  LARDER_RETURN_IF_ERROR(
-      ForEach(engines, engines.size(), [&](QualityEngine& engine, size_t part) {
-        LARDER_ASSIGN_OR_RETURN(Trial trial, Trial::Make(engine, texts[0]));
-        for (size_t i = part; i < components.size(); i += engines.size()) {
-          LARDER_ASSIGN_OR_RETURN(const double kl,
-                                  cost(trial, 0, i, kFirstVariance));
-          variance[i] = std::clamp(kFirstVariance * options.divergence / kl,
-                                   kFirstVariance / 100, kMostVariance);
-          progress("first look", done, components.size());
-        }
-        return Status();
-      }));
-
   std::vector<std::vector<double>> found(texts.size());
   std::vector<double> all_at_once(texts.size());
   std::vector<double> ratios;
-  done = 0;
+  size_t done = 0;
   LARDER_RETURN_IF_ERROR(
       ForEach(engines, texts.size(), [&](QualityEngine& engine, size_t text) {
         LARDER_ASSIGN_OR_RETURN(Trial trial, Trial::Make(engine, texts[text]));
         for (size_t i = 0; i < components.size(); ++i) {
           LARDER_ASSIGN_OR_RETURN(const double kl,
-                                  cost(trial, text, i, variance[i]));
-          found[text].push_back(kl / variance[i]);
+                                  cost(trial, text, i, kVariance));
+          found[text].push_back(kl / kVariance);
           progress("sensitivity", done, texts.size() * components.size());
         }
         if (text != 0) return Status();
         for (size_t i = 0; i < components.size(); i += kEveryForLinearity) {
           LARDER_ASSIGN_OR_RETURN(const double quarter,
-                                  cost(trial, text, i, variance[i] / 4));
-          ratios.push_back(quarter / (found[0][i] * variance[i] / 4));
+                                  cost(trial, text, i, kVariance / 4));
+          ratios.push_back(quarter / (found[0][i] * kVariance / 4));
         }
         return Status();
       }));

@@ -18,8 +18,13 @@ namespace larder::quality {
 StatusOr<std::vector<calibrate::OutputProjection>> ReadOutputProjections(
     const std::string& model, const ModelShape& shape);
 
+// The same model with weights of binary32. Products with weights of few bits
+// round activations to 8 bits first, so that a change of any size flips some of
+// them: a divergence of some 0.003 that no codec can be told from.
+Status WriteUnquantized(const std::string& model, const std::string& out);
+
 struct SensitivityOptions {
-  // Noise of each component is set so that it costs about so much.
+  // What noise everywhere at once should cost, to see whether it adds up.
   double divergence = 0.01;
   // Texts that metrics are made from; sensitivities are of all texts.
   uint32_t metric_texts = 8;
