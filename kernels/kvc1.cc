@@ -1,6 +1,7 @@
 #include "kernels/kvc1.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 
 #include "kernels/kvc1_internal.h"
@@ -42,15 +43,35 @@ const Kvc1Kernel* Kvc1KernelAt(Level level) {
   return nullptr;
 }
 
+namespace {
+
+const Kvc1Kernel* FindBest() {
+  for (const auto level : {Level::kAvx512, Level::kAvx2}) {
+    const Kvc1Kernel* kernel = Kvc1KernelAt(level);
+    if (kernel != nullptr) return kernel;
+  }
+  return &kKvc1Scalar;
+}
+
+std::atomic<const Kvc1Kernel*>& Chosen() {
+  static std::atomic<const Kvc1Kernel*> chosen = FindBest();
+  return chosen;
+}
+
+}  // namespace
+
 const Kvc1Kernel& BestKvc1Kernel() {
-  static const Kvc1Kernel* const kBest = [] {
-    for (const auto level : {Level::kAvx512, Level::kAvx2}) {
-      const Kvc1Kernel* kernel = Kvc1KernelAt(level);
-      if (kernel != nullptr) return kernel;
-    }
-    return &kKvc1Scalar;
-  }();
-  return *kBest;
+  return *Chosen().load(std::memory_order_relaxed);
+}
+
+bool UseKvc1Kernel(Level level) {
+  const Kvc1Kernel* kernel = Kvc1KernelAt(level);
+  if (kernel != nullptr) Chosen().store(kernel, std::memory_order_relaxed);
+  return kernel != nullptr;
+}
+
+void UseBestKvc1Kernel() {
+  Chosen().store(FindBest(), std::memory_order_relaxed);
 }
 
 }  // namespace internal

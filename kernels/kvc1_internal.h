@@ -84,8 +84,12 @@ void EncodeRefine(RefineEncodeStream* streams, size_t count);
 
 // Null if this CPU (or this build) does not have the level.
 const Kvc1Kernel* Kvc1KernelAt(Level level);
-// The best there is, chosen once.
+// The best there is, unless a benchmark asked for another.
 const Kvc1Kernel& BestKvc1Kernel();
+// For benchmarks: what every call of kvc1.h uses from now on. False, and
+// nothing changed, if there is no such level.
+bool UseKvc1Kernel(Level level);
+void UseBestKvc1Kernel();
 
 // IEEE binary16 to and from binary32, to nearest even; NaNs become quiet and
 // keep the upper part of their payload.

@@ -338,6 +338,7 @@ int16_t QuantizedValue(const QuantizeTile& tile, size_t k, float z,
 }
 
 bool Quantize(const QuantizeTile& tile) {
+  if (tile.coefficients == 0) return true;
   const ConstTileRows& rows = tile.rows;
   const size_t stride = tile.q_round_stride != 0 ? tile.q_round_stride
                                                  : tile.coefficients * kLanes;

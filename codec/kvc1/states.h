@@ -1,12 +1,14 @@
 #ifndef LARDER_CODEC_KVC1_STATES_H_
 #define LARDER_CODEC_KVC1_STATES_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "kernels/kvc1.h"
+#include "store/units.h"
 
 namespace larder::kvc1 {
 
@@ -42,6 +44,35 @@ inline void ReadStates(const std::byte* packed,
     states[lane] = (pair & 0xfff) << 16 | low[0];
     states[lane + 1] = pair >> 12 << 16 | low[1];
   }
+}
+
+// The states in which a decoder ends are the encoder's to choose: their low 12
+// bits can hold bytes, those of two lanes three.
+inline constexpr size_t kSeedBytes = kernels::kLanes / 2 * 3;
+
+// REQUIRES: at most kSeedBytes; the rest is zeros.
+inline void SeedStates(ByteSpan bytes,
+                       std::array<uint32_t, kernels::kLanes>& states) {
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const size_t bit = 8 * i;
+    const uint32_t value = static_cast<uint32_t>(bytes[i]) << bit % 12;
+    states[bit / 12] |= value & 0xfff;
+    if (value > 0xfff) states[bit / 12 + 1] |= value >> 12;
+  }
+}
+
+// The reverse. False if a state is not one of those.
+inline bool ReadSeeds(const uint32_t (&states)[kernels::kLanes],
+                      std::vector<std::byte>& out) {
+  for (size_t lane = 0; lane < kernels::kLanes; lane += 2) {
+    if (states[lane] >> 12 != 1 || states[lane + 1] >> 12 != 1) return false;
+    const uint32_t pair = (states[lane] & 0xfff) | (states[lane + 1] & 0xfff)
+                                                       << 12;
+    for (int i = 0; i < 3; ++i) {
+      out.push_back(static_cast<std::byte>(pair >> 8 * i));
+    }
+  }
+  return true;
 }
 
 }  // namespace larder::kvc1

@@ -499,7 +499,16 @@ bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
 
   std::vector<std::byte> words(
       kernels::EncodedWordsMax(channels + wide, rounds) * 2);
+  // A single plane ends in states that may say something: escapes go there
+  // first.
+  std::vector<std::byte> escape_bytes;
+  AppendEscapes(escapes, escape_bytes);
   std::array<uint32_t, kLanes> states = kernels::InitialStates();
+  size_t in_states = 0;
+  if (planes == 1) {
+    in_states = std::min(escape_bytes.size(), kSeedBytes);
+    SeedStates(ByteSpan(escape_bytes).first(in_states), states);
+  }
   for (int plane = planes - 1; plane > 0; --plane) {
     kernels::RefineEncodeStream stream;
     stream.symbols = &symbols[numbers * static_cast<size_t>(plane - 1)];
@@ -524,9 +533,10 @@ bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
   stream.words = words.data();
   kernels::Encode({&stream, 1});
   AppendStates(stream.states, out.plane0);
-  AppendEscapes(escapes, out.plane0);
   out.plane0.insert(out.plane0.end(), words.begin(),
                     words.begin() + 2 * stream.words_count);
+  out.plane0.insert(out.plane0.end(), escape_bytes.begin() + in_states,
+                    escape_bytes.end());
   return true;
 }
 
@@ -544,10 +554,6 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
   }
   symbols_.resize(std::max(numbers, base_numbers));
   integers_.resize(numbers);
-  size_t escape_count = 0;
-  for (const Input& input : inputs) escape_count += input.escapes;
-  escapes_.resize(escape_count);
-  escape_count = 0;
   uint8_t* symbols = symbols_.data();
   for (const Input& input : inputs) {
     ByteSpan plane0 = input.planes[0];
@@ -555,14 +561,6 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     kernels::DecodeStream& stream = streams_.emplace_back();
     ReadStates(plane0.data(), stream.states);
     plane0 = plane0.subspan(kStateBytes);
-    if (input.escapes > 0) {
-      const std::optional<size_t> used = ReadEscapes(
-          plane0, std::span(escapes_).subspan(escape_count, input.escapes));
-      if (!used.has_value()) return Corrupt("a tile's escapes end early");
-      plane0 = plane0.subspan(*used);
-      escape_count += input.escapes;
-    }
-    if (plane0.size() % 2 != 0) return Corrupt("half a word");
     stream.words = plane0.data();
     stream.words_count = plane0.size() / 2;
     stream.tables = input.plan->tables.data();
@@ -573,23 +571,18 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     symbols += stream.rounds * stream.channels * kLanes;
   }
   kernels::Decode(std::span(streams_));
-  escape_count = 0;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs[i];
     const kernels::DecodeStream& stream = streams_[i];
     const size_t steps = stream.rounds * stream.channels;
-    if (!stream.ok || stream.words_used != stream.words_count) {
-      return Corrupt("a tile's words do not fit its numbers");
-    }
+    if (!stream.ok) return Corrupt("a tile has too few words");
+    LARDER_RETURN_IF_ERROR(TakeEscapes(input, stream, planes));
     const bool wide = !input.plan->wide.empty();
     if (wide) parts_.resize(steps * kLanes);
     int16_t* merged = wide ? parts_.data() : &integers_[starts_[i]];
-    if (!kernels::MergeSymbols(
-            stream.symbols, steps,
-            std::span(escapes_).subspan(escape_count, input.escapes), merged)) {
+    if (!kernels::MergeSymbols(stream.symbols, steps, escapes_, merged)) {
       return Corrupt("a tile's escapes do not fit its numbers");
     }
-    escape_count += input.escapes;
     if (wide) JoinParts(*input.plan, *input.tile, &integers_[starts_[i]]);
     if (input.plan->prediction != nullptr) {
       ApplyPrediction<true>(*input.plan->prediction, input.tile->rounds(),
@@ -630,7 +623,7 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
   }
   const std::array<uint32_t, kLanes> end = kernels::InitialStates();
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (decode_planes == planes &&
+    if (planes > 1 && decode_planes == planes &&
         !std::equal(end.begin(), end.end(), streams_[i].states)) {
       return Corrupt("a tile does not end where its encoder began");
     }
@@ -648,6 +641,30 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     if (largest > most || least < -most) {
       return Corrupt("a number is too large for the transform");
     }
+  }
+  return absl::OkStatus();
+}
+
+// What follows the words is the rest of the escapes, of which a single plane
+// has the beginning in its last states.
+Status StepsDecoder::TakeEscapes(const Input& input,
+                                 const kernels::DecodeStream& stream,
+                                 int planes) {
+  escape_bytes_.clear();
+  if (planes == 1 && !ReadSeeds(stream.states, escape_bytes_)) {
+    return Corrupt("a tile does not end where its encoder began");
+  }
+  const ByteSpan rest =
+      input.planes[0].subspan(kStateBytes + 2 * stream.words_used);
+  escapes_.resize(input.escapes);
+  const size_t seeds = escape_bytes_.size();
+  escape_bytes_.insert(escape_bytes_.end(), rest.begin(), rest.end());
+  const std::optional<size_t> used = ReadEscapes(escape_bytes_, escapes_);
+  if (!used.has_value() || std::max(*used, seeds) != escape_bytes_.size() ||
+      std::any_of(escape_bytes_.begin() + static_cast<ptrdiff_t>(*used),
+                  escape_bytes_.end(),
+                  [](std::byte b) { return b != std::byte{0}; })) {
+    return Corrupt("a tile's escapes do not fill their bytes");
   }
   return absl::OkStatus();
 }

@@ -99,6 +99,8 @@ class StepsDecoder {
   }
 
  private:
+  Status TakeEscapes(const Input& input, const kernels::DecodeStream& stream,
+                     int planes);
   // From parts_: coefficients that have a low part become whole.
   void JoinParts(const StepsPlan& plan, const TileGrid::Tile& tile,
                  int16_t* integers);
@@ -107,6 +109,7 @@ class StepsDecoder {
   std::vector<uint8_t> symbols_;
   std::vector<int8_t> context_;
   std::vector<int16_t> integers_;
+  std::vector<std::byte> escape_bytes_;
   std::vector<int16_t> escapes_;
   std::vector<int16_t> parts_;
   std::vector<kernels::DecodeStream> streams_;

@@ -59,12 +59,41 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       bench::RunLocal);
   add("nvme", "the durable tier against fio (some minutes, 16 GiB of disk)",
       "larder bench nvme --dir /var/lib/larder", bench::RunNvme);
+  CLI::App* stream = add(
+      "stream", "the streaming controller on simulated links (some seconds)",
+      "larder bench stream\nlarder bench stream --json > stream.json\n"
+      "larder bench stream --plot load.svg --trace outage_long",
+      bench::RunStream);
+  stream
+      ->add_option("--rounds", chosen->rounds,
+                   "three seeds each per trace and geometry")
+      ->capture_default_str();
+  stream->add_option(
+      "--planes", chosen->planes,
+      "JSON file with bits and divergence of the codec's planes");
+  stream->add_option("--plot", chosen->plot,
+                     "draw one load into this SVG file");
+  stream->add_option("--trace", chosen->plot_trace, "... over this trace")
+      ->capture_default_str();
   CLI::App* ttft = add(
       "ttft", "time to first token of a real model (about ten minutes)",
       "larder bench ttft\nlarder bench ttft --rounds 9 --json", bench::RunTtft);
   ttft->add_option("--model", chosen->model, "GGUF file (tools/setup fetches)");
   ttft->add_option("--text", chosen->text, "file with the text to prefill");
   ttft->add_option("--rounds", chosen->rounds, "medians over so many")
+      ->capture_default_str();
+  CLI::App* codec =
+      add("codec", "how fast KV is coded and decoded (about a minute)",
+          "larder bench codec --captures captures --profile smollm2.profile\n"
+          "larder bench codec --only codec.decode --json",
+          bench::RunCodec);
+  codec->add_option("--captures", chosen->captures,
+                    "folder of captured KV (tools/bench-quality makes it); "
+                    "without it the KV is made up");
+  codec->add_option("--profile", chosen->profile,
+                    "the model's profile (larder calibrate)");
+  codec->add_option("--level", chosen->level, "quality, 1 (finest) to 9")
+      ->check(CLI::Range(1, 9))
       ->capture_default_str();
 }
 

@@ -21,6 +21,15 @@ struct BenchOptions {
   std::string model;
   std::string text;
   int rounds = 5;
+  // codec: where captured KV and a model's profile are; empty = made up / none.
+  std::string captures;
+  std::string profile;
+  int level = 3;
+  // stream: what planes there are (JSON; empty = PlaneModel::Default()), and a
+  // picture of one load.
+  std::string planes;
+  std::string plot;
+  std::string plot_trace = "drop_recover";
 
   // Is one of these rows to be measured?
   bool Wants(std::initializer_list<std::string_view> rows) const {
@@ -34,11 +43,14 @@ struct BenchOptions {
   }
 };
 
-// Each runs a larderd of its own and adds its rows. tools/bench/README.md says
-// what every row is.
+// Each adds its rows; tools/bench/README.md says what every row is. All but
+// RunStream and RunCodec run a larderd of their own.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
+Status RunStream(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
+// Needs no daemon.
+Status RunCodec(const BenchOptions& options, Report& report);
 
 }  // namespace larder::bench
 
