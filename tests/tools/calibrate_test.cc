@@ -156,6 +156,7 @@ TEST_F(CalibrateTest, ObjectsAreOfTheSizeAndTheErrorThatWasSaid) {
       const auto description = kvc1::Describe(layer, encoded, result->bytes);
       ASSERT_TRUE(description.ok());
       EXPECT_EQ(description->profile, profile->id());
+      EXPECT_TRUE(description->unrotated);
 
       std::vector<std::byte> decoded(plain.size());
       ASSERT_TRUE(Kvc1Codec()
@@ -197,7 +198,12 @@ TEST_F(CalibrateTest, LevelsCanBeMoved) {
   for (const float step : steps) factors.push_back(double{step} / steps[0]);
   const auto same = Rescale(*profile, samples_, factors, divergences, {});
   ASSERT_TRUE(same.ok()) << same.status();
-  EXPECT_EQ((*same)->id(), profile->id());
+  const TensorProfile& was = profile->contents().groups[0].values[0];
+  const TensorProfile& is = (*same)->contents().groups[0].values[0];
+  EXPECT_EQ(is.predictions[0].factor, was.predictions[0].factor);
+  for (size_t level = 0; level < 5; ++level) {
+    EXPECT_FLOAT_EQ(is.step[level], was.step[level]);
+  }
   for (double& factor : factors) factor *= 2;
   Summary before, after;
   ASSERT_TRUE(
@@ -233,10 +239,11 @@ TEST_F(CalibrateTest, StepsFollowWhatErrorsCost) {
   // Errors of odd channels cost nine times as much, of the other head four.
   EXPECT_NEAR(keys.weight[0] / keys.weight[1], 3, 0.02);
   EXPECT_NEAR(keys.weight[0] / keys.weight[kDim], 2, 0.02);
-  for (size_t level = 0; level < 5; ++level) {
+  // The coarsest levels would cost more than there is to lose.
+  for (size_t level = 0; level < 3; ++level) {
     EXPECT_NEAR(summary.divergence[level],
-                (std::vector{0.001, 0.003, 0.01, 0.03, 0.1})[level],
-                0.05 * summary.divergence[level]);
+                (std::vector{0.001, 0.003, 0.01})[level],
+                0.02 * summary.divergence[level]);
   }
 }
 
@@ -273,7 +280,7 @@ TEST_F(CalibrateTest, RefusesWhatDoesNotBelongTogether) {
 
 TEST(TablesTest, NumbersOfAllSizesFindATable) {
   std::mt19937 random(1);
-  for (const double deviation : {0.1, 1.0, 10.0, 100.0}) {
+  for (const double deviation : {0.3, 1.0, 10.0, 100.0}) {
     std::normal_distribution<double> normal(0, deviation);
     Histogram histogram;
     for (int i = 0; i < 20000; ++i) {
