@@ -310,8 +310,8 @@ StatusOr<Sensitivity> MeasureSensitivity(Engines engines,
                                          const std::string& model,
                                          std::span<const SplitText> texts,
                                          const SensitivityOptions& options) {
-  QualityEngine& first = *engines[0];
-  const ModelShape& shape = first.shape();
+
+  const ModelShape& shape = engines[0]->shape();
   Sensitivity result;
   Measurements& out = result.measurements;
   out.shape = shape;
@@ -337,7 +337,7 @@ StatusOr<Sensitivity> MeasureSensitivity(Engines engines,
     LARDER_ASSIGN_OR_RETURN(
         const std::vector<Capture> captures,
         CaptureTexts(
-            first,
+            engines,
             texts.first(std::min<size_t>(options.metric_texts, texts.size())),
             /*with_queries=*/true));
     size_t done = 0;
