@@ -310,7 +310,6 @@ StatusOr<Sensitivity> MeasureSensitivity(Engines engines,
                                          const std::string& model,
                                          std::span<const SplitText> texts,
                                          const SensitivityOptions& options) {
-
   const ModelShape& shape = engines[0]->shape();
   Sensitivity result;
   Measurements& out = result.measurements;

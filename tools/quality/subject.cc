@@ -271,10 +271,10 @@ SpaceDescriptor MakeSpace(const ModelShape& shape,
   space.cache_dtype = "f16";
   space.kv_scales = "none";
   // As the adapter of llama.cpp writes it, which codecs understand.
-  space.rope =
-      absl::StrCat("type=", shape.rope_adjacent ? 0 : 2,
-                   ";scaling=-1;base=0;scale=0;dimension_count=",
-                   shape.rope_dim, ";freq_base=", shape.rope_base, ";beyond=0");
+  space.rope = absl::StrCat(
+      "type=", shape.rope_adjacent ? 0 : 2,
+      ";scaling=-1;base=0;scale=0;dimension_count=", shape.rope_dim,
+      ";freq_base=", shape.rope_base, ";beyond=0");
   space.engine_layout = "larder_quality";
   space.hash_scheme = "larder";
   space.block_tokens = kChunkTokens;
