@@ -48,6 +48,7 @@ void AddSpaceCommands(CLI::App& app, GlobalOptions& options);
 void AddVerifyCommand(CLI::App& app, GlobalOptions& options);
 void AddEventsCommand(CLI::App& app, GlobalOptions& options);
 void AddDoctorCommand(CLI::App& app, GlobalOptions& options);
+void AddCalibrateCommand(CLI::App& app, GlobalOptions& options);
 void AddCompletionCommand(CLI::App& app, GlobalOptions& options);
 
 // The completion script of a whole tree; "" for a shell it does not know.

@@ -22,6 +22,9 @@
 #include "tools/quality/capture_file.h"
 #include "tools/quality/curve.h"
 #include "tools/quality/engine.h"
+#include "tools/quality/levels.h"
+#include "tools/quality/profile_subject.h"
+#include "tools/quality/sensitivity.h"
 #include "tools/quality/subject.h"
 #include "tools/quality/sweep.h"
 #include "tools/quality/texts.h"
@@ -52,6 +55,14 @@ struct Arguments {
   bool quick = false;
   std::string json;
   std::string plot;
+  std::vector<std::string> profiles;  // NAME=FILE
+  std::string measurements;
+  int parents = 8;
+  int planes = 1;
+  // levels
+  std::string profile;
+  std::string captures;
+  std::vector<double> divergences = {0.001, 0.003, 0.01, 0.03, 0.1};
   // capture
   std::string text;
   uint32_t tokens = 512;
@@ -236,7 +247,7 @@ void PrintPassKeys(const Domain& domain, const SweepFigures& figures,
 StatusOr<Subjects> MakeAllSubjects(const Arguments& arguments,
                                    const SpaceDescriptor& space) {
   std::vector<std::string> names = arguments.codecs;
-  if (names.empty()) {
+  if (names.empty() && arguments.profiles.empty()) {
     names = SubjectNames();
     // It says what raw says.
     names.erase(std::find(names.begin(), names.end(), "identity"));
@@ -246,8 +257,29 @@ StatusOr<Subjects> MakeAllSubjects(const Arguments& arguments,
     levels.push_back(static_cast<uint8_t>(level));
   }
   Subjects subjects;
+  const ProfileSubjectOptions options{.measurements = arguments.measurements,
+                                      .parents = arguments.parents,
+                                      .threads = arguments.workers,
+                                      .planes = arguments.planes};
+  for (const std::string& named : arguments.profiles) {
+    const size_t equals = named.find('=');
+    if (equals == std::string::npos) {
+      return absl::InvalidArgumentError("--profile takes NAME=FILE");
+    }
+    LARDER_ASSIGN_OR_RETURN(std::shared_ptr<const Profile> profile,
+                            ReadProfile(named.substr(equals + 1)));
+    Subjects curve = MakeProfileSubjects(named.substr(0, equals),
+                                         std::move(profile), space, options);
+    std::move(curve.begin(), curve.end(), std::back_inserter(subjects));
+  }
+  const std::vector<std::string> calibrated = ProfileSubjectNames();
   for (const std::string& name : names) {
-    LARDER_ASSIGN_OR_RETURN(Subjects curve, MakeSubjects(name, levels, space));
+    const bool calibrates = std::find(calibrated.begin(), calibrated.end(),
+                                      name) != calibrated.end();
+    LARDER_ASSIGN_OR_RETURN(Subjects curve,
+                            calibrates
+                                ? MakeCalibratedSubjects(name, space, options)
+                                : MakeSubjects(name, levels, space));
     std::move(curve.begin(), curve.end(), std::back_inserter(subjects));
   }
   return subjects;
@@ -426,6 +458,71 @@ Status RunCapture(Arguments arguments) {
   return absl::OkStatus();
 }
 
+StatusOr<std::vector<std::unique_ptr<QualityEngine>>> OpenEngines(
+    const Arguments& arguments) {
+  std::vector<std::unique_ptr<QualityEngine>> engines;
+  for (uint32_t i = 0; i < arguments.workers; ++i) {
+    LARDER_ASSIGN_OR_RETURN(std::unique_ptr<QualityEngine> opened,
+                            QualityEngine::Open(arguments.engine));
+    engines.push_back(std::move(opened));
+  }
+  return engines;
+}
+
+Status RunSensitivity(Arguments arguments) {
+  arguments.engine.context_tokens =
+      arguments.prefix_tokens + arguments.suffix_tokens;
+  LARDER_ASSIGN_OR_RETURN(const auto engines, OpenEngines(arguments));
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<SplitText> texts,
+      ReadTexts(*engines[0], arguments.text, arguments.prefix_tokens,
+                arguments.suffix_tokens, arguments.count));
+  std::string said;
+  std::optional<Progress> progress;
+  LARDER_ASSIGN_OR_RETURN(
+      const Sensitivity found,
+      MeasureSensitivity(
+          engines, arguments.engine.model, texts,
+          {.progress = [&](const std::string& what, double share) {
+            if (what != said) progress.emplace(what);
+            said = what;
+            (*progress)(share);
+          }}));
+  LARDER_RETURN_IF_ERROR(WriteMeasurements(found.measurements, arguments.out));
+  std::printf(
+      "%s: %zu texts; a quarter of the noise costs %.2f of a quarter (1: "
+      "linear);\nnoise everywhere costs %.2f of the sum (1: additive)\n",
+      arguments.out.c_str(), texts.size(), found.linearity, found.additivity);
+  return absl::OkStatus();
+}
+
+Status RunLevels(Arguments arguments) {
+  arguments.engine.context_tokens =
+      arguments.prefix_tokens + arguments.suffix_tokens;
+  LARDER_ASSIGN_OR_RETURN(std::shared_ptr<const Profile> profile,
+                          ReadProfile(arguments.profile));
+  LARDER_ASSIGN_OR_RETURN(const calibrate::Samples samples,
+                          calibrate::Samples::Read(arguments.captures));
+  LARDER_ASSIGN_OR_RETURN(const auto engines, OpenEngines(arguments));
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<SplitText> texts,
+      ReadTexts(*engines[0], arguments.text, arguments.prefix_tokens,
+                arguments.suffix_tokens, arguments.count));
+  calibrate::Summary summary;
+  LARDER_ASSIGN_OR_RETURN(
+      profile,
+      FitLevels(engines, texts, profile, samples, arguments.divergences,
+                /*rounds=*/2, {.threads = arguments.workers},
+                {.query_stride = 0, .progress = Progress("levels")}, &summary));
+  LARDER_RETURN_IF_ERROR(WriteFile(arguments.out, profile->bytes()));
+  for (size_t level = 0; level < arguments.divergences.size(); ++level) {
+    std::printf("level %zu: mean KL %g, %.3f bits of keys, %.3f of values\n",
+                level + 1, arguments.divergences[level],
+                summary.key_bits[level], summary.value_bits[level]);
+  }
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
   Arguments arguments;
   const std::string deps = LARDER_DEPS_DIR;
@@ -477,6 +574,16 @@ int Main(int argc, char** argv) {
   run->add_option("--workers", arguments.workers, "texts at once")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  run->add_option("--profile", arguments.profiles,
+                  "NAME=FILE: kvc1 with a profile, as a curve of that name");
+  run->add_option("--measurements", arguments.measurements,
+                  "file of `sensitivity`, for kvc1-scalar, -predicted, -klt");
+  run->add_option("--parents", arguments.parents, "of kvc1-predicted")
+      ->check(CLI::Range(0, 32))
+      ->capture_default_str();
+  run->add_option("--planes", arguments.planes, "of kvc1 with profiles")
+      ->check(CLI::Range(1, 3))
+      ->capture_default_str();
   run->add_flag("--quick", arguments.quick,
                 "4 texts, no other domains, no pass keys");
   run->add_option("--json", arguments.json, "file for all figures");
@@ -492,10 +599,70 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   capture->add_option("--out", arguments.out, "folder")->required();
+
+  CLI::App* const sensitivity = app.add_subcommand(
+      "sensitivity", "measure what errors of which head cost (FORMAT.md)");
+  sensitivity->add_option("--text", arguments.text, "file of calibration texts")
+      ->required();
+  sensitivity->add_option("--count", arguments.count, "texts at most")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  sensitivity
+      ->add_option("--prefix", arguments.prefix_tokens, "tokens with noise")
+      ->check(CLI::Range(96, 65536))
+      ->capture_default_str();
+  sensitivity->add_option("--suffix", arguments.suffix_tokens, "tokens judged")
+      ->check(CLI::Range(8, 4096))
+      ->capture_default_str();
+  sensitivity->add_option("--workers", arguments.workers, "texts at once")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  sensitivity->add_option("--out", arguments.out, "file")->required();
+
+  CLI::App* const unquantized = app.add_subcommand(
+      "unquantized",
+      "write the model with weights of binary32: quantized ones cost some "
+      "0.003 of divergence whatever changes");
+  unquantized->add_option("--out", arguments.out, "GGUF file")->required();
+
+  CLI::App* const levels = app.add_subcommand(
+      "levels", "scale a profile's steps to what its levels should cost");
+  levels->add_option("--profile", arguments.profile, "file")->required();
+  levels->add_option("--captures", arguments.captures, "folder")->required();
+  levels->add_option("--text", arguments.text, "file of calibration texts")
+      ->required();
+  levels->add_option("--count", arguments.count, "texts at most")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  levels
+      ->add_option("--divergences", arguments.divergences,
+                   "mean KL divergence of each level")
+      ->delimiter(',')
+      ->check(CLI::Range(1e-6, 10.0));
+  levels->add_option("--prefix", arguments.prefix_tokens, "tokens replaced")
+      ->check(CLI::Range(96, 65536))
+      ->capture_default_str();
+  levels->add_option("--suffix", arguments.suffix_tokens, "tokens judged")
+      ->check(CLI::Range(32, 4096))
+      ->capture_default_str();
+  levels->add_option("--workers", arguments.workers, "texts at once")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  levels->add_option("--out", arguments.out, "file")->required();
   CLI11_PARSE(app, argc, argv);
 
-  const Status status = run->parsed() ? Run(std::move(arguments))
-                                      : RunCapture(std::move(arguments));
+  Status status;
+  if (run->parsed()) {
+    status = Run(std::move(arguments));
+  } else if (capture->parsed()) {
+    status = RunCapture(std::move(arguments));
+  } else if (unquantized->parsed()) {
+    status = WriteUnquantized(arguments.engine.model, arguments.out);
+  } else if (levels->parsed()) {
+    status = RunLevels(std::move(arguments));
+  } else {
+    status = RunSensitivity(std::move(arguments));
+  }
   if (status.ok()) return 0;
   std::fprintf(stderr, "larder_quality: %s\n",
                std::string(status.message()).c_str());

@@ -270,9 +270,11 @@ SpaceDescriptor MakeSpace(const ModelShape& shape,
   space.weights = weights;
   space.cache_dtype = "f16";
   space.kv_scales = "none";
-  space.rope =
-      absl::StrCat("type=", shape.rope_adjacent ? "adjacent" : "neox",
-                   " base=", shape.rope_base, " dimensions=", shape.rope_dim);
+  // As the adapter of llama.cpp writes it, which codecs understand.
+  space.rope = absl::StrCat(
+      "type=", shape.rope_adjacent ? 0 : 2,
+      ";scaling=-1;base=0;scale=0;dimension_count=", shape.rope_dim,
+      ";freq_base=", shape.rope_base, ";beyond=0");
   space.engine_layout = "larder_quality";
   space.hash_scheme = "larder";
   space.block_tokens = kChunkTokens;
