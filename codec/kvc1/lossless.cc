@@ -399,6 +399,14 @@ kernels::SymbolTable TableOf(const std::array<uint32_t, 32>& seen) {
     if (counts[s] > counts[largest]) largest = s;
   }
   counts[largest] += kernels::kProbabilityOne - given;
+  // No start is above 4095, so that symbol 31 has a slot, if need be of the
+  // last symbol that is seen: which must have another.
+  size_t last = 31;
+  while (counts[last] == 0) --last;
+  if (last < 31 && counts[last] == 1) {
+    ++counts[last];
+    --counts[largest];
+  }
   kernels::SymbolTable table;
   uint32_t start = 0;
   for (size_t s = 0; s < 32; ++s) {
