@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/kvc1_loops_internal.h"
+
 namespace larder::kernels::internal {
 namespace {
 
@@ -847,17 +849,147 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
   if (stream) _mm_sfence();
 }
 
+// --- Prediction --------------------------------------------------------------
+
+// What is guessed of one channel in kRounds rounds.
+template <int kRounds>
+LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
+                         size_t count, const int16_t* q, size_t stride,
+                         __m512i* guess) {
+  __m512i low[kRounds], high[kRounds];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRounds; ++r) {
+    low[r] = high[r] = _mm512_set1_epi32(2048);
+  }
+  const auto add = [&](const int16_t* first, const int16_t* second,
+                       __m512i weights) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRounds; ++r) {
+      const size_t at = static_cast<size_t>(r) * stride;
+      const __m512i a = _mm512_loadu_si512(first + at);
+      const __m512i b = second != nullptr ? _mm512_loadu_si512(second + at)
+                                          : _mm512_setzero_si512();
+      low[r] =
+          _mm512_dpwssd_epi32(low[r], _mm512_unpacklo_epi16(a, b), weights);
+      high[r] =
+          _mm512_dpwssd_epi32(high[r], _mm512_unpackhi_epi16(a, b), weights);
+    }
+  };
+  size_t p = 0;
+  for (; p + 2 <= count; p += 2) {
+    add(q + parents[p] * kLanes, q + parents[p + 1] * kLanes,
+        PairAt(factors + p));
+  }
+  if (p < count) {
+    add(q + parents[p] * kLanes, nullptr,
+        _mm512_set1_epi32(static_cast<uint16_t>(factors[p])));
+  }
+  const __m512i mask = _mm512_set1_epi32(0xffff);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRounds; ++r) {
+    guess[r] = _mm512_packus_epi32(
+        _mm512_and_si512(_mm512_srli_epi32(low[r], 12), mask),
+        _mm512_and_si512(_mm512_srli_epi32(high[r], 12), mask));
+  }
+}
+
+template <int kRounds, bool kBack>
+void PredictRounds(const Prediction& prediction, const int16_t* q,
+                   size_t stride, int16_t* out) {
+  size_t at = 0;
+  for (size_t i = 0; i < prediction.channels; ++i) {
+    const size_t count = prediction.parent_counts[i];
+    const size_t first = prediction.order[i] * kLanes;
+    __m512i guess[kRounds];
+    Guess<kRounds>(prediction.parents + at, prediction.factors + at, count, q,
+                   stride, guess);
+    at += count;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRounds; ++r) {
+      const size_t where = static_cast<size_t>(r) * stride + first;
+      const __m512i value = _mm512_loadu_si512(q + where);
+      _mm512_storeu_si512(out + where, kBack
+                                           ? _mm512_add_epi16(value, guess[r])
+                                           : _mm512_sub_epi16(value, guess[r]));
+    }
+  }
+}
+
+// A channel waits for the one before it: rounds go together.
+template <bool kBack>
+void PredictAll(const Prediction& prediction, const int16_t* q, size_t rounds,
+                size_t stride, int16_t* out) {
+  size_t r = 0;
+  for (; r + 2 <= rounds; r += 2) {
+    PredictRounds<2, kBack>(prediction, q + r * stride, stride,
+                            out + r * stride);
+  }
+  if (r < rounds) {
+    PredictRounds<1, kBack>(prediction, q + r * stride, stride,
+                            out + r * stride);
+  }
+}
+
+void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
+             size_t stride, int16_t* differences) {
+  PredictAll<false>(prediction, q, rounds, stride, differences);
+}
+
+void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
+               int16_t* q) {
+  PredictAll<true>(prediction, q, rounds, stride, q);
+}
+
+// --- Measures ----------------------------------------------------------------
+
+template <Element kElement>
+float MaxErrorAs(const ConstTileRows& a, const ConstTileRows& b) {
+  __m512 largest = _mm512_setzero_ps();
+  __mmask16 nan = 0;
+  const auto load =
+      [](const std::byte* from, __mmask16 m) __attribute__((always_inline)) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(m, from);
+    return kElement == Element::kF16 ? _mm512_cvtph_ps(halves)
+                                     : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                           _mm512_cvtepu16_epi32(halves), 16));
+  };
+  for (size_t token = 0; token < a.tokens; ++token) {
+    for (size_t head = 0; head < a.heads; ++head) {
+      const std::byte* x = RowAt(a, token, head);
+      const std::byte* y = RowAt(b, token, head);
+      for (size_t d = 0; d < a.head_dim; d += 16) {
+        const __mmask16 m = First16(a.head_dim - d);
+        const __m512 error = _mm512_abs_ps(
+            _mm512_sub_ps(load(x + 2 * d, m), load(y + 2 * d, m)));
+        nan |= _mm512_cmp_ps_mask(error, error, _CMP_UNORD_Q);
+        largest = _mm512_max_ps(largest, error);
+      }
+    }
+  }
+  return nan != 0 ? __builtin_inff() : _mm512_reduce_max_ps(largest);
+}
+
+float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
+  return a.element == Element::kBf16 ? MaxErrorAs<Element::kBf16>(a, b)
+                                     : MaxErrorAs<Element::kF16>(a, b);
+}
+
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx512 = {
-    avx512::Decode,  avx512::DecodeRefine,
-    avx512::Encode,  avx512::EncodeRefine,
-    Reconstruct,     Quantize,
-    SplitSymbols,    MergeSymbols,
-    SplitRefinement, RefinementContext,
-    MergeRefinement, SplitF16,
-    MergeF16,        SplitBf16,
-    MergeBf16,
+    avx512::Decode,    avx512::DecodeRefine,
+    avx512::Encode,    avx512::EncodeRefine,
+    Reconstruct,       Quantize,
+    SplitSymbols,      MergeSymbols,
+    SplitRefinement,   RefinementContext,
+    MergeRefinement,   SplitF16,
+    MergeF16,          SplitBf16,
+    MergeBf16,         Predict,
+    Unpredict,         MaxError,
+    LargestMagnitude,  ChannelSums,
+    ChannelDeviations, FieldSums,
+    LargestBits,       SplitWide,
+    JoinWide,
 };
 
 }  // namespace larder::kernels::internal
