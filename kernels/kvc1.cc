@@ -182,8 +182,9 @@ bool MergeBf16(const Bf16Planes& planes, size_t rounds,
 }
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
-             size_t stride, int16_t* differences) {
-  BestKvc1Kernel().predict(prediction, q, rounds, stride, differences);
+             size_t stride, int16_t* differences, size_t out_stride) {
+  BestKvc1Kernel().predict(prediction, q, rounds, stride, differences,
+                           out_stride);
 }
 
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,

@@ -118,9 +118,10 @@ void MergeRefinement(const int16_t* base, const uint8_t* symbols, size_t steps,
                      int16_t* q);
 
 // Numbers as differences to what is predicted of them, modulo 2^16, and back,
-// in place. Rounds follow each other at `stride` elements, in both arrays.
+// in place. Rounds follow each other at `stride` elements, differences at
+// `out_stride`.
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
-             size_t stride, int16_t* differences);
+             size_t stride, int16_t* differences, size_t out_stride);
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q);
 

@@ -63,7 +63,7 @@ struct Kvc1Kernel {
   void (*merge_bf16)(const Bf16Planes& planes, size_t rounds,
                      EscapeSource<uint8_t>* escapes, const TileRows& rows);
   void (*predict)(const Prediction& prediction, const int16_t* q, size_t rounds,
-                  size_t stride, int16_t* differences);
+                  size_t stride, int16_t* differences, size_t out_stride);
   void (*unpredict)(const Prediction& prediction, size_t rounds, size_t stride,
                     int16_t* q);
   float (*max_error)(const ConstTileRows& a, const ConstTileRows& b);

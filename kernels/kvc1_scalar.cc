@@ -529,8 +529,8 @@ int16_t Guess(const Prediction& prediction, const int16_t* round, size_t at,
 }
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
-             size_t stride, int16_t* differences) {
-  for (size_t r = 0; r < rounds; ++r, q += stride, differences += stride) {
+             size_t stride, int16_t* differences, size_t out_stride) {
+  for (size_t r = 0; r < rounds; ++r, q += stride, differences += out_stride) {
     size_t at = 0;
     for (size_t i = 0; i < prediction.channels; ++i) {
       const int count = prediction.parent_counts[i];

@@ -965,8 +965,9 @@ LARDER_INLINE __m256i Guess(const uint16_t* parents, const int16_t* factors,
 
 template <bool kBack>
 LARDER_INLINE void PredictAll(const Prediction& prediction, const int16_t* q,
-                              size_t rounds, size_t stride, int16_t* out) {
-  for (size_t r = 0; r < rounds; ++r, q += stride, out += stride) {
+                              size_t rounds, size_t stride, int16_t* out,
+                              size_t out_stride) {
+  for (size_t r = 0; r < rounds; ++r, q += stride, out += out_stride) {
     size_t at = 0;
     for (size_t i = 0; i < prediction.channels; ++i) {
       const size_t count = prediction.parent_counts[i];
@@ -985,13 +986,13 @@ LARDER_INLINE void PredictAll(const Prediction& prediction, const int16_t* q,
 }
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
-             size_t stride, int16_t* differences) {
-  PredictAll<false>(prediction, q, rounds, stride, differences);
+             size_t stride, int16_t* differences, size_t out_stride) {
+  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
 }
 
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q) {
-  PredictAll<true>(prediction, q, rounds, stride, q);
+  PredictAll<true>(prediction, q, rounds, stride, q, stride);
 }
 
 // --- Measures ----------------------------------------------------------------

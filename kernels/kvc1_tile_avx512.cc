@@ -895,7 +895,7 @@ LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
 
 template <int kRounds, bool kBack>
 void PredictRounds(const Prediction& prediction, const int16_t* q,
-                   size_t stride, int16_t* out) {
+                   size_t stride, int16_t* out, size_t out_stride) {
   size_t at = 0;
   for (size_t i = 0; i < prediction.channels; ++i) {
     const size_t count = prediction.parent_counts[i];
@@ -908,9 +908,9 @@ void PredictRounds(const Prediction& prediction, const int16_t* q,
     for (int r = 0; r < kRounds; ++r) {
       const size_t where = static_cast<size_t>(r) * stride + first;
       const __m512i value = _mm512_loadu_si512(q + where);
-      _mm512_storeu_si512(out + where, kBack
-                                           ? _mm512_add_epi16(value, guess[r])
-                                           : _mm512_sub_epi16(value, guess[r]));
+      _mm512_storeu_si512(out + static_cast<size_t>(r) * out_stride + first,
+                          kBack ? _mm512_add_epi16(value, guess[r])
+                                : _mm512_sub_epi16(value, guess[r]));
     }
   }
 }
@@ -918,26 +918,26 @@ void PredictRounds(const Prediction& prediction, const int16_t* q,
 // A channel waits for the one before it: rounds go together.
 template <bool kBack>
 void PredictAll(const Prediction& prediction, const int16_t* q, size_t rounds,
-                size_t stride, int16_t* out) {
+                size_t stride, int16_t* out, size_t out_stride) {
   size_t r = 0;
   for (; r + 2 <= rounds; r += 2) {
     PredictRounds<2, kBack>(prediction, q + r * stride, stride,
-                            out + r * stride);
+                            out + r * out_stride, out_stride);
   }
   if (r < rounds) {
     PredictRounds<1, kBack>(prediction, q + r * stride, stride,
-                            out + r * stride);
+                            out + r * out_stride, out_stride);
   }
 }
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
-             size_t stride, int16_t* differences) {
-  PredictAll<false>(prediction, q, rounds, stride, differences);
+             size_t stride, int16_t* differences, size_t out_stride) {
+  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
 }
 
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q) {
-  PredictAll<true>(prediction, q, rounds, stride, q);
+  PredictAll<true>(prediction, q, rounds, stride, q, stride);
 }
 
 // --- Measures ----------------------------------------------------------------

@@ -726,8 +726,10 @@ TEST_P(Kvc1TileTest, Predicts) {
       if (wild && random() % 4 == 0) v = INT16_MIN;
     }
     std::vector<int16_t> expected = q, differences = q;
-    scalar_.predict(prediction, q.data(), rounds, stride, expected.data());
-    kernel_->predict(prediction, q.data(), rounds, stride, differences.data());
+    scalar_.predict(prediction, q.data(), rounds, stride, expected.data(),
+                    stride);
+    kernel_->predict(prediction, q.data(), rounds, stride, differences.data(),
+                     stride);
     ASSERT_EQ(differences, expected);
     kernel_->unpredict(prediction, rounds, stride, differences.data());
     ASSERT_EQ(differences, q);

@@ -536,6 +536,7 @@ Status AgainstBitwise(CodecBench& bench, Work& work, const Coded& coded,
 // own tables: states, words, index, header.
 Status Overhead(const char* name, const Work& work, int level, Report& report) {
   double ideal = 0, taken = 0;
+  kvc1::StepsEncoder encoder;
   for (size_t i = 0; i < std::min<size_t>(work.layers.size(), 30); ++i) {
     LARDER_ASSIGN_OR_RETURN(const kvc1::Element element,
                             kvc1::ElementOf(work.space));
@@ -557,23 +558,28 @@ Status Overhead(const char* name, const Work& work, int level, Report& report) {
       for (int l = 1; l < level; ++l) fineness /= 1.7320508f;
       kvc1::OwnSteps own;
       kvc1::StepsPlan plan;
-      kvc1::EncodedSteps encoded;
-      std::vector<int16_t> q;
       if (!kvc1::MeasureOwn(tile, rows, {}, 0, fineness, own) ||
-          !kvc1::PlanFromOwn(tile, own, 1, plan).ok() ||
-          !kvc1::EncodeSteps(plan, tile, rows, {}, 1, 0, q, encoded)) {
+          !kvc1::PlanFromOwn(tile, own, 1, plan).ok()) {
         continue;
       }
-      taken += 8.0 * static_cast<double>(encoded.plane0.size() +
-                                         kvc1::kTileEntryBytes);
+      kvc1::StepsEncoder::Job job;
+      job.tile = &tile;
+      job.plan = &plan;
+      job.rows = rows;
+      encoder.Encode({&job, 1}, 1);
+      if (!job.ok) continue;
+      taken +=
+          8.0 * static_cast<double>(job.Plane0Bytes() + kvc1::kTileEntryBytes);
       std::vector<bool> wide(tile.channels(), false);
       for (const uint16_t k : plan.wide) wide[k] = true;
-      for (size_t n = 0; n < q.size(); ++n) {
+      const size_t count =
+          size_t{tile.rounds()} * tile.channels() * kvc1::kLanes;
+      for (size_t n = 0; n < count; ++n) {
         const size_t lane = n % kvc1::kLanes,
                      c = n / kvc1::kLanes % tile.channels();
         const size_t round = n / kvc1::kLanes / tile.channels();
         if (round * kvc1::kLanes + lane >= tile.row_count) continue;
-        int value = q[n];
+        int value = job.q[n];
         if (wide[c]) {
           value = (value + 8) >> 4;
           ideal += 4;
