@@ -426,23 +426,67 @@ void Reconstruct(const ReconstructTile& tile) {
 
 // --- Quantisation ------------------------------------------------------------
 
-// Loads one head of 32 lanes, rotated back and less the mean.
+// 16 floats from elements, of which the mask says which there are.
+template <Element kElement>
+LARDER_INLINE __m512 LoadSixteen(const std::byte* from, __mmask16 m) {
+  if constexpr (kElement == Element::kF32) {
+    return _mm512_maskz_loadu_ps(m, from);
+  }
+  const __m256i halves = _mm256_maskz_loadu_epi16(m, from);
+  return kElement == Element::kF16 ? _mm512_cvtph_ps(halves)
+                                   : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                         _mm512_cvtepu16_epi32(halves), 16));
+}
+
+// Loads one head of 32 lanes, rotated back and less the mean: pairs of whole
+// registers in one pass.
 template <Element kElement>
 LARDER_INLINE void LoadHead(const QuantizeTile& tile, size_t first_token,
                             size_t head, float* y, size_t stride) {
+  constexpr size_t kBytes = kElement == Element::kF32 ? 4 : 2;
   const ConstTileRows& rows = tile.rows;
+  const Rotary& rotary = tile.rotary;
+  const size_t dims = rows.head_dim;
+  const size_t half = rotary.rotary_dim / 2;
+  const float* mean = tile.mean != nullptr ? tile.mean + head * dims : nullptr;
+  const auto less_mean = [mean](__m512 v, size_t d, __mmask16 m)
+      __attribute__((always_inline)) {
+    return mean != nullptr
+               ? _mm512_sub_ps(v, _mm512_maskz_loadu_ps(m, mean + d))
+               : v;
+  };
+  const bool paired =
+      half == 0 || (rotary.pairs == RotaryPairs::kHalves && half % 16 == 0);
   for (size_t lane = 0; lane < kLanes; ++lane) {
     const size_t token = Min(first_token + lane, rows.tokens - 1);
+    const std::byte* from = RowAt(rows, token, head);
     float* row = y + lane * stride;
-    LoadElements<kElement>(RowAt(rows, token, head), row, rows.head_dim);
-    Rotate<true>(tile.rotary, token, row);
-    if (tile.mean == nullptr) continue;
-    const float* mean = tile.mean + head * rows.head_dim;
-    for (size_t d = 0; d < rows.head_dim; d += 16) {
-      const __mmask16 m = First16(rows.head_dim - d);
-      _mm512_storeu_ps(row + d,
-                       _mm512_sub_ps(_mm512_loadu_ps(row + d),
-                                     _mm512_maskz_loadu_ps(m, mean + d)));
+    if (!paired) {
+      LoadElements<kElement>(from, row, dims);
+      Rotate<true>(rotary, token, row);
+      for (size_t d = 0; mean != nullptr && d < dims; d += 16) {
+        _mm512_storeu_ps(
+            row + d, less_mean(_mm512_loadu_ps(row + d), d, First16(dims - d)));
+      }
+      continue;
+    }
+    constexpr __mmask16 kAll = 0xffff;
+    for (size_t i = 0; i < half; i += 16) {
+      const __m512 a = LoadSixteen<kElement>(from + kBytes * i, kAll);
+      const __m512 b = LoadSixteen<kElement>(from + kBytes * (half + i), kAll);
+      const __m512 cos = _mm512_loadu_ps(rotary.cos + token * half + i);
+      const __m512 sin = _mm512_loadu_ps(rotary.sin + token * half + i);
+      const __m512 ac = _mm512_mul_ps(a, cos), as = _mm512_mul_ps(a, sin);
+      const __m512 bc = _mm512_mul_ps(b, cos), bs = _mm512_mul_ps(b, sin);
+      _mm512_storeu_ps(row + i, less_mean(_mm512_add_ps(ac, bs), i, kAll));
+      _mm512_storeu_ps(row + half + i,
+                       less_mean(_mm512_sub_ps(bc, as), half + i, kAll));
+    }
+    for (size_t d = 2 * half; d < dims; d += 16) {
+      const __mmask16 m = First16(dims - d);
+      _mm512_storeu_ps(
+          row + d,
+          less_mean(LoadSixteen<kElement>(from + kBytes * d, m), d, m));
     }
   }
 }
@@ -920,6 +964,10 @@ template <bool kBack>
 void PredictAll(const Prediction& prediction, const int16_t* q, size_t rounds,
                 size_t stride, int16_t* out, size_t out_stride) {
   size_t r = 0;
+  for (; r + 4 <= rounds; r += 4) {
+    PredictRounds<4, kBack>(prediction, q + r * stride, stride,
+                            out + r * out_stride, out_stride);
+  }
   for (; r + 2 <= rounds; r += 2) {
     PredictRounds<2, kBack>(prediction, q + r * stride, stride,
                             out + r * out_stride, out_stride);

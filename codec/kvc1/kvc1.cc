@@ -695,6 +695,13 @@ class LayerDecoder {
            tile.row_begin + tile.row_count <= row_end_;
   }
 
+  // Rows of a whole layer, or much of one, go past the caches: others push them
+  // out before all layers are there. What is less may be wanted at once.
+  bool Streams(const TileGrid::Tile& tile) const {
+    constexpr size_t kStreamBytesMin = 64 << 10;
+    return plain_.size() >= kStreamBytesMin && InPlace(tile);
+  }
+
   DenseBlock Destination() const {
     return {context_.grid, context_.layer.group_descriptor().layout,
             head_end_ - head_begin_, row_end_ - row_begin_};
@@ -822,11 +829,12 @@ class LayerDecoder {
     for (size_t i = 0; i < queued_; ++i) {
       const Queued& queued = work_.queue[i];
       const PlainRows rows = RowsFor(queued.tile);
+      kernels::TileRows writable = WritableRows(grid, queued.tile, rows);
+      writable.stream = Streams(queued.tile);
       ReconstructSteps(queued.plan, queued.tile,
                        work_.steps_decoder.integers(i),
                        queued.plan.tables.size() * kLanes, all_planes - planes_,
-                       context_.RotaryOf(queued.tile),
-                       WritableRows(grid, queued.tile, rows));
+                       context_.RotaryOf(queued.tile), writable);
       PlaceRows(queued.tile, queued.tile.head_dim * 2, queued.exact_rows,
                 queued.exact.data(), rows);
       Finish(queued.tile);
@@ -842,6 +850,7 @@ class LayerDecoder {
     LARDER_ASSIGN_OR_RETURN(input.bytes, Plane(i, 0));
     input.escapes = index_.entries[i].escapes;
     input.rows = RowsFor(tile, kept_);
+    input.stream = Streams(tile);
     ++kept_;
     return absl::OkStatus();
   }
