@@ -288,6 +288,8 @@ struct LoadAnswer {
   Reason reason = LARDER_REASON_NONE;
   uint32_t tokens = 0;
   uint64_t bytes = 0;
+  // Of what was delivered; what is computed over it is saved with no better.
+  uint8_t lineage = LARDER_LINEAGE_EXACT;
   std::vector<uint8_t> reasons;  // larder_reason, one per chunk
 };
 
@@ -432,6 +434,7 @@ class Load : public internal::Owner<larder_load, larder_load_close> {
     answer.reason = static_cast<Reason>(result.reason);
     answer.tokens = result.tokens;
     answer.bytes = result.bytes;
+    answer.lineage = static_cast<uint8_t>(result.lineage);
     return answer;
   }
   void Cancel() { larder_load_cancel(get()); }
@@ -640,6 +643,7 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
     answer.reason = static_cast<Reason>(result.reason);
     answer.tokens = result.tokens;
     answer.bytes = result.bytes;
+    answer.lineage = static_cast<uint8_t>(result.lineage);
     return answer;
   }
   // On worker threads.

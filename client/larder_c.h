@@ -371,6 +371,8 @@ typedef struct larder_completion {
   const uint8_t* per_key;
   /* LARDER_OP_GET: `count` sizes of the values; else NULL. As per_key. */
   const uint64_t* per_key_bytes;
+  uint32_t lineage; /* LARDER_OP_LOAD: larder_load_result.lineage */
+  uint32_t reserved;
 } larder_completion;
 
 LARDER_API larder_status larder_queue_open(larder_client* client,
@@ -531,7 +533,8 @@ typedef struct larder_mapped {
 /* Reading in place: the segments of (chunk `index` of the hold, group, layer),
  * one per part, verified once by this call. Valid until the hold is closed;
  * check the hold afterwards. *count is how many there are;
- * LARDER_E_EXHAUSTED if `capacity` is smaller. */
+ * LARDER_E_EXHAUSTED if `capacity` is smaller. LARDER_E_UNSUPPORTED if a copy
+ * is coded: such bytes mean nothing where they lie; load the chunk. */
 LARDER_API larder_status larder_hold_map(larder_hold* hold, uint32_t index,
                                          uint32_t group, uint32_t layer,
                                          uint32_t deadline_ms,
@@ -673,6 +676,11 @@ typedef struct larder_load_result {
   uint32_t reason; /* larder_reason of chunk `usable`; 0 if all are */
   uint32_t tokens; /* of the usable chunks */
   uint64_t bytes;  /* written to the views */
+  /* The worst of what was delivered (of the usable chunks; of all that landed
+   * with LARDER_LOAD_EACH): what is computed over it must be saved with a
+   * larder_commit_opts.lineage no better. */
+  uint32_t lineage;
+  uint32_t reserved;
 } larder_load_result;
 
 /* Copies chunks into the views, verifying every byte where it lands. A miss is
@@ -771,7 +779,7 @@ typedef struct larder_commit_opts {
   const larder_id* parent;       /* NULL = not given */
   const larder_id* root_content; /* of a root chunk, or NULL */
   uint8_t lineage;      /* of this part: worst of its own and of what it was
-                           computed over */
+                           computed over (larder_load_result.lineage) */
   uint8_t priority;     /* hint, 0 = usual */
   uint8_t want_durable; /* LARDER_DURABLE will be asked for */
   uint8_t stages;       /* bit larder_stage set: a completion for it */

@@ -84,6 +84,12 @@ class Codec {
   // Decoding gives back every bit if Encode was asked for kExact.
   virtual bool lossless() const = 0;
 
+  // What Encode is asked for where a user names the codec and no level.
+  // kUnknown: a level must be given, there is none that fits most.
+  virtual Lineage default_quality() const {
+    return lossless() ? Lineage::kExact : Lineage::kUnknown;
+  }
+
   // InvalidArgument says why layers of this kind cannot be coded; the caller
   // then takes raw, which takes all.
   virtual Status Supports(const CodedLayer& layer) const = 0;
@@ -120,6 +126,9 @@ class Codec {
 
 // The codec of an id, or null if this build does not know it. Lives for ever.
 const Codec* FindCodec(CodecId id);
+
+// How who uses codecs finds them: FindCodec, unless a test brings its own.
+using CodecLookup = const Codec* (*)(CodecId);
 
 // Bytes as they are.
 const Codec& RawCodec();

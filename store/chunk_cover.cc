@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 namespace larder {
 namespace {
@@ -105,18 +106,27 @@ GroupMask VisibleGroups(const Space& space, std::span<const PartEntry> parts) {
 Status CheckGeometry(const SpaceDescriptor& space, const RecordMeta& meta,
                      const RecordView* view) {
   if (Raw(meta.group) >= space.groups.size()) return Refuse("no such group");
-  if (meta.codec != CodecId::kRaw) return Refuse("unknown codec");
   const GroupDescriptor& group = space.groups[Raw(meta.group)];
   LARDER_RETURN_IF_ERROR(CheckShape(group, meta.shape));
   LARDER_RETURN_IF_ERROR(CheckTokens(space, meta));
   StatusOr<RecordLayout> layout =
       LayoutRecord(group, meta.shape, meta.token_count);
   if (!layout.ok()) return Refuse(layout.status().message());
+  if (meta.parent == meta.chunk) return Refuse("it is its own parent");
+  if (meta.codec != CodecId::kRaw) {
+    // How large its segments are, only its own tables say.
+    if (view != nullptr) return Refuse("what is saved must be raw");
+    const std::vector<uint64_t> least(meta.shape.layer_count, 1);
+    layout = LayoutCodedRecord(meta.shape, least);
+    if (!layout.ok()) return Refuse(layout.status().message());
+    return meta.record_bytes >= layout->record_bytes
+               ? absl::OkStatus()
+               : Refuse("it has no room for its layers");
+  }
   if (layout->record_bytes != meta.record_bytes) {
     return Refuse(absl::StrCat("it has ", meta.record_bytes, " bytes, not ",
                                layout->record_bytes));
   }
-  if (meta.parent == meta.chunk) return Refuse("it is its own parent");
   return view == nullptr ? absl::OkStatus() : CheckSegments(*layout, *view);
 }
 

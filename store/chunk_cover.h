@@ -27,6 +27,8 @@ GroupMask VisibleGroups(const Space& space, std::span<const PartEntry> parts);
 
 // InvalidArgument unless the record is one that this space's engines write:
 // group, shape, tokens, sizes and (if `view`) the place of every segment.
+// Without a view, it may also be one that was made of such a record by a codec,
+// known here or not.
 Status CheckGeometry(const SpaceDescriptor& space, const RecordMeta& meta,
                      const RecordView* view);
 

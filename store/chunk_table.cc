@@ -116,15 +116,55 @@ PartEntry& ChunkTable::AddPart(ChunkIndex index) {
 
 void ChunkTable::RemovePart(ChunkIndex index, PartEntry* part) {
   ChunkEntry& chunk = slots_[Raw(index)];
+  if (part->durable_differs) durable_facts_.erase({index, part->version});
   PartEntry* last = &chunk.parts[chunk.part_count - 1];
   if (part != last) *part = *last;
   --chunk.part_count;
 }
 
+CopyFacts ChunkTable::DurableFacts(ChunkIndex index,
+                                   const PartEntry& part) const {
+  return part.durable_differs ? durable_facts_.at({index, part.version})
+                              : part.facts();
+}
+
+void ChunkTable::SetDurableCopy(ChunkIndex index, PartEntry& part,
+                                Extent extent, const CopyFacts& facts) {
+  DropDurableCopy(index, part);
+  part.durable_handle = extent.handle;
+  part.durable_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
+  if (part.dram_handle == 0) {
+    part.set_facts(facts);
+  } else if (facts != part.facts()) {
+    part.durable_differs = true;
+    durable_facts_[{index, part.version}] = facts;
+  }
+}
+
+void ChunkTable::DropDurableCopy(ChunkIndex index, PartEntry& part) {
+  if (part.durable_differs) durable_facts_.erase({index, part.version});
+  part.durable_differs = false;
+  part.durable_outdated = false;
+  part.durable_handle = 0;
+  part.durable_pages = 0;
+}
+
+void ChunkTable::DropMemoryCopy(ChunkIndex index, PartEntry& part) {
+  part.set_dram({});
+  part.durable_outdated = false;
+  if (!part.durable_differs) return;
+  const auto it = durable_facts_.find({index, part.version});
+  part.set_facts(it->second);
+  part.durable_differs = false;
+  durable_facts_.erase(it);
+}
+
 uint64_t ChunkTable::MemoryBytes() const {
   uint64_t bytes = slots_.MemoryBytes() +
                    free_.capacity() * sizeof(ChunkIndex) +
-                   shards_.capacity() * sizeof(Shard) + part_bytes_;
+                   shards_.capacity() * sizeof(Shard) + part_bytes_ +
+                   durable_facts_.capacity() *
+                       (sizeof(decltype(durable_facts_)::value_type) + 1);
   for (const Shard& shard : shards_) {
     bytes += shard.capacity() * (sizeof(ChunkIndex) + 1);
   }

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
+#include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 
 #include "store/hit_rules.h"
@@ -18,11 +21,26 @@
 
 namespace larder {
 
-// One part of a chunk and where its copies are.
+// What tells one copy's record from another's.
+struct CopyFacts {
+  Checksum checksum;  // of the record's header
+  uint64_t record_bytes = 0;
+  CodecId codec = CodecId::kRaw;
+  Lineage lineage = Lineage::kExact;
+  bool operator==(const CopyFacts&) const = default;
+};
+inline CopyFacts FactsOf(const RecordMeta& meta) {
+  return {meta.checksum, meta.record_bytes, meta.codec, meta.lineage};
+}
+
+// One part of a chunk and where its copies are. The facts of the record are
+// those of the copy in memory, which is never the worse one; or of the durable
+// copy if it is the only one. If there are both and they differ (the durable
+// one was encoded), ChunkTable knows those of the durable one.
 struct PartEntry {
   uint64_t dram_handle = 0;
   uint64_t durable_handle = 0;
-  Checksum checksum;  // of the record's header
+  Checksum checksum;
   uint64_t record_bytes = 0;
   PartShape shape;
   uint32_t dram_pages = 0;
@@ -32,6 +50,11 @@ struct PartEntry {
   uint32_t version = 0;
   GroupIndex group{};
   Lineage lineage = Lineage::kExact;
+  CodecId codec = CodecId::kRaw;
+  bool durable_differs = false;  // from the copy in memory
+  // The durable copy is of a worse part that this one replaced: it stays until
+  // this one is durable, so that nothing acknowledged is lost in between.
+  bool durable_outdated = false;
 
   // What the write-back knows of it.
   enum class Writing : uint8_t {
@@ -47,13 +70,19 @@ struct PartEntry {
   Extent durable() const {
     return {durable_handle, durable_pages * kPageBytes};
   }
+  // Has no durable copy of its own.
+  bool unwritten() const { return durable_handle == 0 || durable_outdated; }
+  CopyFacts facts() const { return {checksum, record_bytes, codec, lineage}; }
+  void set_facts(const CopyFacts& facts) {
+    checksum = facts.checksum;
+    record_bytes = facts.record_bytes;
+    codec = facts.codec;
+    lineage = facts.lineage;
+  }
+  // The copy has the part's facts. ChunkTable::DropMemoryCopy undoes it.
   void set_dram(Extent extent) {
     dram_handle = extent.handle;
     dram_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
-  }
-  void set_durable(Extent extent) {
-    durable_handle = extent.handle;
-    durable_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
   }
 };
 static_assert(sizeof(PartEntry) <= 72);
@@ -153,6 +182,14 @@ class ChunkTable {
   PartEntry& AddPart(ChunkIndex index);
   void RemovePart(ChunkIndex index, PartEntry* part);
 
+  // The copies of a part. A durable one has facts of its own.
+  CopyFacts DurableFacts(ChunkIndex index, const PartEntry& part) const;
+  void SetDurableCopy(ChunkIndex index, PartEntry& part, Extent extent,
+                      const CopyFacts& facts);
+  void DropDurableCopy(ChunkIndex index, PartEntry& part);
+  // What is left of the part is its durable copy, if there is one.
+  void DropMemoryCopy(ChunkIndex index, PartEntry& part);
+
   uint64_t MemoryBytes() const;
 
  private:
@@ -184,6 +221,9 @@ class ChunkTable {
   SlotArray<ChunkEntry> slots_;
   std::vector<ChunkIndex> free_;
   std::vector<Shard> shards_;
+  // Of parts with `durable_differs`, by slot and version.
+  absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, CopyFacts>
+      durable_facts_;
   uint64_t live_ = 0;
   uint64_t part_bytes_ = 0;
 };

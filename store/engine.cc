@@ -34,6 +34,9 @@ EngineImpl::EngineImpl(EngineOptions options, Dependencies dependencies)
     : options_(options),
       clock_(*dependencies.clock),
       executor_(*dependencies.executor),
+      encoder_(dependencies.encoder != nullptr ? *dependencies.encoder
+                                               : *dependencies.executor),
+      coder_(dependencies.coder),
       dram_(*dependencies.dram),
       durable_(dependencies.durable),
       events_(options.event_capacity),

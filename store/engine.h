@@ -17,6 +17,7 @@
 #include "store/executor.h"
 #include "store/policy.h"
 #include "store/record.h"
+#include "store/record_coder.h"
 #include "store/space.h"
 #include "store/status.h"
 #include "store/tier.h"
@@ -189,6 +190,16 @@ enum class SaveStage : uint8_t {
 };
 using SaveProgress = absl::AnyInvocable<void(SaveStage stage, Status status)>;
 
+// Copies of a chunk's parts in one tier that are coded alike.
+struct CopySummary {
+  TierKind tier{};
+  CodecId codec = CodecId::kRaw;
+  Lineage lineage = Lineage::kExact;
+  uint32_t parts = 0;
+  uint64_t bytes = 0;        // of their records
+  uint64_t plain_bytes = 0;  // that the records would have if they were raw
+};
+
 struct ChunkSummary {
   TenantId tenant{};
   SpaceId space;
@@ -199,12 +210,13 @@ struct ChunkSummary {
   bool is_tail = false;
   bool complete = false;
   bool pinned = false;
-  Lineage lineage = Lineage::kExact;
+  Lineage lineage = Lineage::kExact;  // of the best copies
   uint32_t holds = 0;
-  uint64_t bytes = 0;  // of one copy
+  uint64_t bytes = 0;  // of one copy, the best
   uint32_t parts = 0;
-  std::vector<TierKind> tiers;  // where complete copies are
-  absl::Duration idle;          // since last used
+  std::vector<TierKind> tiers;      // where complete copies are
+  std::vector<CopySummary> copies;  // of every part, complete or not
+  absl::Duration idle;              // since last used
 };
 
 struct EngineStats {
@@ -218,6 +230,12 @@ struct EngineStats {
   uint64_t saved_bytes = 0, promoted_bytes = 0, demoted_bytes = 0;
   uint64_t evicted_dram = 0, evicted_durable = 0, corrupt = 0;
   uint64_t refused_full = 0;
+  // Records that were to be encoded for the durable tier: what became smaller
+  // (how many, their bytes before and after), and what was stored raw because
+  // it would not, because the codec does not take it, because of an error.
+  uint64_t encoded_records = 0, encoded_plain_bytes = 0, encoded_bytes = 0;
+  uint64_t encode_not_smaller = 0, encode_unsupported = 0, encode_failed = 0;
+  double encode_seconds = 0;           // of one core
   uint64_t durable_backlog_bytes = 0;  // accepted, not yet durable
   uint64_t index_bytes = 0;            // memory of the index itself
   TierUsage dram, durable;
@@ -238,6 +256,8 @@ class Engine {
   struct Dependencies {
     Clock* clock = nullptr;
     Executor* executor = nullptr;  // copies, verification, timers
+    Executor* encoder = nullptr;   // encodes; null: executor does
+    RecordCoder* coder = nullptr;  // null: the durable tier's copies are raw
     MemoryTier* dram = nullptr;
     DurableTier* durable = nullptr;  // may be null
     std::unique_ptr<EvictionPolicy> dram_policy;

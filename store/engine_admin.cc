@@ -27,6 +27,35 @@ ChunkSummary EngineImpl::Summary(ChunkIndex index) const {
   summary.holds = chunk.holds;
   summary.bytes = chunk.bytes;
   summary.parts = chunk.part_count;
+  const GroupDescriptor* group = nullptr;
+  const auto add = [&](TierKind tier, const PartEntry& part,
+                       const CopyFacts& facts) {
+    auto copy = std::find_if(summary.copies.begin(), summary.copies.end(),
+                             [&](const CopySummary& one) {
+                               return one.tier == tier &&
+                                      one.codec == facts.codec &&
+                                      one.lineage == facts.lineage;
+                             });
+    if (copy == summary.copies.end()) {
+      copy = summary.copies.insert(
+          copy, CopySummary{tier, facts.codec, facts.lineage, 0, 0, 0});
+    }
+    ++copy->parts;
+    copy->bytes += facts.record_bytes;
+    const auto plain = LayoutRecord(*group, part.shape, chunk.token_count);
+    copy->plain_bytes += plain.ok() ? plain->record_bytes : 0;
+  };
+  for (const PartEntry& part : chunks_.Parts(index)) {
+    group = &space.descriptor->groups[Raw(part.group)];
+    if (part.dram_handle != 0) add(dram_.kind(), part, part.facts());
+    if (part.durable_handle != 0) {
+      add(durable_->kind(), part, chunks_.DurableFacts(index, part));
+    }
+  }
+  std::stable_sort(summary.copies.begin(), summary.copies.end(),
+                   [](const CopySummary& a, const CopySummary& b) {
+                     return a.tier < b.tier;
+                   });
   if (chunk.dram_readable) summary.tiers.push_back(dram_.kind());
   if (chunk.durable_readable) summary.tiers.push_back(durable_->kind());
   summary.idle = Now() - absl::FromUnixNanos(chunk.used_ns);

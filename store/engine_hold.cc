@@ -127,6 +127,9 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
         slot.reason = misses_.Find(chunk.space, chunk.id);
       } else if (chunk.epoch != spaces_[chunk.space].epoch) {
         slot.reason = MissReason::kEpoch;
+      } else if (chunk.lineage > request.worst_lineage) {
+        // Its best copy went while room was made.
+        slot.reason = MissReason::kLineage;
       }
     }
     if (slot.chunk != kNoChunk && slot.reason == MissReason::kNone) {
@@ -414,8 +417,8 @@ void EngineImpl::ReportCorrupt(ClientId client, HoldId id,
     std::vector<WriteJob> parts;
     for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
       if (part.dram_handle == 0) continue;
-      parts.push_back(
-          {slot.chunk, part.version, part.dram(), Expect(slot.chunk, part)});
+      parts.push_back({slot.chunk, part.version, part.dram(),
+                       Expect(slot.chunk, part, part.facts()), nullptr});
     }
     after.Call([this, chunk = slot.chunk, parts = std::move(parts)]() mutable {
       Post([this, chunk, parts = std::move(parts)]() mutable {

@@ -213,7 +213,10 @@ class EngineImpl final : public Engine {
     uint32_t version = 0;
     Extent dram;
     ExpectedRecord expected;
+    // Set if the record is raw and there is a coder.
+    std::shared_ptr<const SpaceDescriptor> descriptor;
   };
+  struct EncodedRecord;  // a coded record in memory, for a write
 
   struct Control {
     std::string key, value;
@@ -350,6 +353,8 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RemovePart(ChunkIndex index, PartEntry* part, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void LoseMemoryCopy(ChunkIndex index, PartEntry& part, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Removes what is left of the groups in `before` that are visible no more.
   void RemoveBroken(ChunkIndex index, GroupMask before, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -383,7 +388,8 @@ class EngineImpl final : public Engine {
   // The copy in `tier` is bad: it goes, and what was covered only by it.
   void DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  ExpectedRecord Expect(ChunkIndex index, const PartEntry& part) const
+  ExpectedRecord Expect(ChunkIndex index, const PartEntry& part,
+                        const CopyFacts& facts) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // -- promotion.cc
@@ -418,8 +424,12 @@ class EngineImpl final : public Engine {
   bool StartWrite(const PartKey& key, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RunWrite(const WriteJob& job) ABSL_LOCKS_EXCLUDED(mu_);
-  void FinishWrite(const WriteJob& job, Extent extent, const Status& status)
+  StatusOr<std::shared_ptr<const EncodedRecord>> Encode(const WriteJob& job,
+                                                        const RecordMeta& meta,
+                                                        ByteSpan memory)
       ABSL_LOCKS_EXCLUDED(mu_);
+  void FinishWrite(const WriteJob& job, Extent extent, const CopyFacts& facts,
+                   const Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void WriteFailed(const WriteJob& job, PartEntry* part, const Status& status,
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NoteHealth(const Status& status, AfterUnlock& after)
@@ -471,6 +481,8 @@ class EngineImpl final : public Engine {
   const EngineOptions options_;
   Clock& clock_;
   Executor& executor_;
+  Executor& encoder_;
+  const RecordCoder* const coder_;  // may be null
   MemoryTier& dram_;
   DurableTier* const durable_;  // may be null
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();

@@ -346,7 +346,7 @@ void EngineImpl::Acknowledge(ChunkIndex index, PartEntry& part,
     PumpWrites(after);
     return;
   }
-  if (part.durable_handle != 0) {
+  if (!part.unwritten()) {
     after.Call([ticket] { ticket->Reach(SaveStage::kDurable); });
   } else if (durable_ == nullptr) {
     after.Call([ticket] {
@@ -406,22 +406,29 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
   }
   PartEntry* part = chunks_.FindPart(index, meta.group, meta.shape);
   std::vector<std::shared_ptr<SaveTicket>> waiters;
+  Extent outdated;  // durable; stays until the better one is
+  CopyFacts outdated_facts;
   if (part != nullptr) {  // a worse one; who waits for it gets the better one
     if (const auto it = durable_waiters_.find({index, part->version});
         it != durable_waiters_.end()) {
       waiters = std::move(it->second);
       durable_waiters_.erase(it);
     }
+    outdated = part->durable();
+    outdated_facts = chunks_.DurableFacts(index, *part);
+    chunks_.DropDurableCopy(index, *part);
     RemovePart(index, part, after);
   }
   part = &chunks_.AddPart(index);
-  part->checksum = meta.checksum;
-  part->record_bytes = meta.record_bytes;
+  part->set_facts(FactsOf(meta));
   part->shape = meta.shape;
   part->group = meta.group;
-  part->lineage = meta.lineage;
   part->version = ++last_version_;
   part->set_dram(reserved.extent);
+  if (outdated) {
+    chunks_.SetDurableCopy(index, *part, outdated, outdated_facts);
+    part->durable_outdated = true;
+  }
   const uint32_t version = part->version;
   if (!waiters.empty()) {
     part->wanted_durable = true;

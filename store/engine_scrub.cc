@@ -103,7 +103,10 @@ void EngineImpl::CountForScan(std::shared_ptr<Scan> scan, uint32_t from) {
           continue;
         }
         any = true;
-        scan->progress.bytes_total += part.record_bytes;
+        scan->progress.bytes_total +=
+            scan->in_memory
+                ? part.record_bytes
+                : chunks_.DurableFacts(ChunkIndex{i}, part).record_bytes;
       }
       scan->progress.chunks_total += any ? 1 : 0;
     }
@@ -126,8 +129,10 @@ bool EngineImpl::PickForScan(Scan& scan) {
     for (const PartEntry& part : chunks_.Parts(index)) {
       const Extent extent = scan.in_memory ? part.dram() : part.durable();
       if (extent) {
+        const CopyFacts facts =
+            scan.in_memory ? part.facts() : chunks_.DurableFacts(index, part);
         scan.parts.push_back(
-            {index, part.version, extent, Expect(index, part)});
+            {index, part.version, extent, Expect(index, part, facts), nullptr});
       }
     }
     if (scan.parts.empty()) continue;

@@ -231,10 +231,25 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
         absl::AbortedError("the chunk was dropped before it was durable"),
         after);
     RetireDurable(index, part.durable(), after);
-    part.set_durable({});
+    chunks_.DropDurableCopy(index, part);
   }
   chunks_.Unlist(index);
   ReleaseIfIdle(index, after);
+}
+
+// What is left of the part is its durable copy, if any. Who waits for another
+// one will not get it.
+void EngineImpl::LoseMemoryCopy(ChunkIndex index, PartEntry& part,
+                                AfterUnlock& after) {
+  Unqueue(part);
+  if (part.unwritten()) {
+    TellWaiters({index, part.version},
+                absl::AbortedError("it left memory before it was durable"),
+                after);
+    part.wanted_durable = false;
+  }
+  RetireDram(index, part.dram(), after);
+  chunks_.DropMemoryCopy(index, part);
 }
 
 void EngineImpl::DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
@@ -247,13 +262,12 @@ void EngineImpl::DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
   if (!chunk.live) return;
   const GroupMask before = chunk.visible;
   if (tier == dram_.kind()) {
-    RetireDram(index, part->dram(), after);
-    part->set_dram({});
-    Unqueue(*part);
+    LoseMemoryCopy(index, *part, after);
   } else {
+    // One that is outdated is being replaced already.
+    if (!part->durable_outdated) part->writing = PartEntry::Writing::kNot;
     RetireDurable(index, part->durable(), after);
-    part->set_durable({});
-    part->writing = PartEntry::Writing::kNot;
+    chunks_.DropDurableCopy(index, *part);
   }
   if (part->dram_handle == 0 && part->durable_handle == 0) {
     RemovePart(index, part, after);
@@ -266,20 +280,19 @@ void EngineImpl::DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
   Settle(index, MissReason::kCorrupt, after);
 }
 
-ExpectedRecord EngineImpl::Expect(ChunkIndex index,
-                                  const PartEntry& part) const {
+ExpectedRecord EngineImpl::Expect(ChunkIndex index, const PartEntry& part,
+                                  const CopyFacts& facts) const {
   const ChunkEntry& chunk = chunks_[index];
   const Space& space = spaces_[chunk.space];
-  return {space.tenant, space.id,          chunk.id,     part.group,
-          part.shape,   part.record_bytes, part.checksum};
+  return {space.tenant, space.id,           chunk.id,      part.group,
+          part.shape,   facts.record_bytes, facts.checksum};
 }
 
 // ---- Eviction ----
 
 bool EngineImpl::Clean(const PartEntry& part) const {
-  return part.dram_handle == 0 || part.durable_handle != 0 ||
-         durable_ == nullptr || degraded_ ||
-         part.writing == PartEntry::Writing::kSettled;
+  return part.dram_handle == 0 || !part.unwritten() || durable_ == nullptr ||
+         degraded_ || part.writing == PartEntry::Writing::kSettled;
 }
 
 bool EngineImpl::Clean(ChunkIndex index) const {
@@ -312,7 +325,7 @@ class EngineImpl::DramEvictable final : public EvictionPolicy::Evictable {
       return engine_.Clean(index) || Refuse(obstacles_.unwritten);
     }
     for (const PartEntry& part : engine_.chunks_.Parts(index)) {
-      const bool waits = part.wanted_durable && part.durable_handle == 0;
+      const bool waits = part.wanted_durable && part.unwritten();
       const bool queued = part.writing == PartEntry::Writing::kQueued;
       if (waits || (queued && want_ == Want::kIdle)) {
         return Refuse(obstacles_.unwritten);
@@ -360,8 +373,7 @@ void EngineImpl::EvictFromDram(ChunkIndex index, AfterUnlock& after) {
     if (part->durable_handle == 0) {
       RemovePart(index, part, after);
     } else {
-      RetireDram(index, part->dram(), after);
-      part->set_dram({});
+      LoseMemoryCopy(index, *part, after);
     }
   }
   RemoveBroken(index, before, after);
@@ -378,9 +390,11 @@ void EngineImpl::EvictFromDurable(ChunkIndex index, AfterUnlock& after) {
       RemovePart(index, part, after);
       continue;
     }
+    if (!part->durable_outdated) {
+      part->writing = PartEntry::Writing::kSettled;  // it had its turn
+    }
     RetireDurable(index, part->durable(), after);
-    part->set_durable({});
-    part->writing = PartEntry::Writing::kSettled;  // it had its turn
+    chunks_.DropDurableCopy(index, *part);
   }
   RemoveBroken(index, before, after);
   Settle(index, MissReason::kEvicted, after);

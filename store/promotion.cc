@@ -68,9 +68,9 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, AfterUnlock& after) {
       after.Free(&dram_, planned.extent);
       continue;
     }
-    promotion->parts.push_back({planned.version, planned.extent,
-                                part->durable(), Expect(plan.chunk, *part), 0,
-                                absl::OkStatus()});
+    promotion->parts.push_back(
+        {planned.version, planned.extent, part->durable(),
+         Expect(plan.chunk, *part, part->facts()), 0, absl::OkStatus()});
   }
   promotion->parts_left = promotion->parts.size();
   promotions_.emplace(plan.chunk, promotion);

@@ -321,6 +321,36 @@ StatusOr<RecordLayout> LayoutRecord(const GroupDescriptor& group,
   return layout;
 }
 
+StatusOr<RecordLayout> LayoutCodedRecord(
+    const PartShape& shape, std::span<const uint64_t> encoded_bytes) {
+  const uint32_t layers = shape.layer_count;
+  if (layers == 0 || layers != encoded_bytes.size() ||
+      shape.layer_begin + layers > kMaxSegments) {
+    return Misshapen("not one encoded segment per layer");
+  }
+  RecordLayout layout;
+  layout.stripe_count = layers;
+  layout.payload_offset = PayloadOffset(layers, layers);
+  layout.segments.reserve(layers);
+  uint64_t end = layout.payload_offset;
+  for (uint32_t i = 0; i < layers; ++i) {
+    if (encoded_bytes[i] == 0 || encoded_bytes[i] > kMaxRecordBytes) {
+      return Misshapen("an encoded segment is absurdly large or empty");
+    }
+    SegmentEntry segment;
+    segment.layer = shape.layer_begin + i;
+    segment.stripe_begin = i;
+    segment.k_stripes = 1;
+    segment.offset = RoundUp(end, kSegmentAlign);
+    segment.k_bytes = encoded_bytes[i];
+    end = segment.offset + segment.k_bytes;
+    if (end > kMaxRecordBytes) return Misshapen("the record is absurdly large");
+    layout.segments.push_back(segment);
+  }
+  layout.record_bytes = end;
+  return layout;
+}
+
 uint32_t PartTokens(const GroupDescriptor& group, const PartShape& shape,
                     uint32_t tokens) {
   if (group.layout == SegmentLayout::kOpaque ||

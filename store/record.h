@@ -83,6 +83,12 @@ struct RecordLayout {
 StatusOr<RecordLayout> LayoutRecord(const GroupDescriptor& group,
                                     const PartShape& shape, uint32_t tokens);
 
+// The layout of a coded record: a segment of one stripe per layer of the shape,
+// in order, of the given sizes. InvalidArgument if there is not one size per
+// layer, one is 0, or the whole is absurd.
+StatusOr<RecordLayout> LayoutCodedRecord(
+    const PartShape& shape, std::span<const uint64_t> encoded_bytes);
+
 // Writes header and tables into `record` (at least layout.record_bytes), whose
 // payload the caller has filled, computing stripe checksums from the payload;
 // or taking them from `stripe_checksums` where the caller computed them while

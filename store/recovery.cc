@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -54,11 +55,13 @@ Status EngineImpl::Recover() {
       [&](const std::string& key, const std::string& value) {
         controls[key] = value;
       });
-  std::sort(records.begin(), records.end(),
-            [](const RecoveredRecord& a, const RecoveredRecord& b) {
-              return std::pair(a.meta.generation, a.extent.handle) <
-                     std::pair(b.meta.generation, b.extent.handle);
-            });
+  std::sort(
+      records.begin(), records.end(),
+      [](const RecoveredRecord& a, const RecoveredRecord& b) {
+        // Of one generation, coded in two ways, the better comes last.
+        return std::tuple(a.meta.generation, b.meta.lineage, a.extent.handle) <
+               std::tuple(b.meta.generation, a.meta.lineage, b.extent.handle);
+      });
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   RecoverSpaces(controls);
@@ -120,13 +123,10 @@ void EngineImpl::RecoverRecord(const RecordMeta& meta, Extent extent,
     RemovePart(index, old, after);
   }
   PartEntry& part = chunks_.AddPart(index);
-  part.checksum = meta.checksum;
-  part.record_bytes = meta.record_bytes;
   part.shape = meta.shape;
   part.group = meta.group;
-  part.lineage = meta.lineage;
   part.version = ++last_version_;
-  part.set_durable(extent);
+  chunks_.SetDurableCopy(index, part, extent, FactsOf(meta));
   Settle(index, MissReason::kIncomplete, after);
 }
 

@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "store/engine_impl.h"
@@ -6,8 +9,8 @@
 namespace larder {
 
 void EngineImpl::QueueWrite(ChunkIndex index, PartEntry& part) {
-  if (durable_ == nullptr || part.dram_handle == 0 ||
-      part.durable_handle != 0 || part.writing == PartEntry::Writing::kQueued ||
+  if (durable_ == nullptr || part.dram_handle == 0 || !part.unwritten() ||
+      part.writing == PartEntry::Writing::kQueued ||
       part.writing == PartEntry::Writing::kRunning) {
     return;
   }
@@ -57,20 +60,81 @@ bool EngineImpl::StartWrite(const PartKey& key, AfterUnlock& after) {
   part->writing = PartEntry::Writing::kRunning;
   writing_bytes_ += part->record_bytes;
   ++chunk.busy;
-  WriteJob job{key.first, key.second, part->dram(), Expect(key.first, *part)};
+  WriteJob job{key.first, key.second, part->dram(),
+               Expect(key.first, *part, part->facts()), nullptr};
+  if (coder_ != nullptr && part->codec == CodecId::kRaw) {
+    job.descriptor = spaces_[chunk.space].descriptor;
+  }
   const bool stored = spaces_[chunk.space].stored == Space::Stored::kYes;
   if (!stored) StoreSpace(chunk.space, after);  // for those that come after it
   after.Call([this, job, stored] {
-    Post([this, job, stored] {
-      if (stored) {
-        RunWrite(job);
-      } else {
-        FinishWrite(job, {},
-                    absl::UnavailableError("the space could not be stored"));
-      }
-    });
+    Executor& executor = job.descriptor != nullptr ? encoder_ : executor_;
+    executor.Post(Lifeline::Guard<>(
+        lifeline_, Task([this, job, stored] {
+          if (stored) {
+            RunWrite(job);
+          } else {
+            FinishWrite(
+                job, {}, {},
+                absl::UnavailableError("the space could not be stored"));
+          }
+        })));
   });
   return true;
+}
+
+struct EngineImpl::EncodedRecord {
+  struct Free {
+    void operator()(std::byte* bytes) const { std::free(bytes); }
+  };
+  std::unique_ptr<std::byte, Free> memory;
+  RecordMeta meta;
+};
+
+// The record as the durable tier is to have it; null: as it is.
+StatusOr<std::shared_ptr<const EngineImpl::EncodedRecord>> EngineImpl::Encode(
+    const WriteJob& job, const RecordMeta& meta, ByteSpan memory) {
+  if (job.descriptor == nullptr) return nullptr;
+  const CodingSpec spec = coder_->DurableSpec(
+      job.expected.tenant, job.expected.space, *job.descriptor, meta.group);
+  if (spec.codec == CodecId::kRaw) return nullptr;
+  const absl::Time begin = Now();
+  auto encoded = std::make_shared<EncodedRecord>();
+  StatusOr<std::optional<RecordMeta>> made = std::optional<RecordMeta>();
+  const StatusOr<uint64_t> room =
+      coder_->EncodedBytesMax(spec, *job.descriptor, meta);
+  if (room.ok()) {
+    // Of a bound, only what is written to takes memory.
+    const uint64_t bytes = RoundUp(*room, kPageBytes);
+    encoded->memory.reset(
+        static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes)));
+    if (encoded->memory == nullptr) {
+      made = absl::ResourceExhaustedError("no memory to encode into");
+    } else {
+      made =
+          coder_->Encode(spec, *job.descriptor, memory.first(meta.record_bytes),
+                         MutableByteSpan(encoded->memory.get(), bytes));
+    }
+  } else {
+    made = room.status();
+  }
+  absl::MutexLock lock(&mu_);
+  counters_.encode_seconds += absl::ToDoubleSeconds(Now() - begin);
+  if (absl::IsDataLoss(made.status())) return made.status();
+  if (absl::IsInvalidArgument(made.status())) {
+    ++counters_.encode_unsupported;
+  } else if (!made.ok()) {
+    ++counters_.encode_failed;
+  } else if (!made->has_value()) {
+    ++counters_.encode_not_smaller;
+  } else {
+    ++counters_.encoded_records;
+    counters_.encoded_plain_bytes += meta.record_bytes;
+    counters_.encoded_bytes += (*made)->record_bytes;
+    encoded->meta = **made;
+    return std::shared_ptr<const EncodedRecord>(std::move(encoded));
+  }
+  return nullptr;
 }
 
 void EngineImpl::RunWrite(const WriteJob& job) {
@@ -79,23 +143,34 @@ void EngineImpl::RunWrite(const WriteJob& job) {
       dram_.Map(job.dram).first(RoundUp(job.expected.record_bytes, kPageBytes));
   Status status = CheckStoredRecord(job.expected, memory, false, &meta);
   if (status.ok()) status = durable_->Health();
-  StatusOr<Extent> extent = Extent{};
+  std::shared_ptr<const EncodedRecord> encoded;
   if (status.ok()) {
-    extent = AllocateDurable(job.expected.tenant, job.expected.record_bytes);
+    auto made = Encode(job, meta, memory);
+    status = made.status();
+    if (made.ok()) encoded = *std::move(made);
+  }
+  StatusOr<Extent> extent = Extent{};
+  ByteSpan record = memory;
+  if (encoded != nullptr) {
+    meta = encoded->meta;
+    record = {encoded->memory.get(), RoundUp(meta.record_bytes, kPageBytes)};
+  }
+  if (status.ok()) {
+    extent = AllocateDurable(job.expected.tenant, meta.record_bytes);
     status = extent.status();
   }
   if (!status.ok()) {
-    FinishWrite(job, {}, status);
+    FinishWrite(job, {}, {}, status);
     return;
   }
-  durable_->Write(*extent, meta, memory,
-                  Guard([this, job, extent = *extent](Status written) {
-                    FinishWrite(job, extent, written);
-                  }));
+  durable_->Write(
+      *extent, meta, record,
+      Guard([this, job, extent = *extent, facts = FactsOf(meta), encoded](
+                Status written) { FinishWrite(job, extent, facts, written); }));
 }
 
 void EngineImpl::FinishWrite(const WriteJob& job, Extent extent,
-                             const Status& status) {
+                             const CopyFacts& facts, const Status& status) {
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   writing_bytes_ -= job.expected.record_bytes;
@@ -105,9 +180,10 @@ void EngineImpl::FinishWrite(const WriteJob& job, Extent extent,
   if (part != nullptr) part->writing = PartEntry::Writing::kNot;
   NoteHealth(status, after);
   if (status.ok() && wanted) {
-    part->set_durable(extent);
+    RetireDurable(job.chunk, part->durable(), after);
+    chunks_.SetDurableCopy(job.chunk, *part, extent, facts);
     part->wanted_durable = false;
-    counters_.demoted_bytes += job.expected.record_bytes;
+    counters_.demoted_bytes += facts.record_bytes;
     TellWaiters({job.chunk, job.version}, absl::OkStatus(), after);
     Settle(job.chunk, MissReason::kNone, after);
   } else {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
+#include "store/types.h"
 #include "tools/cli.h"
 #include "tools/cli_output.h"
 #include "tools/format.h"
@@ -95,6 +96,32 @@ int RunList(const GlobalOptions& options, const ChunkArgs& args) {
   return kExitOk;
 }
 
+std::string LineageText(uint32_t lineage) {
+  if (lineage == Raw(Lineage::kExact)) return "exact";
+  if (lineage < Raw(Lineage::kApproximate)) {
+    return absl::StrCat("lossy, level ", lineage);
+  }
+  return lineage < Raw(Lineage::kUnknown) ? "approximate" : "unknown";
+}
+
+// What each copy is.
+void PrintCopies(const v1::Chunk& chunk) {
+  if (chunk.copies_size() == 0) return;
+  std::printf("\n");
+  Table table({{"TIER"},
+               {"CODEC"},
+               {"QUALITY"},
+               {"PARTS", true},
+               {"SIZE", true},
+               {"OF RAW", true}});
+  for (const v1::Copy& copy : chunk.copies()) {
+    table.Add({copy.tier(), copy.codec_name(), LineageText(copy.lineage()),
+               absl::StrCat(copy.parts()), FormatBytes(copy.bytes()),
+               FormatRatio(copy.bytes(), copy.plain_bytes())});
+  }
+  table.Print();
+}
+
 int ShowChunk(const GlobalOptions& options, const StatusOr<v1::Chunk>& chunk) {
   if (!chunk.ok()) return Fail(options, chunk.status());
   if (options.json) {
@@ -117,6 +144,7 @@ int ShowChunk(const GlobalOptions& options, const StatusOr<v1::Chunk>& chunk) {
   table.Add({"idle", FormatAge(absl::Milliseconds(chunk->idle_ms()))});
   table.Add({"flags", Flags(*chunk)});
   table.Print();
+  PrintCopies(*chunk);
   return kExitOk;
 }
 

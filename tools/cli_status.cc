@@ -68,6 +68,19 @@ void PrintStatus(const GlobalOptions& options, const v1::DaemonStatus& s) {
   facts.Add({"moved", absl::StrCat(FormatBytes(s.saved_bytes()), " saved, ",
                                    FormatBytes(s.demoted_bytes()), " to nvme, ",
                                    FormatBytes(s.promoted_bytes()), " back")});
+  if (s.encoded_records() + s.encode_not_smaller() + s.encode_unsupported() +
+          s.encode_failed() !=
+      0) {
+    facts.Add(
+        {"encoded",
+         absl::StrCat(FormatBytes(s.encoded_plain_bytes()), " to ",
+                      FormatBytes(s.encoded_bytes()), " (",
+                      FormatRatio(s.encoded_bytes(), s.encoded_plain_bytes()),
+                      ") in ", static_cast<uint64_t>(s.encode_seconds()),
+                      " s of one core; kept raw: ", s.encode_not_smaller(),
+                      " not smaller, ", s.encode_unsupported(),
+                      " not supported, ", s.encode_failed(), " failed")});
+  }
   facts.Add({"evicted", absl::StrCat(s.evicted_dram(), " from dram, ",
                                      s.evicted_durable(), " from nvme")});
   facts.Add({"not durable yet", FormatBytes(s.durable_backlog_bytes())});

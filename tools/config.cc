@@ -4,6 +4,7 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdio>
 #include <fstream>
@@ -14,6 +15,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+
+#include "codec/record_coder.h"
 
 namespace larder {
 namespace {
@@ -95,6 +98,51 @@ Status SetTenants(const ConfigKey& key, std::string_view text, TenantMap& out) {
   }
   out = std::move(map);
   return absl::OkStatus();
+}
+
+// The fields of a rule, by name.
+constexpr std::array<std::pair<absl::string_view, std::string CodecRule::*>, 4>
+    kRuleFields = {{{"tenant", &CodecRule::tenant},
+                    {"model", &CodecRule::model},
+                    {"space", &CodecRule::space},
+                    {"codec", &CodecRule::codec}}};
+
+Status SetCodecRules(const ConfigKey& key, std::string_view text,
+                     CodecRules& out) {
+  CodecRules rules;
+  for (absl::string_view item :
+       absl::StrSplit(Absl(text), ';', absl::SkipEmpty())) {
+    CodecRule& rule = rules.emplace_back();
+    for (absl::string_view word :
+         absl::StrSplit(item, ',', absl::SkipEmpty())) {
+      const std::pair<absl::string_view, absl::string_view> pair =
+          absl::StrSplit(word, absl::MaxSplits('=', 1));
+      const auto field =
+          std::find_if(kRuleFields.begin(), kRuleFields.end(),
+                       [&](const auto& f) { return f.first == pair.first; });
+      if (field == kRuleFields.end() || pair.second.empty()) {
+        return Bad(key, text,
+                   "each rule has tenant, model, space and codec, or some of "
+                   "them, such as model=Llama-3*,codec=raw");
+      }
+      rule.*(field->second) = std::string(pair.second);
+    }
+    if (rule.codec.empty()) return Bad(key, text, "a rule names no codec");
+  }
+  if (HasControlCharacter(text)) return Bad(key, "", "control character");
+  out = std::move(rules);
+  return absl::OkStatus();
+}
+
+std::string FormatCodecRules(const CodecRules& rules) {
+  return absl::StrJoin(rules, ";", [](std::string* out, const CodecRule& rule) {
+    const char* comma = "";
+    for (const auto& [name, field] : kRuleFields) {
+      if ((rule.*field).empty()) continue;
+      absl::StrAppend(out, comma, name, "=", rule.*field);
+      comma = ",";
+    }
+  });
 }
 
 Status SetString(const ConfigKey& key, std::string_view text,
@@ -238,6 +286,29 @@ Status CheckNvme(const DaemonConfig& config) {
   return absl::OkStatus();
 }
 
+Status CheckCodecs(const DaemonConfig& config) {
+  const auto check = [](absl::string_view where, const std::string& codec) {
+    return Annotate(ParseCoding(codec).status(), where);
+  };
+  LARDER_RETURN_IF_ERROR(check("codec.nvme", config.codec.nvme));
+  for (size_t i = 0; i < config.codec.rules.size(); ++i) {
+    const CodecRule& rule = config.codec.rules[i];
+    const std::string where = absl::StrCat("codec.rules, rule ", i + 1);
+    LARDER_RETURN_IF_ERROR(check(where, rule.codec));
+    const bool hex =
+        std::all_of(rule.space.begin(), rule.space.end(), [](char c) {
+          return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+        });
+    if (!rule.space.empty() &&
+        (!hex || rule.space.size() < 8 || rule.space.size() > 64)) {
+      return Impossible(
+          absl::StrCat(where, ": space = \"", rule.space, "\" is no space id"),
+          "give its first 8 hexadecimal digits or more (`larder spaces`)");
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string FormatConfigBound(const ConfigKey& key, int64_t bound) {
@@ -326,6 +397,8 @@ Status SetConfigKey(DaemonConfig& config, std::string_view name,
           return SetDuration(*key, text, *field);
         } else if constexpr (std::is_same_v<T, TenantMap>) {
           return SetTenants(*key, text, *field);
+        } else if constexpr (std::is_same_v<T, CodecRules>) {
+          return SetCodecRules(*key, text, *field);
         } else {
           return SetString(*key, text, *field);
         }
@@ -351,6 +424,8 @@ std::string FormatConfigKey(const DaemonConfig& config, const ConfigKey& key) {
           return absl::FormatDuration(*field);
         } else if constexpr (std::is_same_v<T, TenantMap>) {
           return absl::StrJoin(*field, ",", absl::PairFormatter("="));
+        } else if constexpr (std::is_same_v<T, CodecRules>) {
+          return FormatCodecRules(*field);
         } else {
           return *field;
         }
@@ -363,6 +438,7 @@ Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckListen(config.metrics.listen));
   LARDER_RETURN_IF_ERROR(CheckDram(config));
   LARDER_RETURN_IF_ERROR(CheckNvme(config));
+  LARDER_RETURN_IF_ERROR(CheckCodecs(config));
   if (config.engine.hold_ttl > config.engine.hold_ttl_max) {
     return Impossible("engine.hold_ttl is longer than engine.hold_ttl_max",
                       "raise the maximum or lower the default");

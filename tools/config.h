@@ -20,6 +20,16 @@ namespace larder {
 // uid -> tenant name.
 using TenantMap = std::map<uint32_t, std::string>;
 
+// Which codec copies of some spaces are to be in. What is empty fits all.
+struct CodecRule {
+  std::string tenant;  // name or number
+  std::string model;   // of the space; '*' stands for anything
+  std::string space;   // its id, or the first 8 digits or more
+  std::string codec;   // "kvc1:2"
+  bool operator==(const CodecRule&) const = default;
+};
+using CodecRules = std::vector<CodecRule>;
+
 // Everything larderd can be told. Defaults are here and nowhere else; what each
 // key means, its bounds and its text form are in the schema (config.cc), from
 // which flags, file parser, --print-config and --help-config are all made.
@@ -62,6 +72,11 @@ struct DaemonConfig {
     uint64_t gc_bytes_per_second = 512_MiB;
     bool operator==(const Nvme&) const = default;
   } nvme;
+  struct Codec {
+    std::string nvme = "raw";
+    CodecRules rules;  // the first that fits decides
+    bool operator==(const Codec&) const = default;
+  } codec;
   struct Engine {
     int64_t copy_workers = 0;
     int64_t background_niceness = 5;
@@ -99,12 +114,14 @@ enum class ConfigType : uint8_t {
   kPath,     // absolute, or "" where the schema allows
   kMode,     // "0660"
   kTenants,  // a table; as a flag "1000=alice,1001=bob"
+  // Tables; as a flag "model=Llama-3*,codec=int8;tenant=bob,codec=raw"
+  kCodecRules,
 };
 
 // One key. The schema is the only place that knows any of this.
 struct ConfigKey {
   using Field = std::variant<bool*, int64_t*, uint64_t*, absl::Duration*,
-                             std::string*, TenantMap*>;
+                             std::string*, TenantMap*, CodecRules*>;
   std::string_view name;  // dotted: "dram.capacity"
   ConfigType type = ConfigType::kString;
   Field (*field)(DaemonConfig&) = nullptr;

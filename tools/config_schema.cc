@@ -173,6 +173,22 @@ const std::array kSchema = {
               .unit = "bytes",
               .description = "most that garbage collection moves in a second; "
                              "0: no bound"},
+    ConfigKey{.name = "codec.nvme",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(codec.nvme),
+              .restart = false,
+              .description =
+                  "codec of the copies written to NVMe where no rule fits: "
+                  "NAME, or NAME:LEVEL with 1 the finest; all but raw and "
+                  "lossless ones lose quality"},
+    ConfigKey{.name = "codec.rules",
+              .type = ConfigType::kCodecRules,
+              .field = LARDER_FIELD(codec.rules),
+              .restart = false,
+              .description =
+                  "codecs of some spaces, by tenant, model (with *) and space "
+                  "id (first digits); the first rule that fits decides, for "
+                  "what is written from then on"},
     ConfigKey{.name = "engine.copy_workers",
               .type = ConfigType::kInt,
               .field = LARDER_FIELD(engine.copy_workers),

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 
@@ -54,6 +55,32 @@ StatusOr<std::string> TenantsText(const toml::table& table,
     }
     absl::StrAppend(&text, text.empty() ? "" : ",", Absl(uid.str()), "=",
                     Absl(name->get()));
+  }
+  return text;
+}
+
+// "model=...,codec=...;..." of an array of tables.
+StatusOr<std::string> RulesText(const toml::array& rules,
+                                std::string_view source) {
+  std::string text;
+  for (const toml::node& node : rules) {
+    const toml::table* rule = node.as_table();
+    if (rule == nullptr) {
+      return Wrong(source, node, "codec.rules: give tables");
+    }
+    absl::StrAppend(&text, text.empty() ? "" : ";");
+    bool first = true;
+    for (const auto& [name, value] : *rule) {
+      const auto* word = value.as_string();
+      if (word == nullptr ||
+          word->get().find_first_of(",;") != std::string::npos) {
+        return Wrong(source, value,
+                     "codec.rules: give texts without ',' and ';'");
+      }
+      absl::StrAppend(&text, first ? "" : ",", Absl(name.str()), "=",
+                      Absl(word->get()));
+      first = false;
+    }
   }
   return text;
 }
@@ -116,6 +143,9 @@ Status ReadTable(const toml::table& table, const std::string& prefix,
     if (key != nullptr && key->type == ConfigType::kTenants &&
         inner != nullptr) {
       LARDER_ASSIGN_OR_RETURN(text, TenantsText(*inner, source));
+    } else if (key != nullptr && key->type == ConfigType::kCodecRules &&
+               node.as_array() != nullptr) {
+      LARDER_ASSIGN_OR_RETURN(text, RulesText(*node.as_array(), source));
     } else if (key != nullptr) {
       LARDER_ASSIGN_OR_RETURN(text, ValueText(node, *key, source));
     }
@@ -151,6 +181,22 @@ std::string TomlValue(const DaemonConfig& config, const ConfigKey& key) {
     }
     return out + (out.size() > 2 ? " }" : "}");
   }
+  if (key.type == ConfigType::kCodecRules) {
+    std::vector<std::string> rules;
+    for (absl::string_view rule :
+         absl::StrSplit(text, ';', absl::SkipEmpty())) {
+      std::vector<std::string> words;
+      for (absl::string_view word : absl::StrSplit(rule, ',')) {
+        const std::pair<absl::string_view, absl::string_view> pair =
+            absl::StrSplit(word, absl::MaxSplits('=', 1));
+        words.push_back(
+            absl::StrCat(pair.first, " = ",
+                         Quoted({pair.second.data(), pair.second.size()})));
+      }
+      rules.push_back(absl::StrCat("{ ", absl::StrJoin(words, ", "), " }"));
+    }
+    return absl::StrCat("[", absl::StrJoin(rules, ", "), "]");
+  }
   return Quoted(text);
 }
 
@@ -174,6 +220,8 @@ std::string Bounds(const ConfigKey& key) {
       return key.min > 0 ? "absolute path" : "absolute path, \"\"";
     case ConfigType::kTenants:
       return "UID = \"name\"";
+    case ConfigType::kCodecRules:
+      return "{ tenant, model, space, codec }";
     case ConfigType::kString:
       return "";
   }

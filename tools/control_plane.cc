@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "codec/record_coder.h"
 #include "tools/version.h"
 #include "transport/admin/admin_server.h"
 
@@ -36,6 +37,9 @@ AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
   hooks.tenant_name = [tenants](TenantId id) { return tenants->Name(id); };
   hooks.tenant_of_name = [tenants](std::string_view name) {
     return tenants->Find(name);
+  };
+  hooks.codec_name = [](CodecId id) {
+    return FormatCoding(id, Lineage::kExact);
   };
   hooks.tenants = [tenants] { return tenants->Known(); };
   return hooks;

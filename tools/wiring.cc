@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 
+#include "codec/record_coder.h"
 #include "store/clock.h"
 #include "store/engine.h"
 #include "store/executor.h"
@@ -18,6 +19,7 @@
 #include "tiers/index/rocksdb_index.h"
 #include "tiers/nvme/nvme_tier.h"
 #include "tiers/nvme/uring_file_io.h"
+#include "tools/coding_rules.h"
 #include "tools/control_plane.h"
 #include "tools/format.h"
 #include "tools/metrics.h"
@@ -66,7 +68,13 @@ class WiredDaemon final : public Daemon {
     const DaemonConfig config = Config();
     LARDER_RETURN_IF_ERROR(RefuseSecondDaemon(config));
     LARDER_ASSIGN_OR_RETURN(tenants_, TenantDirectory::Create(config.server));
+    LARDER_RETURN_IF_ERROR(SetCodingRules(config));
     executor_ = NewThreadPool("copy", CopyWorkers(config));
+    // Encoding takes long and nobody waits for it: beside the copies, not
+    // before them.
+    encoder_ =
+        NewThreadPool("encode", CopyWorkers(config),
+                      static_cast<int>(config.engine.background_niceness));
     background_ = NewThreadPool(
         "background", 2, static_cast<int>(config.engine.background_niceness));
     if (!config.nvme.path.empty()) LARDER_RETURN_IF_ERROR(BuildNvme(config));
@@ -92,11 +100,27 @@ class WiredDaemon final : public Daemon {
   }
 
   void SetConfig(const DaemonConfig& config) override {
+    // It was validated.
+    (void)SetCodingRules(config);
     absl::MutexLock lock(&mu_);
     config_ = config;
   }
 
  private:
+  Status SetCodingRules(const DaemonConfig& config) {
+    LARDER_ASSIGN_OR_RETURN(CodingRules rules, CodingRules::Make(config.codec));
+    absl::MutexLock lock(&mu_);
+    coding_ = std::move(rules);
+    return absl::OkStatus();
+  }
+
+  CodingSpec ChooseCoding(TenantId tenant, const SpaceId& space,
+                          const SpaceDescriptor& descriptor) const {
+    const std::string name = tenants_->Name(tenant);
+    absl::MutexLock lock(&mu_);
+    return coding_.Choose(tenant, name, space, descriptor);
+  }
+
   DaemonConfig Config() const {
     absl::MutexLock lock(&mu_);
     return config_;
@@ -144,6 +168,11 @@ class WiredDaemon final : public Daemon {
   }
 
   Status BuildEngine(const DaemonConfig& config) {
+    coder_ =
+        NewRecordCoder([this](TenantId tenant, const SpaceId& space,
+                              const SpaceDescriptor& descriptor, GroupIndex) {
+          return ChooseCoding(tenant, space, descriptor);
+        });
     Engine::Dependencies deps;
     deps.clock = &Clock::Real();
     deps.executor = executor_.get();
@@ -151,6 +180,8 @@ class WiredDaemon final : public Daemon {
     deps.durable = nvme_.get();
     deps.dram_policy = NewLruPolicy();
     if (nvme_) {
+      deps.encoder = encoder_.get();
+      deps.coder = coder_.get();
       deps.durable_policy = NewLruPolicy();
       spdlog::info("nvme: recovering {}", config.nvme.path);
     }
@@ -242,6 +273,7 @@ class WiredDaemon final : public Daemon {
 
   mutable absl::Mutex mu_;
   DaemonConfig config_ ABSL_GUARDED_BY(mu_);
+  CodingRules coding_ ABSL_GUARDED_BY(mu_);
   const absl::Time started_;
   absl::Duration recovery_;
   std::atomic<bool> serving_{false};
@@ -250,7 +282,9 @@ class WiredDaemon final : public Daemon {
   // Each uses those before it; destruction goes backwards.
   std::unique_ptr<TenantDirectory> tenants_;
   std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Executor> encoder_;
   std::unique_ptr<Executor> background_;
+  std::unique_ptr<RecordCoder> coder_;
   std::unique_ptr<FileIo> file_io_;
   std::unique_ptr<Index> index_;
   std::unique_ptr<DramTier> dram_;

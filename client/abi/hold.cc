@@ -3,8 +3,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 #include "client/abi/abi.h"
 #include "client/core/reader.h"
+#include "codec/record_coder.h"
 
 namespace larder::abi {
 extern "C" {
@@ -145,8 +148,16 @@ larder_status larder_hold_map(larder_hold* hold, uint32_t index, uint32_t group,
     return Refuse(LARDER_E_EXHAUSTED, "there are more parts");
   }
   for (size_t i = 0; i < parts.size(); ++i) {
-    StatusOr<core::MappedPart> part = core::MapPart(
-        h.link(), s.descriptor(), s.id(), h.chunk_id(index), *parts[i]);
+    StatusOr<core::MappedPart> part =
+        core::MapPart(h.link(), s, h.chunk_id(index), *parts[i]);
+    if (part.ok() && part->codec != nullptr) {
+      return Refuse(LARDER_E_UNSUPPORTED,
+                    absl::StrCat("the copy is coded (",
+                                 FormatCoding(part->codec->id(),
+                                              part->record.meta().lineage,
+                                              s.client().options().codecs),
+                                 "): load it instead of mapping it"));
+    }
     Status good = part.status();
     const size_t segment_index =
         part.ok() ? layer - part->record.meta().shape.layer_begin : 0;

@@ -64,6 +64,7 @@ larder_status GiveLoad(const core::LoadOutcome& outcome, uint8_t* reasons,
   out.reason = Raw(outcome.reason);
   out.tokens = outcome.tokens;
   out.bytes = outcome.bytes;
+  out.lineage = Raw(outcome.lineage);
   Give(out, result);
   return Answer(outcome.status);
 }
@@ -106,6 +107,7 @@ larder_status larder_load_start(larder_space* space, const larder_id* ids,
         done.count = static_cast<uint32_t>(outcome.reasons.size());
         done.good = outcome.usable;
         done.bytes = outcome.bytes;
+        done.lineage = Raw(outcome.lineage);
         done.per_key = Bytes(outcome.reasons);
         to->Push(std::move(done));
       });

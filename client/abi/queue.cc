@@ -47,6 +47,7 @@ int32_t larder_queue_poll(larder_queue* queue, larder_completion* completions,
     out.count = done[i].count;
     out.good = done[i].good;
     out.bytes = done[i].bytes;
+    out.lineage = done[i].lineage;
     if (!done[i].per_key.empty()) out.per_key = done[i].per_key.data();
     if (!done[i].per_key_bytes.empty()) {
       out.per_key_bytes = done[i].per_key_bytes.data();

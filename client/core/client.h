@@ -15,6 +15,7 @@
 
 #include "client/core/jobs.h"
 #include "client/core/link.h"
+#include "codec/codec.h"
 #include "store/clock.h"
 #include "store/status.h"
 #include "store/units.h"
@@ -31,6 +32,7 @@ struct ClientOptions {
   absl::Duration cached_age = absl::Milliseconds(50);
   uint64_t ahead_bytes = 256_MiB;
   uint32_t queued_jobs_max = 4096;
+  CodecLookup codecs = FindCodec;  // that what is loaded may be coded by
 
   // After a failed connect the next one waits so long, twice as long each time;
   // calls meanwhile fail at once.

@@ -64,10 +64,18 @@ class LoadRun {
         threads_(std::clamp<uint32_t>(request.threads, 1, kThreadsMax)),
         stop_at_(count_),
         reasons_(count_, kMissNotTried),
-        tokens_(count_, 0) {}
+        tokens_(count_, 0),
+        lineages_(count_, Lineage::kExact) {}
 
   LoadOutcome Run() {
-    if (request_.layerwise || request_.hold != nullptr) {
+    // With fewer chunks than threads, all threads are of use only if they share
+    // the chunks' layers.
+    const bool spare =
+        threads_ > count_ && count_ > 0 && LayerEnd(request_.views) > 0;
+    const bool by_layer =
+        request_.layerwise ||
+        (spare && (request_.hold != nullptr || count_ <= WindowChunks()));
+    if (by_layer || request_.hold != nullptr) {
       std::shared_ptr<Hold> hold = request_.hold;
       if (hold == nullptr) {
         StatusOr<std::shared_ptr<Hold>> opened = OpenHold(0, count_);
@@ -77,7 +85,7 @@ class LoadRun {
         }
         hold = *std::move(opened);
       }
-      if (request_.layerwise) {
+      if (by_layer) {
         LayerByLayer(*hold);
       } else {
         ChunkByChunk(*hold);
@@ -99,14 +107,18 @@ class LoadRun {
                       options);
   }
 
+  size_t WindowChunks() const {
+    const uint64_t half = request_.space->client().options().ahead_bytes / 2;
+    return static_cast<size_t>(
+        std::clamp<uint64_t>(half / ChunkBytes(request_.space->descriptor()), 1,
+                             wire::kMaxIdsPerMessage));
+  }
+
   // Window after window of chunks is held, the next one from the moment that
   // the first chunk of this one is taken: it is on its way up while this one is
   // copied.
   void InWindows() {
-    const uint64_t half = request_.space->client().options().ahead_bytes / 2;
-    window_ = static_cast<size_t>(
-        std::clamp<uint64_t>(half / ChunkBytes(request_.space->descriptor()), 1,
-                             wire::kMaxIdsPerMessage));
+    window_ = WindowChunks();
     OnThreads(std::min<size_t>(threads_, count_), [&](size_t) {
       Worker worker;
       std::shared_ptr<Hold> hold;
@@ -211,50 +223,77 @@ class LoadRun {
       why = CopyLayers(hold, held, i, worker.chunk, 0, UINT32_MAX,
                        worker.scratch, worker.bytes);
     }
-    Settle(i, why, worker.chunk.tokens());
+    Settle(i, why, worker.chunk);
   }
 
+  // One chunk of a load whose layers are taken one by one.
+  struct LayeredChunk {
+    OpenedChunk chunk;
+    std::atomic<bool> opened{false};  // or not to be had
+    std::atomic<MissReason> why{MissReason::kNone};
+    std::atomic<uint32_t> layers_left{0};
+  };
+
+  // Layer 0 of all chunks, then layer 1 and so on: whatever thread is free
+  // takes the next (chunk, layer).
   void LayerByLayer(Hold& hold) {
     const uint32_t layers = LayerEnd(request_.views);
     std::vector<std::atomic<size_t>> remaining(layers);
     for (auto& layer : remaining) layer = count_;
     std::atomic<uint32_t> ready{0};
-    std::vector<OpenedChunk> chunks(count_);
-    std::vector<uint8_t> failed(count_, 0);  // each of one thread only
-    const size_t threads = std::min<size_t>(threads_, count_);
-    OnThreads(threads, [&](size_t own) {
+    std::atomic<uint64_t> next{0};
+    std::vector<LayeredChunk> chunks(count_);
+    for (LayeredChunk& chunk : chunks) chunk.layers_left = layers;
+    const uint64_t pieces = uint64_t{layers} * count_;
+    OnThreads(std::min<uint64_t>(threads_, pieces), [&](size_t) {
       Scratch scratch;
       uint64_t bytes = 0;
-      for (uint32_t layer = 0; layer < layers; ++layer) {
-        for (size_t i = own; i < count_; i += threads) {
-          if (failed[i] != 0 || i >= stop_at_) continue;
-          const size_t held = request_.hold_first + i;
-          MissReason why = MissReason::kNone;
-          if (layer == 0) why = Prepare(hold, held, i, chunks[i]);
-          if (why == MissReason::kNone) {
-            why = CopyLayers(hold, held, i, chunks[i], layer, layer + 1,
-                             scratch, bytes);
+      for (uint64_t piece; (piece = next++) < pieces;) {
+        const auto layer = static_cast<uint32_t>(piece / count_);
+        const size_t i = piece % count_;
+        LayeredChunk& one = chunks[i];
+        if (layer == 0) {
+          OpenLayered(hold, i, one);
+        } else {
+          // Its layer 0 was taken before by a thread that waits for nobody.
+          one.opened.wait(false);
+        }
+        if (one.why != MissReason::kNone) continue;
+        const MissReason why =
+            CopyLayers(hold, request_.hold_first + i, i, one.chunk, layer,
+                       layer + 1, scratch, bytes);
+        if (why != MissReason::kNone) {
+          MissReason before = MissReason::kNone;
+          if (one.why.compare_exchange_strong(before, why)) {
+            Settle(i, why, one.chunk);
           }
-          if (why != MissReason::kNone || layer + 1 == layers) {
-            Settle(i, why, chunks[i].tokens());
-          }
-          if (why != MissReason::kNone) {
-            failed[i] = 1;
-          } else if (--remaining[layer] == 0) {
-            // Whoever is last of a layer announces it, and any after it that
-            // others have finished meanwhile.
-            uint32_t now = ready.load();
-            while (now < layers && remaining[now].load() == 0) {
-              if (ready.compare_exchange_weak(now, now + 1)) {
-                ++now;
-                if (observer_ != nullptr) observer_->OnLayers(now);
-              }
-            }
+          continue;
+        }
+        if (--one.layers_left == 0) Settle(i, MissReason::kNone, one.chunk);
+        if (--remaining[layer] > 0) continue;
+        // Whoever is last of a layer announces it, and any after it that others
+        // have finished meanwhile.
+        uint32_t now = ready.load();
+        while (now < layers && remaining[now].load() == 0) {
+          if (ready.compare_exchange_weak(now, now + 1)) {
+            ++now;
+            if (observer_ != nullptr) observer_->OnLayers(now);
           }
         }
       }
       bytes_ += bytes;
     });
+  }
+
+  void OpenLayered(Hold& hold, size_t i, LayeredChunk& one) {
+    MissReason why = kMissNotTried;
+    if (i < stop_at_) {
+      why = Prepare(hold, request_.hold_first + i, i, one.chunk);
+      if (why != MissReason::kNone) Settle(i, why, one.chunk);
+    }
+    one.why = why;
+    one.opened = true;
+    one.opened.notify_all();
   }
 
   MissReason Prepare(Hold& hold, size_t held, size_t i, OpenedChunk& chunk) {
@@ -280,14 +319,16 @@ class LoadRun {
   MissReason CopyLayers(Hold& hold, size_t held, size_t i,
                         const OpenedChunk& chunk, uint32_t layer_begin,
                         uint32_t layer_end, Scratch& scratch, uint64_t& bytes) {
-    uint32_t looks = 0;
-    const auto stop = [&]() -> Status {
+    uint32_t unlooked = kStripesPerLook;
+    const auto stop = [&](uint32_t stripes) -> Status {
       if (cancelled_ != nullptr && *cancelled_) {
         return absl::CancelledError("cancelled");
       }
       if (i > stop_at_) return absl::AbortedError("behind a miss");
-      if (looks++ % kStripesPerLook == 0 &&
-          request_.space->client().clock().Now() >= request_.deadline) {
+      unlooked += stripes;
+      if (unlooked < kStripesPerLook) return absl::OkStatus();
+      unlooked = 0;
+      if (request_.space->client().clock().Now() >= request_.deadline) {
         return absl::DeadlineExceededError("deadline");
       }
       return absl::OkStatus();
@@ -306,10 +347,13 @@ class LoadRun {
                                                          : MissReason::kNone;
   }
 
-  void Settle(size_t i, MissReason why, uint32_t tokens) {
+  void Settle(size_t i, MissReason why, const OpenedChunk& chunk) {
     reasons_[i] = why;
-    tokens_[i] = why == MissReason::kNone ? tokens : 0;
-    if (why == MissReason::kNone) return;
+    if (why == MissReason::kNone) {
+      tokens_[i] = chunk.tokens();
+      lineages_[i] = chunk.lineage();
+      return;
+    }
     if (!request_.each) {
       size_t before = stop_at_;
       while (i < before && !stop_at_.compare_exchange_weak(before, i)) {
@@ -337,6 +381,10 @@ class LoadRun {
     }
     outcome.usable = static_cast<uint32_t>(usable);
     if (usable < count_) outcome.reason = reasons_[usable];
+    for (size_t i = 0; i < (request_.each ? count_ : usable); ++i) {
+      if (reasons_[i] != MissReason::kNone) continue;
+      outcome.lineage = std::max(outcome.lineage, lineages_[i]);
+    }
     if (outcome.status.ok() && cancelled_ != nullptr && *cancelled_ &&
         usable < count_) {
       outcome.status = absl::CancelledError("the load was cancelled");
@@ -395,6 +443,7 @@ class LoadRun {
   // Each element is written by the one thread that has the chunk.
   std::vector<MissReason> reasons_;
   std::vector<uint32_t> tokens_;
+  std::vector<Lineage> lineages_;
   Status failure_;
 };
 

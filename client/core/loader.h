@@ -38,6 +38,9 @@ struct LoadOutcome {
   uint32_t tokens = 0;  // of the usable chunks
   MissReason reason = MissReason::kNone;
   uint64_t bytes = 0;
+  // The worst of what was delivered: of the usable chunks, or of all that
+  // landed if each was tried. What is computed over them is no better.
+  Lineage lineage = Lineage::kExact;
   std::vector<MissReason> reasons;
 };
 
@@ -60,7 +63,8 @@ uint32_t LayerEnd(const std::vector<View>& views);
 // Chunk after chunk: chunks are held in windows of half of `ahead_bytes` (two
 // of them, and while threads are still at the end of one, a third), the next
 // one being held, and so brought up from slower tiers, while this one is
-// copied. Layer after layer: all is held at once.
+// copied. Layer after layer: all is held at once, and threads share the layers
+// of a chunk; so they do with fewer chunks than threads, if these fit a window.
 LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
                     LoadObserver* observer);
 

@@ -37,6 +37,7 @@ struct Done {
   uint32_t count = 0;
   uint32_t good = 0;
   uint64_t bytes = 0;
+  uint8_t lineage = 0;  // kLoad: of what was delivered
   std::vector<uint8_t> per_key;
   std::vector<uint64_t> per_key_bytes;
 };

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <optional>
 
+#include "codec/record_coder.h"
+
 namespace larder::client {
 namespace {
 
@@ -40,9 +42,9 @@ bool HasExpectedSegments(const RecordView& record,
 
 }  // namespace
 
-StatusOr<MappedPart> MapPart(Link& link, const SpaceDescriptor& space,
-                             const SpaceId& space_id, const ChunkId& chunk,
+StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
                              const wire::HeldPart& part) {
+  const SpaceDescriptor& descriptor = space.descriptor();
   StatusOr<std::shared_ptr<const SlabMapping>> mapping =
       link.channel().Slab(part.slab);
   if (!mapping.ok()) {
@@ -60,19 +62,43 @@ StatusOr<MappedPart> MapPart(Link& link, const SpaceDescriptor& space,
   if (meta.checksum != part.checksum) {
     return absl::DataLossError("not the record that was promised");
   }
-  if (meta.chunk != chunk || meta.space != space_id) {
+  if (meta.chunk != chunk || meta.space != space.id()) {
     return absl::DataLossError("another chunk's record");
   }
   if (Raw(meta.group) != part.group || meta.shape != part.shape ||
-      Raw(meta.group) >= space.groups.size() ||
-      meta.token_count > space.chunk_tokens ||
-      !HasExpectedSegments(record, space.groups[Raw(meta.group)])) {
+      Raw(meta.group) >= descriptor.groups.size() ||
+      meta.token_count > descriptor.chunk_tokens) {
     return absl::DataLossError("a record of another geometry");
   }
-  if (meta.codec != CodecId::kRaw) {
-    return absl::UnavailableError("a codec that this library does not know");
+  if (meta.codec == CodecId::kRaw) {
+    if (!HasExpectedSegments(record, descriptor.groups[Raw(meta.group)])) {
+      return absl::DataLossError("a record of another geometry");
+    }
+    return MappedPart{*std::move(mapping), std::move(record), nullptr};
   }
-  return MappedPart{*std::move(mapping), std::move(record)};
+  LARDER_RETURN_IF_ERROR(CheckCodedSegments(record));
+  const Codec* codec = space.client().options().codecs(meta.codec);
+  if (codec == nullptr) {
+    return absl::UnavailableError(absl::StrCat(
+        "codec ", int{Raw(meta.codec)}, ", which this library does not know"));
+  }
+  // Every layer has the shape of the first one.
+  const Status fits =
+      ValidateCoded(CodedLayerOf(descriptor, meta, meta.shape.layer_begin), {});
+  if (!fits.ok()) return absl::DataLossError(fits.message());
+  return MappedPart{*std::move(mapping), std::move(record), codec};
+}
+
+StatusOr<ByteSpan> TakeCoded(const RecordView& record,
+                             const SegmentEntry& segment, Scratch& scratch) {
+  const ByteSpan from = record.stripe_bytes(segment, 0);
+  const MutableByteSpan to = scratch.encoded.Get(from.size());
+  if (CopyAndChecksum(to.data(), from) !=
+      record.stripe_checksum(segment.stripe_begin)) {
+    return absl::DataLossError(absl::StrCat("coded layer ", segment.layer,
+                                            " does not match its checksum"));
+  }
+  return ByteSpan(to);
 }
 
 MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
@@ -80,6 +106,7 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
                              std::span<const View> views, size_t view_index,
                              OpenedChunk& out) {
   Space& space = hold.space();
+  out.space_ = &space.descriptor();
   out.view_index_ = view_index;
   out.tokens_ = 0;
   out.lineage_ = Lineage::kExact;
@@ -90,8 +117,7 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
   const auto map = [&](size_t i) {
     if (mapped[i] != nullptr) return MissReason::kNone;
     StatusOr<MappedPart> part =
-        MapPart(hold.link(), space.descriptor(), space.id(),
-                hold.chunk_id(held_index), held.parts[i]);
+        MapPart(hold.link(), space, hold.chunk_id(held_index), held.parts[i]);
     if (absl::IsDataLoss(part.status())) {
       hold.ReportCorrupt(held_index);
       return MissReason::kCorrupt;
@@ -178,6 +204,92 @@ Status OpenedChunk::CopyStripe(const Source& source,
                                             " does not match its checksum"));
   }
   for (const Run& run : runs) bytes += run.bytes;
+  return absl::OkStatus();
+}
+
+Status OpenedChunk::CopyCoded(const Source& source, const SegmentEntry& segment,
+                              absl::FunctionRef<Status(uint32_t)> stop,
+                              Scratch& scratch, uint64_t& bytes) const {
+  const RecordView& record = source.part.record;
+  const RecordMeta& meta = record.meta();
+  const PartShape& part = meta.shape;
+  const PartShape& box = source.view->box();
+  if (segment.layer < box.layer_begin ||
+      segment.layer >= uint32_t{box.layer_begin} + box.layer_count) {
+    return absl::OkStatus();
+  }
+  // About as long as it takes to copy sixteen stripes: time to look at the
+  // clock.
+  constexpr uint32_t kSlow = 16;
+  if (Status stopped = stop(kSlow); !stopped.ok()) return stopped;
+  LARDER_ASSIGN_OR_RETURN(const ByteSpan encoded,
+                          TakeCoded(record, segment, scratch));
+  const GroupDescriptor& group = source.view->descriptor();
+  const bool whole = group.layout == SegmentLayout::kOpaque ||
+                     group.kind == GroupKind::kRecurrentState;
+  if (whole) {
+    return CopyHeads(source, segment.layer, 0, part.head_count, encoded,
+                     scratch, bytes);
+  }
+  const int first = std::max<int>(0, box.head_begin - part.head_begin);
+  const int last = std::min<int>(
+      part.head_count, box.head_begin + box.head_count - part.head_begin);
+  const uint64_t head_bytes = std::max<uint64_t>(
+      1,
+      PlainBytes(CodedLayerOf(*space_, meta, segment.layer)) / part.head_count);
+  const int together = static_cast<int>(
+      std::clamp<uint64_t>(kDecodedAtOnce / head_bytes, 1, UINT16_MAX));
+  for (int head = first; head < last; head += together) {
+    if (head != first) {
+      if (Status stopped = stop(kSlow); !stopped.ok()) return stopped;
+    }
+    LARDER_RETURN_IF_ERROR(
+        CopyHeads(source, segment.layer, static_cast<uint16_t>(head),
+                  static_cast<uint16_t>(std::min(head + together, last)),
+                  encoded, scratch, bytes));
+  }
+  return absl::OkStatus();
+}
+
+// What is decoded is a raw segment of a part that has these heads alone, so the
+// view knows where its stripes go.
+Status OpenedChunk::CopyHeads(const Source& source, uint32_t layer,
+                              uint16_t from, uint16_t to, ByteSpan encoded,
+                              Scratch& scratch, uint64_t& bytes) const {
+  const RecordMeta& meta = source.part.record.meta();
+  const GroupDescriptor& group = source.view->descriptor();
+  PartShape heads = meta.shape;
+  heads.layer_begin = static_cast<uint16_t>(layer);
+  heads.layer_count = 1;
+  heads.head_begin = static_cast<uint16_t>(meta.shape.head_begin + from);
+  heads.head_count = static_cast<uint16_t>(to - from);
+  LARDER_ASSIGN_OR_RETURN(const RecordLayout layout,
+                          LayoutRecord(group, heads, tokens_));
+  const SegmentEntry& segment = layout.segments[0];
+  CodedSelection selection;
+  if (heads.head_count != meta.shape.head_count) {
+    selection.head_begin = from;
+    selection.head_count = heads.head_count;
+  }
+  std::optional<MutableByteSpan> plain;
+  uint64_t at = 0;  // in `plain`
+  for (uint32_t s = 0; s < segment.k_stripes + segment.v_stripes; ++s) {
+    std::vector<Run>& runs = scratch.runs;
+    runs.clear();
+    source.view->RunsOf(heads, tokens_, view_index_,
+                        NameStripe(segment, s, heads), runs);
+    if (!runs.empty() && !plain.has_value()) {
+      plain = scratch.decoded.Get(segment.k_bytes + segment.v_bytes);
+      LARDER_RETURN_IF_ERROR(source.part.codec->Decode(
+          CodedLayerOf(*space_, meta, layer), selection, encoded, *plain));
+    }
+    for (const Run& run : runs) {
+      std::memcpy(run.place, plain->data() + at + run.offset, run.bytes);
+      bytes += run.bytes;
+    }
+    at += s < segment.k_stripes ? segment.k_bytes / segment.k_stripes
+                                : segment.v_bytes / segment.v_stripes;
+  }
   return absl::OkStatus();
 }
 

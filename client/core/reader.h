@@ -6,8 +6,11 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+
 #include "client/core/hold.h"
 #include "client/core/view.h"
+#include "codec/codec.h"
 #include "store/checksum.h"
 #include "store/record.h"
 #include "store/space.h"
@@ -21,24 +24,50 @@ namespace larder::client {
 inline constexpr MissReason kMissCancelled{11};
 inline constexpr MissReason kMissNotTried{12};
 
-// What one copying thread needs besides: no more than one stripe.
+// Memory that only grows, and is not cleared.
+class ScratchBytes {
+ public:
+  MutableByteSpan Get(uint64_t bytes) {
+    if (bytes > size_) {
+      memory_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+      size_ = bytes;
+    }
+    return {memory_.get(), bytes};
+  }
+
+ private:
+  std::unique_ptr<std::byte[]> memory_;
+  uint64_t size_ = 0;
+};
+
+// What one copying thread needs besides: no more than one stripe; of coded
+// parts one encoded layer, and of what it decodes to at most kDecodedAtOnce (or
+// one head of it, or all where heads cannot be told apart).
 struct Scratch {
   std::vector<std::byte> stripe;
   std::vector<Run> runs;
   std::vector<CopyPiece> pieces;
+  ScratchBytes encoded, decoded;
 };
+inline constexpr uint64_t kDecodedAtOnce = 1_MiB;
 
 // A part of a held chunk, mapped, whose header and tables are what the hold's
 // answer promised of the very chunk that was asked for.
 struct MappedPart {
   std::shared_ptr<const SlabMapping> mapping;  // keeps `record` readable
   RecordView record;
+  const Codec* codec = nullptr;  // null: raw, can be read where it lies
 };
 
-// DataLoss: not what was promised. Unavailable: the slab cannot be mapped.
-StatusOr<MappedPart> MapPart(Link& link, const SpaceDescriptor& space,
-                             const SpaceId& space_id, const ChunkId& chunk,
+// DataLoss: not what was promised. Unavailable: the slab cannot be mapped, or
+// the record is of a codec that `space`'s client does not know.
+StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
                              const wire::HeldPart& part);
+
+// Copies a coded segment out of shared memory, so that what is decoded is what
+// was hashed. Valid until the scratch is used again.
+StatusOr<ByteSpan> TakeCoded(const RecordView& record,
+                             const SegmentEntry& segment, Scratch& scratch);
 
 // A chunk ready to be copied: for every view the parts that hold its box.
 class OpenedChunk {
@@ -56,10 +85,11 @@ class OpenedChunk {
   Lineage lineage() const { return lineage_; }
 
   // Copies the stripes of layers [layer_begin, layer_end), indices within
-  // groups, to where the views want them. Every stripe's bytes are hashed as
-  // they are taken out of shared memory, so what landed is what was saved, or
-  // DataLoss. `stop` is asked between stripes; its status ends the copy.
-  // Adds to `bytes`.
+  // groups, to where the views want them; coded ones are decoded. Every
+  // stripe's bytes are hashed as they are taken out of shared memory, so what
+  // landed is what was saved, or DataLoss. `stop(pieces)` is asked before each
+  // piece, with how many stripes' time it will take about; its status ends the
+  // copy. Adds to `bytes`.
   template <class Stop>
   Status Copy(uint32_t layer_begin, uint32_t layer_end, Stop stop,
               Scratch& scratch, uint64_t& bytes) const {
@@ -67,8 +97,13 @@ class OpenedChunk {
       for (size_t s = 0; s < source.part.record.segment_count(); ++s) {
         const SegmentEntry segment = source.part.record.segment(s);
         if (segment.layer < layer_begin || segment.layer >= layer_end) continue;
+        if (source.part.codec != nullptr) {
+          Status decoded = CopyCoded(source, segment, stop, scratch, bytes);
+          if (!decoded.ok()) return decoded;
+          continue;
+        }
         for (uint32_t i = 0; i < segment.k_stripes + segment.v_stripes; ++i) {
-          if (Status stopped = stop(); !stopped.ok()) return stopped;
+          if (Status stopped = stop(1); !stopped.ok()) return stopped;
           Status copied = CopyStripe(source, segment, i, scratch, bytes);
           if (!copied.ok()) return copied;
         }
@@ -84,7 +119,15 @@ class OpenedChunk {
   };
   Status CopyStripe(const Source& source, const SegmentEntry& segment,
                     uint32_t stripe, Scratch& scratch, uint64_t& bytes) const;
+  Status CopyCoded(const Source& source, const SegmentEntry& segment,
+                   absl::FunctionRef<Status(uint32_t)> stop, Scratch& scratch,
+                   uint64_t& bytes) const;
+  // Heads [from, to) of the part, as they are in `encoded`.
+  Status CopyHeads(const Source& source, uint32_t layer, uint16_t from,
+                   uint16_t to, ByteSpan encoded, Scratch& scratch,
+                   uint64_t& bytes) const;
 
+  const SpaceDescriptor* space_ = nullptr;
   size_t view_index_ = 0;
   uint32_t tokens_ = 0;
   Lineage lineage_ = Lineage::kExact;

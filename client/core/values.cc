@@ -8,6 +8,7 @@
 #include "client/core/hold.h"
 #include "client/core/reader.h"
 #include "client/core/saver.h"
+#include "codec/record_coder.h"
 #include "store/checksum.h"
 
 namespace larder::client {
@@ -107,6 +108,14 @@ Status Put(const Space& space, const ValueRequest& request, size_t key,
   return saver.Commit(hints);
 }
 
+void Scatter(ByteSpan value, std::span<const MutableByteSpan> pieces) {
+  for (const MutableByteSpan piece : pieces) {
+    const uint64_t bytes = std::min<uint64_t>(value.size(), piece.size());
+    if (bytes != 0) std::memcpy(piece.data(), value.data(), bytes);
+    value = value.subspan(bytes);
+  }
+}
+
 // Takes one value out of its record. `unproved` is set if it was hashed in
 // place, which proves nothing if the daemon forgot about us meanwhile.
 MissReason TakeValue(Space& space, const MappedPart& part,
@@ -121,6 +130,21 @@ MissReason TakeValue(Space& space, const MappedPart& part,
   const uint64_t room = TotalBytes(pieces);
   if (size > room || (exact_size && size != room)) return kMissNotTried;
   const SegmentEntry segment = part.record.segment(0);
+  if (part.codec != nullptr) {
+    const StatusOr<ByteSpan> encoded = TakeCoded(part.record, segment, scratch);
+    if (!encoded.ok()) return MissReason::kCorrupt;
+    const bool direct = pieces.size() == 1 && pieces[0].size() >= stored;
+    const MutableByteSpan plain =
+        direct ? pieces[0].first(stored) : scratch.decoded.Get(stored);
+    const CodedLayer layer =
+        CodedLayerOf(space.descriptor(), meta, segment.layer);
+    if (PlainBytes(layer) != stored ||
+        !part.codec->Decode(layer, {}, *encoded, plain).ok()) {
+      return MissReason::kCorrupt;
+    }
+    if (!direct) Scatter(plain.first(size), pieces);
+    return MissReason::kNone;
+  }
   const ByteSpan from = part.record.stripe_bytes(segment, 0);
   const Checksum want = part.record.stripe_checksum(0);
   if (pieces.size() == 1 && pieces[0].size() >= stored) {
@@ -139,13 +163,7 @@ MissReason TakeValue(Space& space, const MappedPart& part,
     if (ComputeChecksum(from) != want) return MissReason::kCorrupt;
     unproved = true;
   }
-  uint64_t left = size;
-  for (const MutableByteSpan piece : pieces) {
-    const uint64_t bytes = std::min<uint64_t>(left, piece.size());
-    if (bytes != 0) std::memcpy(piece.data(), at, bytes);
-    at += bytes;
-    left -= bytes;
-  }
+  Scatter({at, size}, pieces);
   return MissReason::kNone;
 }
 
@@ -299,8 +317,7 @@ ValueOutcome RunGet(Space& space, const ValueRequest& request,
       }
       if (why == MissReason::kNone) {
         StatusOr<MappedPart> part =
-            MapPart(hold->link(), space.descriptor(), space.id(),
-                    request.ids[i], held.parts[0]);
+            MapPart(hold->link(), space, request.ids[i], held.parts[0]);
         why = ReasonOf(part.status());
         if (part.ok()) {
           bool hashed_in_place = false;

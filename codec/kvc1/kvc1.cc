@@ -1015,7 +1015,7 @@ const TiledCodec& Lossy() {
 }  // namespace
 
 int LevelOf(Lineage quality) {
-  return std::min(static_cast<int>(Raw(quality)) / 20, kMaxLevel);
+  return std::min(static_cast<int>(Raw(quality)), kMaxLevel);
 }
 
 int DefaultPlanes(int level) {

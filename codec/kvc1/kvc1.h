@@ -36,11 +36,9 @@ struct EncodeOptions {
 
 inline constexpr int kMaxLevel = 9;
 
-// Levels and lineages: level n is Lineage 20 n, and a plane that is not read
-// costs two levels.
+// Levels are lineages; a plane that is not read costs two levels.
 constexpr Lineage LineageOf(int level, int missing_planes) {
-  const int n = level == 0 ? 0 : 20 * (level + 2 * missing_planes);
-  return static_cast<Lineage>(n < 199 ? n : 199);
+  return static_cast<Lineage>(level == 0 ? 0 : level + 2 * missing_planes);
 }
 // The coarsest level that is at least as good. 0 for kExact.
 int LevelOf(Lineage quality);

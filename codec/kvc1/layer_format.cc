@@ -8,9 +8,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
+#include "store/fingerprint.h"
 #include "store/record.h"
-
-#include "xxhash.h"
 
 namespace larder::kvc1 {
 namespace {
@@ -56,9 +55,9 @@ Status Corrupt(absl::string_view what) {
 
 // Of header (without the check itself) and index.
 uint64_t FrontCheck(ByteSpan front, uint64_t bytes) {
-  const uint64_t header = XXH3_64bits(front.data(), kAtCheck);
-  return XXH3_64bits_withSeed(front.data() + kHeaderBytes, bytes - kHeaderBytes,
-                              header);
+  const uint64_t header = Fingerprint64(front.first(kAtCheck));
+  return Fingerprint64(front.subspan(kHeaderBytes, bytes - kHeaderBytes),
+                       header);
 }
 
 }  // namespace
@@ -117,7 +116,7 @@ TileGrid::Tile TileGrid::At(uint32_t index) const {
 }
 
 uint32_t PlaneCheck(ByteSpan bytes) {
-  return static_cast<uint32_t>(XXH3_64bits(bytes.data(), bytes.size()));
+  return static_cast<uint32_t>(Fingerprint64(bytes));
 }
 
 uint64_t IndexBytes(const TileGrid& grid) {

@@ -1,12 +1,12 @@
 #include "codec/kvc1/rope.h"
 
-#include <xxhash.h>
-
 #include <bit>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "codec/kvc1/steady_math.h"
+#include "store/fingerprint.h"
 
 namespace larder::kvc1 {
 namespace {
@@ -103,7 +103,7 @@ uint64_t Fingerprint(const Rope& rope) {
     // 0 and -0 are the same turn.
     say(std::bit_cast<uint64_t>(frequency + 0.0), 8);
   }
-  const uint64_t hash = XXH3_64bits(said.data(), said.size());
+  const uint64_t hash = Fingerprint64(std::as_bytes(std::span(said)));
   return hash == 0 ? 1 : hash;
 }
 

@@ -178,7 +178,8 @@ TEST(Baselines, WrongInputIsRefused) {
   sample.keys[9] = 0x7c00;
   EXPECT_EQ(kivi->Encode(sample.block()).status().code(),
             absl::StatusCode::kInvalidArgument);
-  block = Sample(6).block();
+  const Sample other(6);
+  block = other.block();
   block.mass = {};
   EXPECT_FALSE(MakeMikv({})->Encode(block).ok());
   EXPECT_EQ(MakeCacheGenPaper(1)->Encode(Sample(7).block()).status().code(),

@@ -3,6 +3,7 @@
 #include "gtest/gtest.h"
 
 #include "tests/conformance/codec_conformance.h"
+#include "tests/testing/test_codecs.h"
 
 namespace larder {
 namespace {
@@ -12,6 +13,13 @@ INSTANTIATE_TEST_SUITE_P(Codecs, CodecConformance,
                                          CodecUnderTest{&LosslessCodec()},
                                          CodecUnderTest{&Kvc1Codec()}),
                          CodecName);
+
+// The codecs that tests of everything around codecs use.
+INSTANTIATE_TEST_SUITE_P(
+    TestCodecs, CodecConformance,
+    testing::Values(CodecUnderTest{FindTestCodec(kTestPlanes), FindTestCodec},
+                    CodecUnderTest{FindTestCodec(kTestUpper), FindTestCodec}),
+    CodecName);
 
 TEST(CodecTest, AnIdOfLaterIsNotFound) {
   EXPECT_EQ(FindCodec(CodecId{255}), nullptr);

@@ -14,6 +14,9 @@
 #include "codec/baselines/half.h"
 #include "tools/quality/engine.h"
 #include "tools/quality/metrics.h"
+#include "tools/quality/subject.h"
+#include "tools/quality/sweep.h"
+#include "tools/quality/texts.h"
 
 namespace larder::quality {
 namespace {
@@ -23,14 +26,18 @@ using baselines::HalfToFloat;
 constexpr uint32_t kPrefix = 96;
 constexpr uint32_t kSuffix = 32;
 
+StatusOr<std::unique_ptr<QualityEngine>> OpenEngine() {
+  return QualityEngine::Open(
+      {.model = LARDER_DEPS_DIR "/model/SmolLM2-135M-Instruct.Q4_1.gguf",
+       .backends = LARDER_DEPS_DIR "/llama/lib",
+       .threads = 1,
+       .context_tokens = 256});
+}
+
 class QualityEngineTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    StatusOr<std::unique_ptr<QualityEngine>> engine = QualityEngine::Open(
-        {.model = LARDER_DEPS_DIR "/model/SmolLM2-135M-Instruct.Q4_1.gguf",
-         .backends = LARDER_DEPS_DIR "/llama/lib",
-         .threads = 1,
-         .context_tokens = 256});
+    StatusOr<std::unique_ptr<QualityEngine>> engine = OpenEngine();
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = engine->release();
     std::ifstream file(LARDER_SOURCE_DIR "/tools/llama_demo/prose.txt");
@@ -168,6 +175,62 @@ TEST_F(QualityEngineTest, TheAttentionThatFiguresUseIsTheEngines) {
     }
     EXPECT_LT(error / energy, 1e-5);
   }
+}
+
+TEST_F(QualityEngineTest, SweepsTextsAndFindsThePassKey) {
+  std::vector<std::unique_ptr<QualityEngine>> engines;
+  for (int i = 0; i < 2; ++i) {
+    StatusOr<std::unique_ptr<QualityEngine>> engine = OpenEngine();
+    ASSERT_TRUE(engine.ok());
+    engines.push_back(*std::move(engine));
+  }
+  StatusOr<std::vector<SplitText>> texts =
+      ReadTexts(*engines[0], LARDER_SOURCE_DIR "/tools/llama_demo/prose.txt",
+                kPrefix, kSuffix, 2);
+  ASSERT_TRUE(texts.ok()) << texts.status();
+  ASSERT_EQ(texts->size(), 2u);
+  std::vector<SplitText> keys = MakePassKeys(*engines[0], 200, 1);
+  ASSERT_EQ(keys.size(), 5u);
+  for (const SplitText& key : keys) EXPECT_EQ(key.prefix.size(), 200u);
+  texts->push_back(keys[4]);
+
+  Subjects subjects;
+  subjects.push_back(MakeIdentity());
+  subjects.push_back(MakeBaselineSubject(
+      baselines::MakeCacheGenStatic("L3", baselines::kCacheGenLevels[2])));
+  subjects.push_back(MakeBaselineSubject(
+      baselines::MakeCacheGenReleased("L3", baselines::kCacheGenLevels[2])));
+  subjects.push_back(MakeBaselineSubject(baselines::MakeAbsmax(8, false)));
+  const StatusOr<std::vector<Capture>> captures =
+      CaptureTexts(engines, std::span(*texts).first(1), false);
+  ASSERT_TRUE(captures.ok()) << captures.status();
+  ASSERT_TRUE(subjects[1]->Calibrate(*captures).ok());
+
+  const StatusOr<SweepFigures> figures =
+      RunSweep(engines, *texts, subjects, {.query_stride = 8});
+  ASSERT_TRUE(figures.ok()) << figures.status();
+  const ModelShape& shape = engines[0]->shape();
+  std::vector<Summary> summaries;
+  for (const PointFigures& point : figures->points) {
+    summaries.push_back(Summarize(point, shape));
+  }
+  EXPECT_EQ(summaries[0].bits.mean, 16);
+  EXPECT_EQ(summaries[0].kl.mean, 0);
+  EXPECT_EQ(summaries[0].max_kl, 0);
+  EXPECT_EQ(summaries[0].top1.mean, 1);
+  EXPECT_EQ(summaries[0].attention, 0);
+  EXPECT_TRUE(figures->reference_found[2]);
+  EXPECT_TRUE(figures->points[0].texts[2].retrieved);
+  // One quantizer, two ways to store what it gives.
+  EXPECT_EQ(summaries[1].kl.mean, summaries[2].kl.mean);
+  EXPECT_GT(summaries[1].kl.mean, 0);
+  EXPECT_LT(summaries[1].bits.mean + 1.5, summaries[2].bits.mean);
+  // The finest is the nearest.
+  EXPECT_EQ(summaries[3].bits.mean, 8.5);
+  EXPECT_LT(summaries[3].kl.mean, summaries[1].kl.mean);
+  EXPECT_LT(summaries[3].attention, summaries[1].attention);
+  EXPECT_LE(summaries[1].kl.low, summaries[1].kl.mean);
+  EXPECT_GE(summaries[1].kl.high, summaries[1].kl.mean);
 }
 
 }  // namespace

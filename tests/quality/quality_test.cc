@@ -9,7 +9,9 @@
 
 #include "codec/baselines/half.h"
 #include "tools/quality/capture_file.h"
+#include "tools/quality/curve.h"
 #include "tools/quality/metrics.h"
+#include "tools/quality/subject.h"
 
 namespace larder::quality {
 namespace {
@@ -122,6 +124,152 @@ TEST(Bootstrap, HoldsTheMean) {
   EXPECT_NEAR(interval.low, 4.5 - 1.59, 0.25);
   EXPECT_NEAR(interval.high, 4.5 + 1.59, 0.25);
   EXPECT_EQ(Bootstrap(8, mean).low, interval.low);
+}
+
+TEST(BitsAt, InterpolatesInLogarithms) {
+  // KL = bits^-2 is a straight line of logarithms.
+  const std::vector<CurvePoint> points = {{8, 1 / 64.0}, {2, 1 / 4.0}};
+  EXPECT_NEAR(*BitsAt(points, 1 / 16.0), 4, 1e-9);
+  EXPECT_NEAR(*BitsAt(points, 1 / 4.0), 2, 1e-9);
+  EXPECT_NEAR(*BitsAt(points, 1 / 64.0), 8, 1e-9);
+}
+
+TEST(BitsAt, NeverExtrapolates) {
+  const std::vector<CurvePoint> points = {{2, 0.25}, {8, 0.015}};
+  EXPECT_FALSE(BitsAt(points, 0.26).has_value());
+  EXPECT_FALSE(BitsAt(points, 0.014).has_value());
+  EXPECT_FALSE(BitsAt({}, 0.1).has_value());
+  // There is no line to a divergence of nothing.
+  const std::vector<CurvePoint> exact = {{2, 0.25}, {16, 0}};
+  EXPECT_FALSE(BitsAt(exact, 0.1).has_value());
+}
+
+TEST(BitsAt, TakesTheFirstCrossing) {
+  const std::vector<CurvePoint> points = {
+      {1, 1}, {2, 0.1}, {3, 0.5}, {4, 0.01}};
+  const double bits = *BitsAt(points, 0.3);
+  EXPECT_GT(bits, 1);
+  EXPECT_LT(bits, 2);
+}
+
+TEST(PlotCurves, DrawsEveryCurveInsideOfThePicture) {
+  const std::vector<NamedCurve> curves = {{"a<b", {{2, 0.2}, {4, 0.01}}},
+                                          {"exact", {{12.5, 0}}}};
+  const std::vector<double> marks = {0.01};
+  const std::string svg = PlotCurves("title", curves, marks);
+  EXPECT_THAT(svg, ::testing::StartsWith("<svg "));
+  EXPECT_THAT(svg, ::testing::EndsWith("</svg>\n"));
+  EXPECT_THAT(svg, ::testing::HasSubstr("a&lt;b"));
+  EXPECT_THAT(svg, ::testing::HasSubstr("stroke-dasharray"));
+  EXPECT_THAT(svg, ::testing::Not(::testing::HasSubstr("nan")));
+  EXPECT_THAT(svg, ::testing::Not(::testing::HasSubstr("inf")));
+  EXPECT_THAT(svg, ::testing::Not(::testing::HasSubstr("=\"-")));
+}
+
+// 3 heads of 32, 300 tokens: one chunk that is full and one of 44.
+KvPrefix SmallPrefix() {
+  KvPrefix prefix;
+  prefix.shape = {.model = "small",
+                  .layers = 2,
+                  .query_heads = 6,
+                  .kv_heads = 3,
+                  .head_dim = 32,
+                  .rope_base = 10000,
+                  .rope_dim = 32};
+  prefix.tokens = 300;
+  uint32_t random = 1;
+  const auto next = [&random] {
+    random = random * 1664525u + 1013904223u;
+    return FloatToHalf(static_cast<float>(random >> 16) / 32768.0f - 1);
+  };
+  for (int layer = 0; layer < 2; ++layer) {
+    KvLayer& to = prefix.layers.emplace_back();
+    for (size_t i = 0; i < 300 * 96; ++i) {
+      to.keys.push_back(next());
+      to.values.push_back(next());
+    }
+    HalfRows& queries = prefix.queries.emplace_back();
+    for (size_t i = 0; i < 300 * 192; ++i) queries.push_back(next());
+  }
+  return prefix;
+}
+
+SpaceDescriptor SmallSpace() {
+  Sha256Digest weights;
+  weights.bytes[0] = 1;
+  return MakeSpace(SmallPrefix().shape, weights);
+}
+
+double BitsPerElement(const Rate& rate) {
+  return static_cast<double>(rate.bits) / static_cast<double>(rate.elements);
+}
+
+TEST(Subject, CountsFullChunks) {
+  KvPrefix prefix = SmallPrefix();
+  const auto subject = MakeBaselineSubject(baselines::MakeAbsmax(4, false));
+  const StatusOr<Rate> rate = subject->Apply(prefix);
+  ASSERT_TRUE(rate.ok()) << rate.status();
+  EXPECT_EQ(rate->elements, 2u * 2 * 256 * 96);
+  EXPECT_EQ(BitsPerElement(*rate), 4.5);
+  // The other chunk was coded all the same.
+  const KvPrefix before = SmallPrefix();
+  EXPECT_NE(prefix.layers[1].values.back(), before.layers[1].values.back());
+}
+
+TEST(Subject, CountsPrefixesWhole) {
+  KvPrefix prefix = SmallPrefix();
+  const auto subject =
+      MakeBaselineSubject(baselines::MakeKivi({.bits = 2, .window = 44}));
+  const StatusOr<Rate> rate = subject->Apply(prefix);
+  ASSERT_TRUE(rate.ok()) << rate.status();
+  EXPECT_EQ(rate->elements, 2u * 2 * 300 * 96);
+  EXPECT_EQ(BitsPerElement(*rate), (256 * 3 + 44 * 16) / 300.0);
+}
+
+TEST(Subject, RawCostsItsRecord) {
+  KvPrefix prefix = SmallPrefix();
+  StatusOr<Subjects> subjects = MakeSubjects("raw", {}, SmallSpace());
+  ASSERT_TRUE(subjects.ok()) << subjects.status();
+  ASSERT_EQ(subjects->size(), 1u);
+  const StatusOr<Rate> rate = subjects->front()->Apply(prefix);
+  ASSERT_TRUE(rate.ok()) << rate.status();
+  EXPECT_EQ(rate->bits, 8u * (4096 + 2 * 2 * 256 * 96 * 2));
+  const KvPrefix before = SmallPrefix();
+  EXPECT_EQ(prefix.layers[0].keys, before.layers[0].keys);
+  EXPECT_EQ(prefix.layers[1].values, before.layers[1].values);
+}
+
+TEST(Subject, GetsTheAttentionItNeeds) {
+  KvPrefix prefix = SmallPrefix();
+  const auto subject = MakeBaselineSubject(baselines::MakeMikv({}));
+  EXPECT_TRUE(subject->needs_queries());
+  EXPECT_TRUE(subject->Apply(prefix).ok());
+  prefix = SmallPrefix();
+  prefix.queries.clear();
+  EXPECT_FALSE(subject->Apply(prefix).ok());
+}
+
+TEST(Subject, EveryNameMakesSome) {
+  const std::vector<uint8_t> levels = {1, 2};
+  for (const std::string& name : SubjectNames()) {
+    const StatusOr<Subjects> subjects =
+        MakeSubjects(name, levels, SmallSpace());
+    ASSERT_TRUE(subjects.ok()) << name << ": " << subjects.status();
+    for (const auto& subject : *subjects) EXPECT_EQ(subject->name(), name);
+  }
+  EXPECT_EQ(MakeSubjects("nonsense", levels, SmallSpace()).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST(AttentionMass, IsAShareOfEachQuery) {
+  const KvPrefix prefix = SmallPrefix();
+  const std::vector<float> mass = AttentionMass(prefix, 0, 1);
+  // The last query alone sees all tokens.
+  double sum = 0;
+  for (const float one : mass) sum += one;
+  EXPECT_NEAR(sum, 1, 1e-4);
+  // The first token alone is seen by the first query.
+  EXPECT_GT(AttentionMass(prefix, 0, 0)[0], 1.0f / 300);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 
 #include "tests/sim/world.h"
+#include "tests/testing/test_codecs.h"
 
 namespace larder::sim {
 namespace {
@@ -26,6 +27,7 @@ World::Counts RunSeeds(WorldOptions options) {
     sum.saves += world.counts().saves;
     sum.durable += world.counts().durable;
     sum.crashes += world.counts().crashes;
+    sum.coded_reads += world.counts().coded_reads;
     sum.checked_after_crash += world.counts().checked_after_crash;
   }
   return sum;
@@ -49,6 +51,39 @@ TEST(ServiceSim, NothingWrongWhenTheDiskFails) {
 TEST(ServiceSim, NothingWrongWhenBitsRot) {
   const World::Counts sum = RunSeeds({.rot = true});
   EXPECT_GT(sum.reads, 1000u);
+}
+
+// The disk's copies are coded: lossy ones are only for who takes them, and
+// otherwise nothing changes.
+
+TEST(ServiceSim, NothingWrongWithLossyCopies) {
+  const World::Counts sum = RunSeeds({.coding = {kTestUpper, kUpperLevel}});
+  EXPECT_GT(sum.reads, 1000u);
+  EXPECT_GT(sum.coded_reads, 200u);
+  EXPECT_GT(sum.durable, 100u);
+  EXPECT_GT(sum.crashes, 20u);
+  EXPECT_GT(sum.checked_after_crash, 100u);
+}
+
+TEST(ServiceSim, NothingWrongWithLosslessCopies) {
+  const World::Counts sum =
+      RunSeeds({.coding = {kTestPlanes, Lineage::kExact}});
+  EXPECT_GT(sum.coded_reads, 200u);
+  EXPECT_GT(sum.checked_after_crash, 100u);
+}
+
+TEST(ServiceSim, NothingWrongWithCodedCopiesWhenTheDiskFails) {
+  const World::Counts sum =
+      RunSeeds({.faults = true, .coding = {kTestUpper, kUpperLevel}});
+  EXPECT_GT(sum.coded_reads, 200u);
+}
+
+TEST(ServiceSim, NothingWrongWithCodedCopiesWhenBitsRot) {
+  for (const CodingSpec coding : {CodingSpec{kTestUpper, kUpperLevel},
+                                  CodingSpec{kTestPlanes, Lineage::kExact}}) {
+    const World::Counts sum = RunSeeds({.rot = true, .coding = coding});
+    EXPECT_GT(sum.coded_reads, 200u);
+  }
 }
 
 TEST(ServiceSim, OneSeedOneTrace) {

@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 
 #include "tests/testing/oracle.h"
+#include "tests/testing/test_codecs.h"
 
 namespace larder::sim {
 namespace {
@@ -16,7 +17,7 @@ constexpr uint64_t kStagingBytes = 1_MiB;
 constexpr size_t kProcesses = 5;
 constexpr uint32_t kTenants = 2;
 
-SpaceDescriptor MakeSpace() {
+SpaceDescriptor MakeSpace(const WorldOptions& options) {
   SpaceDescriptor space;
   space.model_name = "simulated";
   space.weights = OracleDigest<Sha256Digest>(1, 9);
@@ -32,15 +33,11 @@ SpaceDescriptor MakeSpace() {
   group.kv_head_count = 2;
   group.k_head_bytes = 64;
   group.v_head_bytes = 64;
+  // Coded records are worth it from some size on.
+  if (options.coding.codec != CodecId::kRaw) group.k_head_bytes = 256;
   group.layer_digest = "0-1";
   space.groups = {group};
   return space;
-}
-
-// What a chunk's bytes are made from, beyond its id: nobody may ever read
-// another tenant's or an older epoch's.
-uint64_t VersionOf(uint32_t tenant, Epoch epoch) {
-  return uint64_t{tenant} << 32 | Raw(epoch);
 }
 
 ChunkId IdOf(uint64_t n) {
@@ -61,6 +58,7 @@ struct World::Process {
     std::vector<ChunkId> ids;
     std::map<uint32_t, std::vector<wire::HeldPart>> pending;
     Epoch epoch{};
+    Lineage worst = Lineage::kExact;
   };
 
   std::unique_ptr<SimClient> client;
@@ -74,7 +72,7 @@ struct World::Process {
 World::World(WorldOptions options)
     : options_(options),
       random_(options.seed),
-      space_(MakeSpace()),
+      space_(MakeSpace(options)),
       space_id_(ComputeSpaceId(space_)) {
   executor_ = std::make_unique<ManualExecutor>(clock_);
   executor_->Shuffle(random_());
@@ -93,9 +91,20 @@ World::World(WorldOptions options)
                       .misdirected_write = 0.002});
   }
   index_ = std::make_unique<MemoryIndex>();
+  coder_ =
+      NewRecordCoder([this](TenantId, const SpaceId&, const SpaceDescriptor&,
+                            GroupIndex) { return options_.coding; },
+                     FindTestCodec);
 }
 
 World::~World() = default;
+
+// What a chunk's bytes are made from, beyond its id: nobody may ever read
+// another tenant's or an older epoch's.
+uint64_t World::VersionOf(uint32_t tenant, Epoch epoch) const {
+  const bool smooth = options_.coding.codec == kTestPlanes;
+  return (smooth ? kOracleSmooth : 0) | uint64_t{tenant} << 32 | Raw(epoch);
+}
 
 std::string World::Where() const {
   return absl::StrCat("seed ", options_.seed);
@@ -123,6 +132,7 @@ void World::Boot() {
   options.promote_io_bytes = 16_KiB;
   auto engine = Engine::Open(options, {.clock = &clock_,
                                        .executor = executor_.get(),
+                                       .coder = coder_.get(),
                                        .dram = dram_.get(),
                                        .durable = nvme_.get(),
                                        .dram_policy = NewLruPolicy(),
@@ -289,8 +299,12 @@ void World::ReadSomething(Process& process) {
   for (uint64_t i = 0; i < length; ++i) {
     ids.push_back(IdOf(chain + i));
   }
+  const bool coded = options_.coding.codec != CodecId::kRaw;
+  const Lineage worst =
+      coded && Draw(4) != 0 ? options_.coding.quality : Lineage::kExact;
   wire::Match match;
   match.space = process.space;
+  match.worst_lineage = Raw(worst);
   match.id_count = static_cast<uint32_t>(ids.size());
   const auto array = BytesOfArray(std::span<const ChunkId>(ids));
   const auto matched =
@@ -301,6 +315,7 @@ void World::ReadSomething(Process& process) {
   wire::Hold hold;
   hold.space = process.space;
   hold.id_count = match.id_count;
+  hold.worst_lineage = Raw(worst);
   hold.prefix_only = Draw(2) == 0;
   hold.ttl_us = 1000 * (1 + Draw(3000));
   hold.deadline_us = 1000 * Draw(50);
@@ -318,13 +333,14 @@ void World::ReadSomething(Process& process) {
   Process::HeldIds& mine = process.holds[reply.hold];
   mine.ids = ids;
   mine.epoch = epochs_[process.tenant];
+  mine.worst = worst;
   for (uint32_t i = 0; i < chunks->size(); ++i) {
     const wire::HeldChunk& chunk = (*chunks)[i];
     const auto own = parts->subspan(chunk.part_begin, chunk.part_count);
     const auto state = static_cast<ChunkState>(chunk.state);
     Trace(chunk.state);
     if (state == ChunkState::kReady) {
-      CheckHeld(process, chunk, own, ids.at(reply.first_index + i));
+      CheckHeld(process, chunk, own, ids.at(reply.first_index + i), worst);
     } else if (state == ChunkState::kPending) {
       mine.pending[reply.first_index + i] = {own.begin(), own.end()};
     } else {
@@ -335,8 +351,8 @@ void World::ReadSomething(Process& process) {
 }
 
 void World::CheckHeld(Process& process, const wire::HeldChunk& chunk,
-                      std::span<const wire::HeldPart> parts,
-                      const ChunkId& id) {
+                      std::span<const wire::HeldPart> parts, const ChunkId& id,
+                      Lineage worst) {
   ASSERT_EQ(parts.size(), 1u) << Where();
   const wire::HeldPart& part = parts[0];
   const ByteSpan bytes = process.client->Extent(
@@ -346,8 +362,11 @@ void World::CheckHeld(Process& process, const wire::HeldChunk& chunk,
   ASSERT_TRUE(view.ok()) << view.status() << " " << Where();
   EXPECT_EQ(view->meta().checksum, part.checksum) << Where();
   EXPECT_EQ(Raw(view->meta().tenant), process.tenant) << Where();
-  const Status right = CheckRecord(
-      group, bytes,
+  EXPECT_LE(view->meta().lineage, worst)
+      << "worse than was asked for; " << Where();
+  if (view->meta().codec != CodecId::kRaw) ++counts_.coded_reads;
+  const Status right = CheckCodedRecord(
+      space_, bytes.first(part.record_bytes),
       OracleMeta(space_id_, id, WholePart(group), space_.chunk_tokens),
       VersionOf(process.tenant, view->meta().epoch));
   EXPECT_TRUE(right.ok()) << right << " " << Where();
@@ -425,7 +444,8 @@ void World::Collect(Process& process) {
       const auto pending = hold->second.pending.find(index);
       if (pending == hold->second.pending.end()) continue;
       if (entry.status == Raw(MissReason::kNone)) {
-        CheckHeld(process, {}, pending->second, hold->second.ids.at(index));
+        CheckHeld(process, {}, pending->second, hold->second.ids.at(index),
+                  hold->second.worst);
       } else {
         ++counts_.misses;
       }

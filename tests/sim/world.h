@@ -30,6 +30,8 @@ struct WorldOptions {
   bool faults = false;  // failed, short, late I/O
   bool rot = false;     // bits flip on the disk; durable chunks may then go
   bool crashes = true;  // power is cut and the daemon starts again
+  // What the durable tier's copies are to be, by FindTestCodec's codecs.
+  CodingSpec coding;
 };
 
 // A whole service in one thread: the real engine, DRAM tier, NVMe log, recovery
@@ -55,7 +57,7 @@ class World {
   uint64_t trace() const { return trace_; }
   struct Counts {
     uint64_t reads = 0, saves = 0, durable = 0, crashes = 0, misses = 0,
-             checked_after_crash = 0;
+             checked_after_crash = 0, coded_reads = 0;
   };
   const Counts& counts() const { return counts_; }
 
@@ -77,11 +79,13 @@ class World {
   void AdvanceEpoch(Process& process);
   void Collect(Process& process);
   void CheckHeld(Process& process, const wire::HeldChunk& chunk,
-                 std::span<const wire::HeldPart> parts, const ChunkId& id);
+                 std::span<const wire::HeldPart> parts, const ChunkId& id,
+                 Lineage worst);
   void ForgetRemoved();
   void FlipBit();
   void CheckCapacity();
   void CheckDurableAfterRestart();
+  uint64_t VersionOf(uint32_t tenant, Epoch epoch) const;
   std::string Where() const;
   void Trace(uint64_t what);
   uint64_t Draw(uint64_t below) { return random_() % below; }
@@ -95,6 +99,7 @@ class World {
   std::unique_ptr<ManualExecutor> executor_;
   std::unique_ptr<SimFileIo> disk_;
   std::unique_ptr<MemoryIndex> index_;
+  std::unique_ptr<RecordCoder> coder_;
   std::unique_ptr<DramTier> dram_;
   std::unique_ptr<NvmeTier> nvme_;
   std::unique_ptr<Engine> engine_;

@@ -38,6 +38,10 @@ struct World {
   bool roomy = false;  // nothing needs to go
   bool faults = false;
   bool crashes = false;
+  CodingSpec coding;  // of the durable tier
+  bool coded() const { return coding.codec != CodecId::kRaw; }
+  // Coded records are worth it from some size on.
+  uint64_t chunk_bytes() const { return coded() ? 36_KiB : 8_KiB; }
 };
 
 class Model {
@@ -45,13 +49,15 @@ class Model {
   Model(const World& world, uint64_t seed)
       : world_(world),
         random_(seed),
-        rig_(Options(world, seed), world.dram_chunks * 8_KiB,
-             world.disk_chunks * 8_KiB, world.with_disk) {
+        rig_(Options(world, seed), world.dram_chunks * world.chunk_bytes(),
+             world.disk_chunks * world.chunk_bytes(), world.with_disk) {
     rig_.executor->Shuffle(seed);
+    rig_.coding = world.coding;
     for (uint32_t tenant = 0; tenant < 2; ++tenant) {
       for (uint32_t n = 0; n < 2; ++n) {
         SpaceDescriptor space = SmallSpace();
         space.rope = "theta=" + std::to_string(n);
+        if (world.coded()) space.groups[0].k_head_bytes = 1008;
         const SpaceId id = rig_.Open(space, TenantId{tenant});
         spaces_.push_back({TenantId{tenant}, id});
       }
@@ -101,6 +107,7 @@ class Model {
     std::vector<uint64_t> chunks;
     std::vector<HeldChunk> reply;
     std::vector<bool> pending;
+    Lineage worst = Lineage::kExact;
     int owners = 1;
   };
 
@@ -133,6 +140,7 @@ class Model {
     spec.place = static_cast<uint32_t>(n % 6);
     if (spec.place > 0) spec.parent = OracleChunkId(n - 1);
     spec.version = 1 + Draw(3);
+    if (world_.coding.codec == kTestPlanes) spec.version |= kOracleSmooth;
     spec.want_durable = Draw(3) == 0;
     spec.bind_id = Draw(4) != 0;
     // Some chunks are written whole, others by two ranks.
@@ -149,7 +157,7 @@ class Model {
     const int half = n % 4 == 3 ? static_cast<int>(Draw(2)) : -1;
     const SaveSpec spec = Spec(n, half);
     const auto reservation =
-        rig_.Reserve(client.id, spaces_[space].id, spec, 8_KiB);
+        rig_.Reserve(client.id, spaces_[space].id, spec, world_.chunk_bytes());
     if (!reservation.ok()) {
       if (world_.roomy) {
         EXPECT_TRUE(absl::IsAlreadyExists(reservation.status()))
@@ -180,12 +188,16 @@ class Model {
     saved_.push_back({{space, n}, spaces_[space].epoch, half >= 0, result});
   }
 
-  void CheckParts(size_t space, uint64_t n, const HeldChunk& chunk) {
+  void CheckParts(size_t space, uint64_t n, const HeldChunk& chunk,
+                  Lineage worst) {
     const auto known = known_.find({space, n});
     ASSERT_NE(known, known_.end()) << "never saved, but served";
     uint64_t heads = 0;
     for (const HeldPart& part : chunk.parts) {
       heads += part.shape.head_count;
+      const auto view = RecordView::Parse(rig_.dram->At(part.address));
+      ASSERT_TRUE(view.ok()) << view.status();
+      EXPECT_LE(view->meta().lineage, worst) << "worse than was asked for";
       HeldChunk one = chunk;
       one.parts = {part};
       const size_t half =
@@ -215,6 +227,8 @@ class Model {
     }
     HoldRequest request = rig_.Ask(client.id, spaces_[space].id, ids);
     request.prefix_only = Draw(2) == 0;
+    if (world_.coded() && Draw(3) != 0) request.worst_lineage = kUpperLevel;
+    held.worst = request.worst_lineage;
     if (Draw(2) == 0) request.deadline = rig_.clock.Now() + absl::Seconds(1);
     auto answers =
         std::make_shared<std::vector<std::pair<uint32_t, MissReason>>>();
@@ -244,7 +258,7 @@ class Model {
           chunk.state == ChunkState::kReady ||
           (chunk.state == ChunkState::kPending && answered.contains(i) &&
            answered.at(i) == MissReason::kNone);
-      if (ready) CheckParts(held.space, held.chunks[i], chunk);
+      if (ready) CheckParts(held.space, held.chunks[i], chunk, held.worst);
     }
   }
 
@@ -589,6 +603,46 @@ TEST(EngineModel, CrashesLoseNothingDurable) {
   world.roomy = true;
   world.crashes = true;
   RunWorld(world, 15, 2000);
+}
+
+// The durable tier's copies are coded.
+
+World Coded(CodingSpec coding) {
+  World world;
+  world.coding = coding;
+  world.crashes = true;
+  return world;
+}
+
+TEST(EngineModel, LossyDurableCopies) {
+  RunWorld(Coded({kTestUpper, kUpperLevel}), 15, 2000);
+}
+
+TEST(EngineModel, LossyDurableCopiesOnEvict) {
+  World world = Coded({kTestUpper, kUpperLevel});
+  world.write_back = EngineOptions::WriteBack::kOnEvict;
+  RunWorld(world, 15, 2000);
+}
+
+TEST(EngineModel, LossyDurableCopiesOnAFailingDisk) {
+  World world = Coded({kTestUpper, kUpperLevel});
+  world.faults = true;
+  RunWorld(world, 15, 2000);
+}
+
+TEST(EngineModel, LosslessDurableCopies) {
+  RunWorld(Coded({kTestPlanes, Lineage::kExact}), 15, 2000);
+}
+
+TEST(EngineModel, CodedCopiesLoseNothingDurable) {
+  for (const CodingSpec coding : {CodingSpec{kTestUpper, kUpperLevel},
+                                  CodingSpec{kTestPlanes, Lineage::kExact}}) {
+    World world = Coded(coding);
+    world.dram_chunks = 4000;
+    world.disk_chunks = 8000;
+    world.roomy = true;
+    RunWorld(world, 8, 2000);
+  }
 }
 
 TEST(EngineModel, RoomForEverything) {

@@ -19,6 +19,7 @@
 #include "tests/testing/manual_clock.h"
 #include "tests/testing/manual_executor.h"
 #include "tests/testing/oracle.h"
+#include "tests/testing/test_codecs.h"
 
 namespace larder {
 
@@ -102,6 +103,7 @@ struct EngineRig {
     dependencies.executor = executor.get();
     dependencies.dram = dram.get();
     dependencies.durable = disk.get();
+    dependencies.coder = coder.get();
     dependencies.dram_policy =
         dram_policy != nullptr ? std::move(dram_policy) : NewLruPolicy();
     dependencies.durable_policy = NewLruPolicy();
@@ -273,8 +275,8 @@ struct EngineRig {
         return absl::DataLossError("not the record of the reply");
       }
       expected.token_count = view->meta().token_count;
-      LARDER_RETURN_IF_ERROR(CheckRecord(
-          spaces.at(space).groups[Raw(part.group)], bytes, expected, version));
+      LARDER_RETURN_IF_ERROR(CheckCodedRecord(
+          spaces.at(space), bytes.first(part.record_bytes), expected, version));
     }
     return absl::OkStatus();
   }
@@ -295,6 +297,12 @@ struct EngineRig {
   std::unique_ptr<FakeMemoryTier> dram;
   std::unique_ptr<FakeDurableTier> disk;
   std::unique_ptr<EvictionPolicy> dram_policy;  // for Start; default LRU
+  // What the durable tier's copies are to be; by FindTestCodec's codecs.
+  CodingSpec coding;
+  std::unique_ptr<RecordCoder> coder =
+      NewRecordCoder([this](TenantId, const SpaceId&, const SpaceDescriptor&,
+                            GroupIndex) { return coding; },
+                     FindTestCodec);
   std::map<SpaceId, SpaceDescriptor> spaces;
   std::map<ClientId, std::vector<std::pair<HoldId, MissReason>>> revoked;
   std::vector<std::pair<uint32_t, MissReason>> progress;

@@ -38,6 +38,7 @@ class DaemonFixture {
     uint64_t durable_bytes = 0;  // 0 = none
     EngineOptions engine;
     SessionOptions session;
+    RecordCoder* coder = nullptr;
   };
 
   DaemonFixture() : DaemonFixture(Options{}) {}
@@ -92,6 +93,7 @@ class DaemonFixture {
       needs.durable = durable_.get();
       needs.durable_policy = NewLruPolicy();
     }
+    needs.coder = options_.coder;
     needs.clock = &Clock::Real();
     needs.executor = executor_.get();
     needs.dram = dram_.get();

@@ -159,7 +159,9 @@ TEST_F(CliTest, JsonShapes) {
           "commits", "commits_rejected", "commits_present", "saved_bytes",
           "promoted_bytes", "demoted_bytes", "evicted_dram", "evicted_durable",
           "corrupt", "refused_full", "durable_backlog_bytes", "index_bytes",
-          "user_bytes", "device_bytes", "gc_bytes", "socket"));
+          "user_bytes", "device_bytes", "gc_bytes", "socket", "encoded_records",
+          "encoded_plain_bytes", "encoded_bytes", "encode_not_smaller",
+          "encode_unsupported", "encode_failed", "encode_seconds"));
   EXPECT_EQ(status.json()["chunks"], 3);
   EXPECT_THAT(Keys(status.json()["tiers"][0]),
               ElementsAre("kind", "capacity_bytes", "used_bytes", "waste_bytes",
@@ -177,7 +179,11 @@ TEST_F(CliTest, JsonShapes) {
       Keys(stat.json()),
       ElementsAre("id", "parent", "space", "tenant", "token_begin",
                   "token_count", "tail", "complete", "pinned", "lineage",
-                  "holds", "bytes", "parts", "tiers", "idle_ms"));
+                  "holds", "bytes", "parts", "tiers", "idle_ms", "copies"));
+  EXPECT_THAT(Keys(stat.json()["copies"][0]),
+              ElementsAre("tier", "codec", "codec_name", "lineage", "parts",
+                          "bytes", "plain_bytes"));
+  EXPECT_EQ(stat.json()["copies"][0]["codec_name"], "raw");
   EXPECT_EQ(stat.json()["id"], ids[1]);
   EXPECT_EQ(stat.json()["parent"], ids[0]);
 

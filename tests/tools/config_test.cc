@@ -10,6 +10,9 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "tests/testing/test_codecs.h"
+#include "tools/coding_rules.h"
+
 namespace larder {
 namespace {
 
@@ -50,6 +53,8 @@ TEST(Config, PrintedConfigReadsBack) {
   config.engine.hold_ttl = absl::Milliseconds(1500);
   config.dram.capacity = 12345678901;
   config.server.socket_mode = 0600;
+  config.codec.rules = {{"team-a", "meta-llama/Llama-3*", "", "raw"},
+                        {"", "", "77ab02d1", "raw"}};
   StatusOr<DaemonConfig> again = ParseConfig(PrintConfig(config), "printed");
   ASSERT_EQ(again.status(), absl::OkStatus());
   EXPECT_EQ(*again, config);
@@ -114,6 +119,91 @@ write_back = "evict"
   EXPECT_EQ(config->nvme.sync_interval, absl::Milliseconds(1500));
   EXPECT_EQ(config->engine.held_bytes_per_client, UINT64_MAX);
   EXPECT_EQ(config->engine.write_back, "evict");
+}
+
+TEST(Config, CodecsByRule) {
+  const StatusOr<DaemonConfig> config = ParseConfig(R"(
+[codec]
+nvme = "raw"
+[[codec.rules]]
+model = "*Llama*"
+tenant = "alice"
+codec = "raw"
+[[codec.rules]]
+space = "77ab02d1"
+codec = "raw"
+)",
+                                                    "t");
+  ASSERT_EQ(config.status(), absl::OkStatus());
+  EXPECT_EQ(config->codec.rules, (CodecRules{{"alice", "*Llama*", "", "raw"},
+                                             {"", "", "77ab02d1", "raw"}}));
+  EXPECT_EQ(ValidateConfig(*config), absl::OkStatus());
+  // A flag says the same.
+  DaemonConfig flagged;
+  ASSERT_EQ(SetConfigKey(flagged, "codec.rules",
+                         "model=*Llama*,tenant=alice,codec=raw;"
+                         "space=77ab02d1,codec=raw"),
+            absl::OkStatus());
+  EXPECT_EQ(flagged, *config);
+}
+
+TEST(Config, CodecsThatCannotBe) {
+  DaemonConfig config;
+  config.codec.nvme = "zip";
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              AllOf(HasSubstr("codec.nvme"), HasSubstr("zip"),
+                    HasSubstr("there are raw")));
+  config.codec.nvme = "raw:3";
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("no levels"));
+  config.codec.nvme = "raw";
+  config.codec.rules = {{"", "x", "", "raw"}, {"", "y", "", "zip"}};
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("rule 2"));
+  config.codec.rules = {{"", "", "77ab", "raw"}};
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("8 hex"));
+  for (const char* wrong :
+       {"model=x", "codec=", "codec", "colour=red,codec=raw",
+        "model=x,codec=raw;tenant=y"}) {
+    EXPECT_FALSE(SetConfigKey(config, "codec.rules", wrong).ok()) << wrong;
+  }
+  for (const char* wrong : {"[[codec.rules]]\nmodel = 3\ncodec = \"raw\"",
+                            "[[codec.rules]]\nmodel = \"a,b\"\ncodec = \"raw\"",
+                            "[codec]\nrules = [ 1 ]"}) {
+    EXPECT_FALSE(ParseConfig(wrong, "t").ok()) << wrong;
+  }
+}
+
+TEST(CodingRules, TheFirstThatFitsDecides) {
+  DaemonConfig::Codec config;
+  config.nvme = "test-planes";
+  config.rules = {{"alice", "meta-llama/*", "", "test-upper:7"},
+                  {"7", "", "", "raw"},
+                  {"", "", "0101010101", "test-upper:9"}};
+  const StatusOr<CodingRules> rules = CodingRules::Make(config, FindTestCodec);
+  ASSERT_EQ(rules.status(), absl::OkStatus());
+  SpaceDescriptor llama;
+  llama.model_name = "meta-llama/Llama-3.1-8B";
+  SpaceDescriptor other;
+  other.model_name = "Qwen/Qwen3";
+  SpaceId ones;
+  ones.bytes.fill(1);
+  const auto choose = [&](uint32_t tenant, std::string_view name,
+                          const SpaceId& space, const SpaceDescriptor& which) {
+    return rules->Choose(TenantId{tenant}, name, space, which);
+  };
+  EXPECT_EQ(choose(5, "alice", {}, llama),
+            (CodingSpec{kTestUpper, Lineage{7}}));
+  EXPECT_EQ(choose(5, "bob", {}, llama).codec, kTestPlanes);
+  EXPECT_EQ(choose(5, "alice", {}, other).codec, kTestPlanes);
+  EXPECT_EQ(choose(7, "carol", {}, llama).codec, CodecId::kRaw);
+  EXPECT_EQ(choose(5, "bob", ones, other),
+            (CodingSpec{kTestUpper, Lineage{9}}));
+  EXPECT_FALSE(CodingRules::Make(config).ok()) << "unknown without a lookup";
+
+  EXPECT_TRUE(FitsPattern("*", ""));
+  EXPECT_TRUE(FitsPattern("a*c*", "abcd"));
+  EXPECT_TRUE(FitsPattern("*ab", "aab"));
+  EXPECT_FALSE(FitsPattern("a*c", "abcd"));
+  EXPECT_FALSE(FitsPattern("", "a"));
 }
 
 struct BadFile {

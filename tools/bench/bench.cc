@@ -1,7 +1,14 @@
 #include "tools/bench/bench.h"
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <functional>
 #include <memory>
+
+#include "absl/strings/str_cat.h"
 
 #include "tools/bench/benches.h"
 #include "tools/bench/report.h"
@@ -24,6 +31,26 @@ int RunBench(GlobalOptions& options, const BenchOptions& bench_options,
   }
   report.Finish();
   return kExitOk;
+}
+
+// The quality benchmark links llama.cpp, which this program must not need: it
+// is a program of its own, beside this one. Does not return if it was started.
+int ExecQuality(const GlobalOptions& options,
+                const std::vector<std::string>& arguments) {
+  std::error_code error;
+  const std::filesystem::path program =
+      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() /
+      "larder_quality";
+  std::vector<std::string> words = {program.string(), "run"};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  execv(program.c_str(), argv.data());
+  return Fail(options,
+              absl::NotFoundError(absl::StrCat(
+                  program.string(), " cannot be started (", strerror(errno),
+                  "); in the source tree tools/bench-quality builds it")));
 }
 
 }  // namespace
@@ -59,6 +86,22 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       bench::RunLocal);
   add("nvme", "the durable tier against fio (some minutes, 16 GiB of disk)",
       "larder bench nvme --dir /var/lib/larder", bench::RunNvme);
+  CLI::App* stream = add(
+      "stream", "the streaming controller on simulated links (some seconds)",
+      "larder bench stream\nlarder bench stream --json > stream.json\n"
+      "larder bench stream --plot load.svg --trace outage_long",
+      bench::RunStream);
+  stream
+      ->add_option("--rounds", chosen->rounds,
+                   "three seeds each per trace and geometry")
+      ->capture_default_str();
+  stream->add_option(
+      "--planes", chosen->planes,
+      "JSON file with bits and divergence of the codec's planes");
+  stream->add_option("--plot", chosen->plot,
+                     "draw one load into this SVG file");
+  stream->add_option("--trace", chosen->plot_trace, "... over this trace")
+      ->capture_default_str();
   CLI::App* ttft = add(
       "ttft", "time to first token of a real model (about ten minutes)",
       "larder bench ttft\nlarder bench ttft --rounds 9 --json", bench::RunTtft);
@@ -66,6 +109,19 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
   ttft->add_option("--text", chosen->text, "file with the text to prefill");
   ttft->add_option("--rounds", chosen->rounds, "medians over so many")
       ->capture_default_str();
+  CLI::App* quality = parent->add_subcommand(
+      "quality",
+      "rate and quality of codecs on real KV of a model (an hour; --quick: "
+      "minutes). tools/bench-quality prepares the texts first");
+  quality->prefix_command();
+  quality->fallthrough(false);
+  quality->footer(
+      "Everything after it is for larder_quality run:\n"
+      "larder bench quality --texts-dir .deps/texts --quick\n"
+      "larder bench quality -- --help");
+  quality->callback([&options, quality] {
+    options.exit_code = ExecQuality(options, quality->remaining());
+  });
   CLI::App* codec =
       add("codec", "how fast KV is coded and decoded (about a minute)",
           "larder bench codec --captures captures --profile smollm2.profile\n"

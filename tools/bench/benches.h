@@ -25,6 +25,11 @@ struct BenchOptions {
   std::string captures;
   std::string profile;
   int level = 3;
+  // stream: what planes there are (JSON; empty = PlaneModel::Default()), and a
+  // picture of one load.
+  std::string planes;
+  std::string plot;
+  std::string plot_trace = "drop_recover";
 
   // Is one of these rows to be measured?
   bool Wants(std::initializer_list<std::string_view> rows) const {
@@ -38,10 +43,11 @@ struct BenchOptions {
   }
 };
 
-// Each runs a larderd of its own (if it needs one) and adds its rows.
-// tools/bench/README.md says what every row is.
+// Each adds its rows; tools/bench/README.md says what every row is. All but
+// RunStream and RunCodec run a larderd of their own.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
+Status RunStream(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
 // Needs no daemon.
 Status RunCodec(const BenchOptions& options, Report& report);

@@ -30,6 +30,7 @@ class Report {
   void Finish();
 
   const std::vector<Row>& rows() const { return rows_; }
+  bool json() const { return json_; }
 
  private:
   const bool json_;

@@ -253,7 +253,7 @@ StatusOr<Subjects> MakeAllSubjects(const Arguments& arguments,
   return subjects;
 }
 
-Status CalibrateAll(QualityEngine& engine, const Arguments& arguments,
+Status CalibrateAll(Engines engines, const Arguments& arguments,
                     Subjects& subjects, size_t& texts_used) {
   bool needed = false, queries = false;
   for (const auto& subject : subjects) {
@@ -266,12 +266,12 @@ Status CalibrateAll(QualityEngine& engine, const Arguments& arguments,
                                : arguments.texts_directory + "/calibration.txt";
   LARDER_ASSIGN_OR_RETURN(
       const std::vector<SplitText> texts,
-      ReadTexts(engine, path, arguments.prefix_tokens, arguments.suffix_tokens,
-                arguments.calibration_texts));
+      ReadTexts(*engines[0], path, arguments.prefix_tokens,
+                arguments.suffix_tokens, arguments.calibration_texts));
   texts_used = texts.size();
   std::fprintf(stderr, "quality: calibrating with %zu texts\n", texts.size());
   LARDER_ASSIGN_OR_RETURN(const std::vector<Capture> captures,
-                          CaptureTexts(engine, texts, queries));
+                          CaptureTexts(engines, texts, queries));
   for (const auto& subject : subjects) {
     if (subject->needs_calibration()) {
       LARDER_RETURN_IF_ERROR(subject->Calibrate(captures));
@@ -365,7 +365,7 @@ Status Run(Arguments arguments) {
                           ReadDomains(*engine, arguments));
   size_t calibration_texts = 0;
   LARDER_RETURN_IF_ERROR(
-      CalibrateAll(*engine, arguments, subjects, calibration_texts));
+      CalibrateAll(engines, arguments, subjects, calibration_texts));
 
   Json json = {{"model", shape.model},
                {"prefix_tokens", arguments.prefix_tokens},
@@ -417,7 +417,8 @@ Status RunCapture(Arguments arguments) {
   for (size_t i = 0; i < texts.size(); ++i) {
     LARDER_ASSIGN_OR_RETURN(
         const std::vector<Capture> captures,
-        CaptureTexts(*engine, std::span(&texts[i], 1), /*with_queries=*/true));
+        CaptureTexts(std::span(&engine, 1), std::span(&texts[i], 1),
+                     /*with_queries=*/true));
     const std::string path = absl::StrFormat("%s/%04zu.lkvq", arguments.out, i);
     LARDER_RETURN_IF_ERROR(WriteCapture(captures[0], path));
     std::fprintf(stderr, "quality: wrote %s\n", path.c_str());

@@ -1,11 +1,14 @@
 #include "tools/quality/sweep.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
 #include <thread>
 #include <utility>
+
+#include "store/checksum.h"
 
 namespace larder::quality {
 namespace {
@@ -53,13 +56,35 @@ StatusOr<std::unique_ptr<Reference>> RunReference(QualityEngine& engine,
   return reference;
 }
 
+Checksum ChecksumOf(const KvPrefix& prefix) {
+  std::vector<Checksum> layers;
+  for (const KvLayer& layer : prefix.layers) {
+    layers.push_back(ComputeChecksum(std::as_bytes(std::span(layer.keys))));
+    layers.push_back(ComputeChecksum(std::as_bytes(std::span(layer.values))));
+  }
+  return ComputeChecksum(std::as_bytes(std::span(layers)));
+}
+
+// What is known of one text by the checksum of what a subject made of its KV:
+// the same bits give the same logits, so that codecs which differ in how they
+// store the same values are judged once.
+using Judged = std::map<std::pair<uint64_t, uint64_t>, TextFigures>;
+
 StatusOr<TextFigures> Judge(QualityEngine& engine, const SplitText& text,
                             const Reference& reference,
                             const AttentionError* attention,
-                            const QualitySubject& subject) {
+                            const QualitySubject& subject, Judged& judged) {
   KvPrefix prefix = reference.prefix;
+  LARDER_ASSIGN_OR_RETURN(const Rate rate, subject.Apply(prefix));
+  const Checksum values = ChecksumOf(prefix);
+  if (const auto known = judged.find({values.low, values.high});
+      known != judged.end()) {
+    TextFigures figures = known->second;
+    figures.rate = rate;
+    return figures;
+  }
   TextFigures figures;
-  LARDER_ASSIGN_OR_RETURN(figures.rate, subject.Apply(prefix));
+  figures.rate = rate;
   LARDER_RETURN_IF_ERROR(engine.Replace(prefix));
   LARDER_RETURN_IF_ERROR(
       engine.Decode(text.suffix, prefix.tokens, /*logits=*/true));
@@ -76,7 +101,40 @@ StatusOr<TextFigures> Judge(QualityEngine& engine, const SplitText& text,
   if (attention != nullptr) {
     figures.attention = attention->Relative(prefix);
   }
+  judged[{values.low, values.high}] = figures;
   return figures;
+}
+
+// Calls `work(engine, index)` for every index below `count`, on a thread for
+// each engine, until one fails.
+Status Spread(Engines engines, size_t count,
+              const std::function<Status(QualityEngine&, size_t)>& work) {
+  std::mutex mutex;
+  size_t next = 0;
+  Status failed;
+  const auto run = [&](QualityEngine& engine) {
+    for (;;) {
+      size_t index;
+      {
+        const std::lock_guard lock(mutex);
+        if (next == count || !failed.ok()) return;
+        index = next++;
+      }
+      if (const Status status = work(engine, index); !status.ok()) {
+        const std::lock_guard lock(mutex);
+        failed = status;
+        return;
+      }
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (size_t i = 1; i < engines.size(); ++i) {
+      threads.emplace_back([&, i] { run(*engines[i]); });
+    }
+    run(*engines[0]);
+  }
+  return failed;
 }
 
 // One text, every subject.
@@ -96,9 +154,10 @@ Status JudgeAll(QualityEngine& engine, const SplitText& text,
     attention = std::make_unique<AttentionError>(
         reference->prefix, reference->suffix, options.query_stride);
   }
+  Judged known;
   for (size_t i = 0; i < subjects.size(); ++i) {
     StatusOr<TextFigures> judged =
-        Judge(engine, text, *reference, attention.get(), *subjects[i]);
+        Judge(engine, text, *reference, attention.get(), *subjects[i], known);
     if (!judged.ok()) {
       return Annotate(judged.status(), absl::StrCat(subjects[i]->name(), " ",
                                                     subjects[i]->parameters()));
@@ -123,22 +182,24 @@ double Positions(const TextFigures& text) {
 
 }  // namespace
 
-StatusOr<std::vector<Capture>> CaptureTexts(QualityEngine& engine,
+StatusOr<std::vector<Capture>> CaptureTexts(Engines engines,
                                             std::span<const SplitText> texts,
                                             bool with_queries) {
-  std::vector<Capture> captures;
-  for (const SplitText& text : texts) {
-    std::vector<llama_token> tokens = text.prefix;
-    tokens.insert(tokens.end(), text.suffix.begin(), text.suffix.end());
+  std::vector<Capture> captures(texts.size());
+  const auto capture = [&](QualityEngine& engine, size_t index) {
+    std::vector<llama_token> tokens = texts[index].prefix;
+    tokens.insert(tokens.end(), texts[index].suffix.begin(),
+                  texts[index].suffix.end());
     engine.Clear();
-    Capture& capture = captures.emplace_back();
-    LARDER_RETURN_IF_ERROR(
-        engine.Decode(tokens, 0, /*logits=*/false, &capture));
-    if (with_queries) continue;
-    for (CapturedLayer& layer : capture.layers) {
+    const Status status =
+        engine.Decode(tokens, 0, /*logits=*/false, &captures[index]);
+    if (with_queries) return status;
+    for (CapturedLayer& layer : captures[index].layers) {
       layer.keys_before_rope = layer.queries = layer.attention_output = {};
     }
-  }
+    return status;
+  };
+  LARDER_RETURN_IF_ERROR(Spread(engines, texts.size(), capture));
   return captures;
 }
 
@@ -158,43 +219,22 @@ StatusOr<SweepFigures> RunSweep(Engines engines,
   }
   figures.reference_found.resize(texts.size());
 
-  // Workers write to texts of their own; all else is under the mutex.
+  // Workers write to texts of their own.
   std::mutex mutex;
-  size_t next = 0, done = 0;
-  Status failed;
-  const auto work = [&](QualityEngine& engine) {
-    for (;;) {
-      size_t index;
-      {
-        const std::lock_guard lock(mutex);
-        if (next == texts.size() || !failed.ok()) return;
-        index = next++;
-      }
-      const auto progress = [&] {
-        const std::lock_guard lock(mutex);
-        ++done;
-        if (options.progress) {
-          options.progress(static_cast<double>(done) /
-                           static_cast<double>(texts.size() * subjects.size()));
-        }
-      };
-      const Status status = JudgeAll(engine, texts[index], subjects, queries,
-                                     options, index, progress, figures);
-      if (!status.ok()) {
-        const std::lock_guard lock(mutex);
-        failed = status;
-        return;
-      }
+  size_t done = 0;
+  const auto progress = [&] {
+    const std::lock_guard lock(mutex);
+    ++done;
+    if (options.progress) {
+      options.progress(static_cast<double>(done) /
+                       static_cast<double>(texts.size() * subjects.size()));
     }
   };
-  {
-    std::vector<std::jthread> threads;
-    for (size_t i = 1; i < engines.size(); ++i) {
-      threads.emplace_back([&, i] { work(*engines[i]); });
-    }
-    work(*engines[0]);
-  }
-  LARDER_RETURN_IF_ERROR(failed);
+  LARDER_RETURN_IF_ERROR(
+      Spread(engines, texts.size(), [&](QualityEngine& engine, size_t index) {
+        return JudgeAll(engine, texts[index], subjects, queries, options, index,
+                        progress, figures);
+      }));
   return figures;
 }
 

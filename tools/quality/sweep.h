@@ -46,14 +46,14 @@ struct SweepOptions {
   std::function<void(double share)> progress;
 };
 
-// K and V of texts, for Calibrate; queries too if a subject wants them.
-StatusOr<std::vector<Capture>> CaptureTexts(QualityEngine& engine,
-                                            std::span<const SplitText> texts,
-                                            bool with_queries);
-
 // Each engine works on a text of its own, on a thread of its own. The figures
 // do not depend on how many there are.
 using Engines = std::span<const std::unique_ptr<QualityEngine>>;
+
+// K and V of texts, for Calibrate; queries too if a subject wants them.
+StatusOr<std::vector<Capture>> CaptureTexts(Engines engines,
+                                            std::span<const SplitText> texts,
+                                            bool with_queries);
 
 StatusOr<SweepFigures> RunSweep(Engines engines,
                                 std::span<const SplitText> texts,

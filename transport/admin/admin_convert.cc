@@ -84,6 +84,15 @@ v1::Chunk ToProto(const ChunkSummary& chunk, const std::string& tenant) {
   out.set_bytes(chunk.bytes);
   out.set_parts(chunk.parts);
   for (TierKind tier : chunk.tiers) out.add_tiers(Str(ToString(tier)));
+  for (const CopySummary& copy : chunk.copies) {
+    v1::Copy& to = *out.add_copies();
+    to.set_tier(Str(ToString(copy.tier)));
+    to.set_codec(Raw(copy.codec));
+    to.set_lineage(Raw(copy.lineage));
+    to.set_parts(copy.parts);
+    to.set_bytes(copy.bytes);
+    to.set_plain_bytes(copy.plain_bytes);
+  }
   out.set_idle_ms(static_cast<uint64_t>(
       std::max<int64_t>(0, absl::ToInt64Milliseconds(chunk.idle))));
   return out;
@@ -163,6 +172,13 @@ void FillStatus(const EngineStats& stats, v1::DaemonStatus& out) {
   out.set_user_bytes(stats.writes.user_bytes);
   out.set_device_bytes(stats.writes.device_bytes);
   out.set_gc_bytes(stats.writes.gc_bytes);
+  out.set_encoded_records(stats.encoded_records);
+  out.set_encoded_plain_bytes(stats.encoded_plain_bytes);
+  out.set_encoded_bytes(stats.encoded_bytes);
+  out.set_encode_not_smaller(stats.encode_not_smaller);
+  out.set_encode_unsupported(stats.encode_unsupported);
+  out.set_encode_failed(stats.encode_failed);
+  out.set_encode_seconds(stats.encode_seconds);
 }
 
 StatusOr<SpaceId> ParseSpaceId(const std::string& hex) {

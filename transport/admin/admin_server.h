@@ -55,6 +55,8 @@ struct AdminHooks {
   // Names of tenants and back; "" or an error where there is none.
   std::function<std::string(TenantId)> tenant_name;
   std::function<StatusOr<TenantId>(std::string_view)> tenant_of_name;
+  // What people call a codec.
+  std::function<std::string(CodecId)> codec_name;
   // Tenants that may have spaces without a single chunk.
   std::function<std::vector<TenantId>()> tenants;
 };

@@ -91,6 +91,17 @@ Status AdminService::Allow(std::string_view method) const {
       "command with sudo");
 }
 
+v1::Chunk AdminService::Show(const ChunkSummary& chunk) const {
+  v1::Chunk out = ToProto(chunk, TenantName(chunk.tenant));
+  for (v1::Copy& copy : *out.mutable_copies()) {
+    const auto codec = CodecId{static_cast<uint8_t>(copy.codec())};
+    copy.set_codec_name(context_.hooks.codec_name
+                            ? context_.hooks.codec_name(codec)
+                            : absl::StrCat("codec ", copy.codec()));
+  }
+  return out;
+}
+
 std::string AdminService::TenantName(TenantId tenant) const {
   std::string name;
   if (context_.hooks.tenant_name) name = context_.hooks.tenant_name(tenant);
@@ -292,7 +303,7 @@ grpc::Status AdminService::ListChunks(grpc::ServerContext* call,
   reply->set_more(end < chunks.size());
   chunks.resize(end);
   for (const ChunkSummary& chunk : chunks) {
-    *reply->add_chunks() = ToProto(chunk, TenantName(chunk.tenant));
+    *reply->add_chunks() = Show(chunk);
   }
   return grpc::Status::OK;
 }
@@ -303,7 +314,7 @@ grpc::Status AdminService::StatChunk(grpc::ServerContext* call,
   if (Status s = Allow("StatChunk"); !s.ok()) return ToGrpc(s);
   StatusOr<ChunkSummary> chunk = FindChunk(request->tenant(), request->id());
   if (!chunk.ok()) return ToGrpc(chunk.status());
-  *reply = ToProto(*chunk, TenantName(chunk->tenant));
+  *reply = Show(*chunk);
   return grpc::Status::OK;
 }
 
@@ -317,7 +328,7 @@ grpc::Status AdminService::PinChunk(grpc::ServerContext* call,
       context_.engine->Pin(chunk->tenant, chunk->id, request->pinned());
   if (!done.ok()) return ToGrpc(done);
   chunk->pinned = request->pinned();
-  *reply = ToProto(*chunk, TenantName(chunk->tenant));
+  *reply = Show(*chunk);
   return grpc::Status::OK;
 }
 

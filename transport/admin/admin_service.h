@@ -82,6 +82,7 @@ class AdminService final : public v1::Admin::Service {
 
   Status Allow(std::string_view method) const;
   std::string TenantName(TenantId tenant) const;
+  v1::Chunk Show(const ChunkSummary& chunk) const;
   // nullopt for "": every tenant.
   StatusOr<TenantFilter> ParseTenant(const std::string& text) const;
   std::vector<TenantId> Tenants() const;

@@ -132,6 +132,7 @@ LoadAnswer LlamaPrefixCache::LoadRows(const std::vector<Id>& ids,
   LoadOptions load;
   load.deadline = Until(deadline);
   load.threads = options_.load_threads;
+  load.worst_lineage = options_.worst_lineage;
   return space_.Load(ids, {view}, load);
 }
 
@@ -207,6 +208,7 @@ bool LlamaPrompt::Match(LlamaLoadReport& report, Deadline deadline) {
   MatchOptions options;
   options.deadline = deadline;
   options.root_content = root_content_;
+  options.worst_lineage = owner_->options_.worst_lineage;
   Result<MatchAnswer> match = owner_->space_.Match(
       {ids_.begin(), ids_.begin() + report.chunks_asked}, options);
   if (!match.ok()) {
@@ -290,6 +292,7 @@ void LlamaPrompt::Take(LlamaLoadReport& report, std::vector<Id> ids,
   }
   report.chunks = answer.usable;
   report.tokens = usable;
+  report.lineage = lineage_ = answer.lineage;
   chunks_done_ = whole;
   tail_done_ = usable == options_.shared_tokens;
 }
@@ -403,6 +406,7 @@ void LlamaPrompt::SavePart(const LlamaStateView& view, uint32_t begin,
   CommitOptions commit;
   commit.token_begin = begin;
   commit.want_durable = owner_->options_.want_durable;
+  commit.lineage = lineage_;
   if (begin > 0) {
     commit.parent = ids_[begin / owner_->chunk_tokens() - 1];
   } else if (!ids_.empty()) {

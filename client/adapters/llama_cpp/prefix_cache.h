@@ -46,6 +46,9 @@ struct LlamaPrefixOptions {
   uint32_t load_threads = 0;
   // Tell the daemon that durability will be waited for.
   bool want_durable = false;
+  // The worst KV that is loaded (LARDER_LINEAGE_*). What is computed over worse
+  // than exact KV is saved as what it is.
+  uint8_t worst_lineage = LARDER_LINEAGE_EXACT;
 };
 
 struct LlamaPromptOptions {
@@ -66,7 +69,8 @@ struct LlamaLoadReport {
   uint32_t chunks_matched = 0;  // that Larder said it had
   uint32_t chunks_asked = 0;    // whole ones before the prompt's last token
   uint64_t bytes = 0;
-  Reason reason = LARDER_REASON_NONE;  // why no more were loaded
+  uint8_t lineage = LARDER_LINEAGE_EXACT;  // of what is in place
+  Reason reason = LARDER_REASON_NONE;      // why no more were loaded
   std::string problem;  // what failed, for people; empty if nothing did
   std::chrono::nanoseconds match_time{0};
   std::chrono::nanoseconds load_time{0};    // from Larder into the state
@@ -145,11 +149,12 @@ class LlamaPrompt {
   LlamaPromptOptions options_;
   std::vector<Id> ids_;  // of whole chunks
   Id root_content_{};
-  Id tail_id_{};              // what FindTail found
-  uint32_t tail_tokens_ = 0;  // of it
-  uint32_t chunks_done_ = 0;  // whole ones, loaded or saved
-  bool tail_done_ = false;    // that of the shared part
-  std::vector<Saver> saves_;  // committed
+  Id tail_id_{};                            // what FindTail found
+  uint32_t tail_tokens_ = 0;                // of it
+  uint32_t chunks_done_ = 0;                // whole ones, loaded or saved
+  bool tail_done_ = false;                  // that of the shared part
+  uint8_t lineage_ = LARDER_LINEAGE_EXACT;  // of what was loaded
+  std::vector<Saver> saves_;                // committed
   LlamaSaveReport saved_;
 };
 

@@ -180,16 +180,21 @@ class LarderCache(DynamicCache):
         *,
         keys: Keys = (),
         deadline: float | None = None,
+        worst_lineage: int = 0,
     ) -> None:
         """Loads the longest prefix of `tokens` that is there.
 
         `keys`: what else than tokens the KV depends on. `deadline`: seconds for
-        each call to Larder; None: the client's.
+        each call to Larder; None: the client's. `worst_lineage`: 0 takes exact KV
+        alone, 1 to 199 lossy copies up to that level, too; what is computed over
+        them is saved as no better (`lineage`).
         """
         super().__init__(config=model_space.config)
         self.model_space = model_space
         self.request_keys = list(keys)
         self.deadline = deadline
+        self.worst_lineage = worst_lineage
+        self.lineage = 0  # of what was loaded
         self.loaded = 0
         self.error: Error | None = None
         try:
@@ -226,7 +231,11 @@ class LarderCache(DynamicCache):
                 )
                 if part is not None:  # None: it is there
                     part.gather(self._view(keys, values, begin, begin + size))
-                    part.commit(token_begin=begin, parent=ids[i - 1] if i else None)
+                    part.commit(
+                        token_begin=begin,
+                        parent=ids[i - 1] if i else None,
+                        lineage=self.lineage,
+                    )
                     last = part
                 saved += size
             if last is not None:
@@ -238,7 +247,11 @@ class LarderCache(DynamicCache):
     def _load(self, numbers: list[int]) -> None:
         at, space = self.model_space, self.model_space.space
         ids = space.ids(numbers, self.request_keys)
-        hold = space.hold(ids, deadline=self.deadline) if len(ids) else None
+        hold = None
+        if len(ids):
+            hold = space.hold(
+                ids, lineage=self.worst_lineage, deadline=self.deadline
+            )
         if hold is None or hold.usable == 0:
             return
         with hold:
@@ -251,7 +264,14 @@ class LarderCache(DynamicCache):
             keys = [torch.empty(shape, dtype=at.dtype) for _ in self.layers]
             values = [torch.empty(shape, dtype=at.dtype) for _ in self.layers]
             view = self._view(keys, values, 0, held)
-            done = space.load(ids, [view], hold=hold, deadline=self.deadline)
+            done = space.load(
+                ids,
+                [view],
+                hold=hold,
+                lineage=self.worst_lineage,
+                deadline=self.deadline,
+            )
+        self.lineage = done.lineage
         # The model computes the last token, whatever there is.
         self.loaded = min(done.tokens, len(numbers) - 1)
         if self.loaded == 0:

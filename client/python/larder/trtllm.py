@@ -51,6 +51,9 @@ class Settings:
     lookup_deadline_ms: int = 100
     load_deadline_ms: int = 5000
     save_deadline_ms: int = 250
+    # The worst KV that is loaded: 0 exact, 1 to 199 lossy up to that level. From
+    # its first load of lossy KV on a worker saves nothing as better than that.
+    worst_lineage: int = 0
 
     @classmethod
     def of_environment(cls) -> "Settings":
@@ -299,7 +302,9 @@ class LarderScheduler(_Scheduler):
         tracked.held = tracked.ids[: -(-most // chunk)]
         if not tracked.held:
             return
-        tracked.hold = space.hold(larder.Ids(tracked.held))
+        tracked.hold = space.hold(
+            larder.Ids(tracked.held), lineage=self._settings.worst_lineage
+        )
         if tracked.hold is None:
             return
         usable = tracked.hold.usable
@@ -433,6 +438,7 @@ class LarderWorker(_Worker):
         )
         self._geometry: Geometry | None = None
         self._pages: Any = None
+        self._lineage = 0  # of the worst that was ever delivered
 
     if _base is None:
 
@@ -482,10 +488,14 @@ class LarderWorker(_Worker):
                 [view],
                 hold=hold,
                 hold_first=order.first,
+                lineage=self._settings.worst_lineage,
                 deadline=self._settings.load_deadline_ms / 1000,
             )
         finally:
             hold.close()
+        # TensorRT-LLM shares blocks between requests: whatever is computed from now
+        # on may be computed over these.
+        self._lineage = max(self._lineage, loaded.lineage)
         if loaded.usable < count:
             why = larder.reason_name(loaded.reason)
             raise larder.Error(f"{loaded.usable} of {count} chunks came: {why}")
@@ -527,7 +537,9 @@ class LarderWorker(_Worker):
         if save is None:  # is there
             return
         save.gather(self._pages.to_save(order.blocks))
-        save.commit(token_begin=order.token_begin, parent=order.parent)
+        save.commit(
+            token_begin=order.token_begin, parent=order.parent, lineage=self._lineage
+        )
 
     def get_finished(
         self, finished_gen_req_ids: list[int], started_loading_req_ids: list[int]

@@ -169,6 +169,10 @@ void BindLoad(nb::module_& module) {
       .def_prop_ro(
           "byte_count", [](const Loaded& self) { return self.result.bytes; },
           "Written to the views.")
+      .def_prop_ro(
+          "lineage", [](const Loaded& self) { return self.result.lineage; },
+          "The worst of what was delivered: 0 is exact. What is computed over "
+          "it must be\nsaved with a lineage no better.")
       .def_ro("status", &Loaded::status,
               "0, or what cut it short: deadline, daemon gone, cancelled.")
       .def_prop_ro(

@@ -57,6 +57,7 @@ std::vector<nb::object> Queue::Take(uint32_t capacity, uint32_t wait_ms) {
     to.count = from.count;
     to.good = from.good;
     to.bytes = from.bytes;
+    to.lineage = from.lineage;
     if (from.per_key != nullptr) {
       to.per_key =
           nb::bytes(reinterpret_cast<const char*>(from.per_key), from.count);
@@ -91,6 +92,8 @@ void BindQueue(nb::module_& module) {
               "Usable prefix (match, load), tokens (find) or keys served "
               "(others).")
       .def_ro("byte_count", &Completion::bytes, "Moved.")
+      .def_ro("lineage", &Completion::lineage,
+              "Of a load: the worst of what was delivered.")
       .def_ro("per_key", &Completion::per_key,
               "One byte for each key: a State (match, lookup) or a Reason.")
       .def_ro("sizes", &Completion::sizes,

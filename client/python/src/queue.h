@@ -57,6 +57,7 @@ struct Completion {
   uint32_t count = 0;
   uint32_t good = 0;
   uint64_t bytes = 0;
+  uint32_t lineage = 0;
   nb::object user_data;
   nb::bytes per_key = nb::bytes("", 0);
   nb::object sizes = nb::none();

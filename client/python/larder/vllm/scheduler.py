@@ -128,6 +128,7 @@ class SchedulerHalf:
                 tokens,
                 tracked.keys,
                 tokens_max=count - 1,
+                lineage=self._geometry.settings.worst_lineage,
                 deadline=self._geometry.settings.lookup_deadline,
             )
         except Exception as error:  # noqa: BLE001: a miss, whatever it is

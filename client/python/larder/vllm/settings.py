@@ -46,12 +46,17 @@ class Settings:
     # Saves that read as well as write; False: only loads.
     save: bool = True
     durable: bool = False
+    # The worst KV that is loaded: 0 exact, 1 to 199 lossy up to that level. From
+    # its first load of lossy KV on a worker saves nothing as better than that.
+    worst_lineage: int = 0
 
     @classmethod
     def of(cls, extra: dict[str, Any]) -> "Settings":
         made = settings_from(cls, extra, "kv_connector_extra_config")
         if made.load not in ("async", "layerwise"):
             raise ValueError(f'load is "async" or "layerwise", not {made.load!r}')
+        if not 0 <= made.worst_lineage < 200:
+            raise ValueError(f"worst_lineage is 0 to 199, not {made.worst_lineage}")
         if made.weights is not None:
             weights_told(made.weights, None)
         return made

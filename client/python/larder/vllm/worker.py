@@ -58,6 +58,7 @@ class WorkerHalf:
         self._failed: set[int] = set()
         self._failed_requests: set[str] = set()
         self._step_is_void = False
+        self._lineage = 0  # of the worst that was ever delivered
 
     # ---- Setting up ----
 
@@ -117,6 +118,7 @@ class WorkerHalf:
             layerwise=not order.between_steps,
             queue=queue if order.between_steps else None,
             user_data=order.request_id,
+            lineage=settings.worst_lineage,
             deadline=settings.load_deadline,
         )
 
@@ -142,12 +144,17 @@ class WorkerHalf:
             assert running.load is not None
             if not running.load.wait_layer(layer, self._geometry.settings.load_deadline):
                 running.load.cancel()
-                usable = running.load.wait().usable
+                loaded = running.load.wait()
+                usable = loaded.usable
+                self._delivered(loaded.lineage)
                 self._within.remove(running)
                 self._fail(running, usable)
                 self._complain("a layer did not come", running.order.request_id)
                 continue
             running.waited.add((group, layer))
+            exact = self._geometry.settings.worst_lineage == 0
+            if not exact and len(running.waited) == len(self._layer_of):
+                self._delivered(running.load.wait().lineage)
             if (landing := running.landing[group]) is not None:
                 landing.land(layer)
 
@@ -157,6 +164,7 @@ class WorkerHalf:
         while opened is not None and (done := opened[1].poll()):
             for completion in done:
                 running = self._between.pop(completion.user_data)
+                self._delivered(completion.lineage)
                 if completion.good < running.order.count:
                     self._complain(
                         "a load was cut short",
@@ -170,6 +178,11 @@ class WorkerHalf:
         sent, received = self._sent, self._received
         self._sent, self._received = set(), set()
         return sent or None, received or None
+
+    def _delivered(self, lineage: int) -> None:
+        """vLLM shares blocks between requests and does not say which: whatever is
+        computed from now on may be computed over what has landed."""
+        self._lineage = max(self._lineage, lineage)
 
     def take_failed_blocks(self) -> set[int]:
         failed, self._failed = self._failed, set()
@@ -188,7 +201,7 @@ class WorkerHalf:
                 self._complain("loaded, but not waited for", running.order.request_id)
                 assert running.load is not None
                 running.load.cancel()
-                running.load.wait()
+                self._delivered(running.load.wait().lineage)
                 self._fail(running)
         self._within.clear()
         # A load that failed within the step: what was computed over it is wrong,
@@ -232,6 +245,7 @@ class WorkerHalf:
                 token_begin=order.token_begin,
                 parent=order.parent,
                 root_content=order.root_content,
+                lineage=self._lineage,
                 durable=settings.durable,
             )
 

@@ -1,0 +1,197 @@
+#include "codec/record_coder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+
+namespace larder {
+namespace {
+
+class CodecRecordCoder final : public RecordCoder {
+ public:
+  CodecRecordCoder(ChooseCoding choose, CodecLookup lookup)
+      : choose_(std::move(choose)), lookup_(lookup) {}
+
+  CodingSpec DurableSpec(TenantId tenant, const SpaceId& space,
+                         const SpaceDescriptor& descriptor,
+                         GroupIndex group) const override {
+    return choose_(tenant, space, descriptor, group);
+  }
+
+  StatusOr<uint64_t> EncodedBytesMax(const CodingSpec& spec,
+                                     const SpaceDescriptor& descriptor,
+                                     const RecordMeta& raw) const override {
+    LARDER_ASSIGN_OR_RETURN(const Codec* codec, Find(spec, descriptor, raw));
+    // Room for every layer alone, one after the other.
+    std::vector<uint64_t> most;
+    for (uint32_t i = 0; i < raw.shape.layer_count; ++i) {
+      const CodedLayer layer =
+          CodedLayerOf(descriptor, raw, raw.shape.layer_begin + i);
+      LARDER_RETURN_IF_ERROR(codec->Supports(layer));
+      most.push_back(codec->EncodedBytesMax(layer));
+    }
+    LARDER_ASSIGN_OR_RETURN(const RecordLayout layout,
+                            LayoutCodedRecord(raw.shape, most));
+    return layout.record_bytes;
+  }
+
+  StatusOr<std::optional<RecordMeta>> Encode(
+      const CodingSpec& spec, const SpaceDescriptor& descriptor, ByteSpan raw,
+      MutableByteSpan encoded) const override {
+    LARDER_ASSIGN_OR_RETURN(const RecordView view, RecordView::Parse(raw));
+    RecordMeta meta = view.meta();
+    LARDER_ASSIGN_OR_RETURN(const Codec* codec, Find(spec, descriptor, meta));
+    const uint64_t raw_pages = RoundUp(meta.record_bytes, kPageBytes);
+    std::vector<uint64_t> sizes(view.segment_count(), 1);
+    LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
+                            LayoutCodedRecord(meta.shape, sizes));
+    uint64_t at = layout.payload_offset;
+    for (size_t i = 0; i < view.segment_count(); ++i) {
+      const SegmentEntry segment = view.segment(i);
+      const CodedLayer layer = CodedLayerOf(descriptor, meta, segment.layer);
+      LARDER_RETURN_IF_ERROR(codec->Supports(layer));
+      const ByteSpan plain =
+          raw.subspan(segment.offset, segment.k_bytes + segment.v_bytes);
+      at = RoundUp(at, kSegmentAlign);
+      if (at > encoded.size() ||
+          codec->EncodedBytesMax(layer) > encoded.size() - at) {
+        return absl::InternalError("coder: too little room");
+      }
+      // While it is in the cache.
+      LARDER_RETURN_IF_ERROR(view.VerifySegment(i));
+      LARDER_ASSIGN_OR_RETURN(
+          const EncodedLayer made,
+          codec->Encode(layer, plain, spec.quality, encoded.subspan(at)));
+      if (made.bytes == 0 || made.bytes > encoded.size() - at) {
+        return absl::InternalError("coder: a codec wrote past its room");
+      }
+      sizes[i] = made.bytes;
+      at += made.bytes;
+      meta.lineage = std::max(meta.lineage, made.quality);
+      if (RoundUp(at, kPageBytes) >= raw_pages) return std::nullopt;
+    }
+    LARDER_ASSIGN_OR_RETURN(layout, LayoutCodedRecord(meta.shape, sizes));
+    meta.codec = spec.codec;
+    SealRecord(layout, meta, {}, encoded);
+    const uint64_t end =
+        std::min<uint64_t>(RoundUp(at, kPageBytes), encoded.size());
+    std::memset(encoded.data() + at, 0, end - at);
+    return meta;
+  }
+
+ private:
+  // The codec that is wanted, if the record is one that can be coded.
+  StatusOr<const Codec*> Find(const CodingSpec& spec,
+                              const SpaceDescriptor& descriptor,
+                              const RecordMeta& raw) const {
+    const Codec* codec = lookup_(spec.codec);
+    if (codec == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("coder: no codec ", int{Raw(spec.codec)}));
+    }
+    if (raw.codec != CodecId::kRaw ||
+        Raw(raw.group) >= descriptor.groups.size()) {
+      return absl::InvalidArgumentError("coder: not a raw record of the space");
+    }
+    return codec;
+  }
+
+  const ChooseCoding choose_;
+  const CodecLookup lookup_;
+};
+
+absl::string_view Absl(std::string_view text) {
+  return {text.data(), text.size()};
+}
+
+// Every codec there is, in the order of ids.
+std::vector<const Codec*> All(CodecLookup lookup) {
+  std::vector<const Codec*> codecs;
+  for (int id = 0; id <= UINT8_MAX; ++id) {
+    const Codec* codec = lookup(CodecId{static_cast<uint8_t>(id)});
+    if (codec != nullptr) codecs.push_back(codec);
+  }
+  return codecs;
+}
+
+}  // namespace
+
+std::unique_ptr<RecordCoder> NewRecordCoder(ChooseCoding choose,
+                                            CodecLookup lookup) {
+  return std::make_unique<CodecRecordCoder>(std::move(choose), lookup);
+}
+
+Status CheckCodedSegments(const RecordView& record) {
+  for (size_t i = 0; i < record.segment_count(); ++i) {
+    const SegmentEntry segment = record.segment(i);
+    if (segment.k_stripes != 1 || segment.v_stripes != 0 ||
+        segment.v_bytes != 0) {
+      return absl::DataLossError("a coded record with more than one stripe");
+    }
+  }
+  return absl::OkStatus();
+}
+
+CodedLayer CodedLayerOf(const SpaceDescriptor& space, const RecordMeta& meta,
+                        uint32_t layer) {
+  return {&space, meta.group,       meta.shape,
+          layer,  meta.token_begin, meta.token_count};
+}
+
+StatusOr<CodingSpec> ParseCoding(std::string_view text, CodecLookup lookup) {
+  const size_t colon = text.find(':');
+  const std::string_view name = text.substr(0, colon);
+  for (const Codec* codec : All(lookup)) {
+    if (codec->name() != name) continue;
+    CodingSpec spec{codec->id(), codec->default_quality()};
+    if (colon == std::string_view::npos) {
+      if (spec.quality != Lineage::kUnknown) return spec;
+      return absl::InvalidArgumentError(
+          absl::StrCat("codec ", Absl(name), " needs a quality level, 1 ",
+                       "(finest) to 199, such as ", Absl(name), ":2"));
+    }
+    if (codec->lossless()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("codec ", Absl(name), " has no levels"));
+    }
+    uint32_t level = 0;
+    if (!absl::SimpleAtoi(Absl(text.substr(colon + 1)), &level) || level < 1 ||
+        level >= Raw(Lineage::kApproximate)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "\"", Absl(text.substr(0, 100)), "\": levels are 1 (finest) to 199"));
+    }
+    spec.quality = static_cast<Lineage>(level);
+    return spec;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown codec \"", Absl(name.substr(0, 100)), "\"; there ",
+                   "are ", KnownCodings(lookup)));
+}
+
+std::string FormatCoding(CodecId id, Lineage quality, CodecLookup lookup) {
+  const Codec* codec = lookup(id);
+  if (codec == nullptr) return absl::StrCat("codec ", int{Raw(id)});
+  std::string text(codec->name());
+  // Of a copy the lineage may be worse than any codec's: its ancestors'.
+  const bool level = !codec->lossless() && quality != Lineage::kExact &&
+                     quality < Lineage::kApproximate &&
+                     quality != codec->default_quality();
+  if (level) absl::StrAppend(&text, ":", int{Raw(quality)});
+  return text;
+}
+
+std::string KnownCodings(CodecLookup lookup) {
+  std::string text;
+  for (const Codec* codec : All(lookup)) {
+    absl::StrAppend(
+        &text, text.empty() ? "" : ", ", Absl(codec->name()),
+        codec->default_quality() == Lineage::kUnknown ? ":LEVEL" : "");
+  }
+  return text;
+}
+
+}  // namespace larder

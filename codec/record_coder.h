@@ -1,0 +1,51 @@
+#ifndef LARDER_CODEC_RECORD_CODER_H_
+#define LARDER_CODEC_RECORD_CODER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "codec/codec.h"
+#include "store/record.h"
+#include "store/record_coder.h"
+#include "store/space.h"
+#include "store/status.h"
+#include "store/types.h"
+#include "store/units.h"
+
+namespace larder {
+
+// What copies of a group are to be; as RecordCoder::DurableSpec.
+using ChooseCoding = std::function<CodingSpec(
+    TenantId tenant, const SpaceId& space, const SpaceDescriptor& descriptor,
+    GroupIndex group)>;
+
+// The engine's coder over the codecs that `lookup` knows. `choose` is called
+// from any thread.
+std::unique_ptr<RecordCoder> NewRecordCoder(ChooseCoding choose,
+                                            CodecLookup lookup = FindCodec);
+
+// OK if the record has one segment of one stripe per layer, as all but raw
+// records have; else DataLoss.
+Status CheckCodedSegments(const RecordView& record);
+
+// The layer of a record's segment, for its codec.
+CodedLayer CodedLayerOf(const SpaceDescriptor& space, const RecordMeta& meta,
+                        uint32_t layer);
+
+// ---- Codecs by name, as users write them: "raw", "int8", "kvc1:3" ----
+
+// InvalidArgument names the codecs there are, or says what is wrong with the
+// level. Levels are lineages, 1 (finest) to 199.
+StatusOr<CodingSpec> ParseCoding(std::string_view text,
+                                 CodecLookup lookup = FindCodec);
+// "raw", "kvc1:3"; "codec 77" if this build does not know it.
+std::string FormatCoding(CodecId codec, Lineage quality,
+                         CodecLookup lookup = FindCodec);
+// "raw, lossless, kvc1:LEVEL"
+std::string KnownCodings(CodecLookup lookup = FindCodec);
+
+}  // namespace larder
+
+#endif  // LARDER_CODEC_RECORD_CODER_H_

@@ -1,0 +1,179 @@
+#include "codec/record_coder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "tests/testing/page_buffer.h"
+#include "tests/testing/test_codecs.h"
+
+namespace larder {
+namespace {
+
+SpaceDescriptor MakeSpace() {
+  SpaceDescriptor space;
+  space.model_name = "coder";
+  space.weights = OracleDigest<Sha256Digest>(1, 3);
+  space.cache_dtype = "f16";
+  space.kv_scales = "none";
+  space.rope = "none";
+  space.engine_layout = "test 1";
+  space.hash_scheme = "larder";
+  space.block_tokens = 16;
+  space.chunk_tokens = 64;
+  GroupDescriptor group;
+  group.layer_count = 3;
+  group.kv_head_count = 4;
+  group.k_head_bytes = 64;
+  group.v_head_bytes = 32;
+  group.layer_digest = "0-2";
+  GroupDescriptor state = group;
+  state.kind = GroupKind::kRecurrentState;
+  state.v_head_bytes = 0;
+  space.groups = {group, state};
+  return space;
+}
+
+class RecordCoderTest : public testing::Test {
+ protected:
+  OracleRecord Record(uint64_t version, GroupIndex group = GroupIndex{0}) {
+    RecordMeta meta = OracleMeta(OracleSpaceId(1), OracleChunkId(1),
+                                 WholePart(space_.groups[Raw(group)]), 64);
+    meta.group = group;
+    meta.epoch = Epoch{3};
+    meta.tenant = TenantId{2};
+    return FillRecord(space_.groups[Raw(group)], meta, version);
+  }
+  StatusOr<std::optional<RecordMeta>> Encode(const CodingSpec& spec,
+                                             const OracleRecord& record) {
+    const auto room = coder_->EncodedBytesMax(spec, space_, record.meta);
+    if (!room.ok()) return room.status();
+    encoded_ = PageBuffer(*room);
+    std::memset(encoded_.data(), 0x5a, encoded_.size());
+    return coder_->Encode(spec, space_, record.bytes.span(), encoded_.span());
+  }
+
+  const SpaceDescriptor space_ = MakeSpace();
+  const std::unique_ptr<RecordCoder> coder_ = NewRecordCoder(
+      [](TenantId, const SpaceId&, const SpaceDescriptor&, GroupIndex) {
+        return CodingSpec{kTestUpper, kUpperLevel};
+      },
+      FindTestCodec);
+  PageBuffer encoded_{1};
+};
+
+TEST_F(RecordCoderTest, MakesASealedRecordThatDecodes) {
+  for (const CodingSpec spec : {CodingSpec{kTestPlanes, Lineage::kExact},
+                                CodingSpec{kTestUpper, kUpperLevel}}) {
+    const OracleRecord record = Record(kOracleSmooth | 1);
+    const auto made = Encode(spec, record);
+    ASSERT_TRUE(made.ok()) << made.status();
+    ASSERT_TRUE(made->has_value());
+    const RecordMeta& meta = **made;
+    EXPECT_EQ(meta.codec, spec.codec);
+    EXPECT_EQ(meta.lineage, spec.quality);
+    EXPECT_LT(meta.record_bytes, record.meta.record_bytes);
+    EXPECT_NE(meta.checksum, record.meta.checksum);
+    RecordMeta same = meta;
+    same.codec = record.meta.codec;
+    same.lineage = record.meta.lineage;
+    same.record_bytes = record.meta.record_bytes;
+    same.checksum = record.meta.checksum;
+    EXPECT_EQ(same, record.meta);
+
+    const Status right = CheckCodedRecord(space_, encoded_.span(), record.meta,
+                                          kOracleSmooth | 1);
+    EXPECT_TRUE(right.ok()) << right;
+    // What goes to disk behind the record is nobody's old memory.
+    for (uint64_t i = meta.record_bytes;
+         i < RoundUp(meta.record_bytes, kPageBytes); ++i) {
+      ASSERT_EQ(encoded_.span()[i], std::byte{0});
+    }
+    // Every layer decodes to what it was: half of these bytes are zeros.
+    const auto view = RecordView::Parse(encoded_.span());
+    ASSERT_TRUE(view.ok());
+    const auto was = RecordView::Parse(record.bytes.span());
+    ASSERT_TRUE(was.ok());
+    for (size_t i = 0; i < view->segment_count(); ++i) {
+      const SegmentEntry from = was->segment(i);
+      std::vector<std::byte> plain(from.k_bytes + from.v_bytes);
+      const Status decoded =
+          FindTestCodec(meta.codec)
+              ->Decode(CodedLayerOf(space_, meta, from.layer), {},
+                       view->stripe_bytes(view->segment(i), 0), plain);
+      ASSERT_TRUE(decoded.ok()) << decoded;
+      EXPECT_EQ(std::memcmp(plain.data(), record.bytes.data() + from.offset,
+                            plain.size()),
+                0);
+    }
+  }
+}
+
+TEST_F(RecordCoderTest, LineageIsTheWorse) {
+  OracleRecord record = Record(1);
+  record.meta.lineage = Lineage{90};
+  RestampRecord(record.bytes.span(), record.meta);
+  const auto made = Encode({kTestUpper, kUpperLevel}, record);
+  ASSERT_TRUE(made.ok() && made->has_value());
+  EXPECT_EQ((*made)->lineage, Lineage{90});
+}
+
+TEST_F(RecordCoderTest, NothingIfItIsNotSmaller) {
+  const auto made = Encode({kTestPlanes, Lineage::kExact}, Record(1));
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_FALSE(made->has_value());
+}
+
+TEST_F(RecordCoderTest, RefusesWhatCannotBeCoded) {
+  const OracleRecord state = Record(1, GroupIndex{1});
+  for (const CodingSpec spec : {CodingSpec{kTestUpper, kUpperLevel},
+                                CodingSpec{CodecId{77}, kUpperLevel}}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        coder_->EncodedBytesMax(spec, space_, state.meta).status()));
+    std::vector<std::byte> room(state.bytes.size() * 2);
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        coder_->Encode(spec, space_, state.bytes.span(), room).status()));
+  }
+}
+
+TEST_F(RecordCoderTest, ARottenByteGetsNoNewChecksum) {
+  OracleRecord record = Record(1);
+  const auto view = RecordView::Parse(record.bytes.span());
+  ASSERT_TRUE(view.ok());
+  record.bytes.data()[view->segment(2).offset + 5] ^= std::byte{4};
+  EXPECT_TRUE(
+      absl::IsDataLoss(Encode({kTestUpper, kUpperLevel}, record).status()));
+}
+
+TEST(CodingNames, ParseAndFormat) {
+  const auto parse = [](std::string_view text) {
+    return ParseCoding(text, FindTestCodec);
+  };
+  ASSERT_TRUE(parse("raw").ok());
+  EXPECT_EQ(*parse("raw"), CodingSpec());
+  EXPECT_EQ(*parse("test-planes"), (CodingSpec{kTestPlanes, Lineage::kExact}));
+  EXPECT_EQ(*parse("test-upper:7"), (CodingSpec{kTestUpper, kUpperLevel}));
+  for (const char* wrong : {"", "zip", "raw:1", "test-planes:2", "test-upper",
+                            "test-upper:", "test-upper:0", "test-upper:200",
+                            "test-upper:x", "raw "}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(parse(wrong).status())) << wrong;
+  }
+  EXPECT_EQ(parse("zip").status().message(),
+            absl::StrCat("unknown codec \"zip\"; there are ",
+                         KnownCodings(FindTestCodec)));
+  EXPECT_NE(KnownCodings(FindTestCodec).find("raw"), std::string::npos);
+  EXPECT_NE(KnownCodings(FindTestCodec).find("test-upper:LEVEL"),
+            std::string::npos);
+  const auto format = [](CodecId codec, Lineage quality) {
+    return FormatCoding(codec, quality, FindTestCodec);
+  };
+  EXPECT_EQ(format(CodecId::kRaw, Lineage::kExact), "raw");
+  EXPECT_EQ(format(kTestPlanes, Lineage::kExact), "test-planes");
+  EXPECT_EQ(format(kTestUpper, kUpperLevel), "test-upper:7");
+  EXPECT_EQ(format(CodecId{77}, kUpperLevel), "codec 77");
+}
+
+}  // namespace
+}  // namespace larder

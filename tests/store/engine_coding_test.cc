@@ -1,0 +1,371 @@
+// Durable copies that a codec made: what they are called, who gets them, and
+// that nobody takes them for something better.
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "store/chunk_table.h"
+#include "tests/store/engine_rig.h"
+
+namespace larder {
+namespace {
+
+constexpr CodingSpec kLossy{kTestUpper, kUpperLevel};
+constexpr CodingSpec kLossless{kTestPlanes, Lineage::kExact};
+constexpr uint64_t kRawPages = 36_KiB;  // of a chunk of CodedSpace
+
+SpaceDescriptor CodedSpace(GroupKind kind = GroupKind::kFullAttention) {
+  GroupDescriptor group = SmallGroup(kind);
+  group.k_head_bytes = 1008;
+  return SmallSpace({group});
+}
+
+SaveSpec Spec(uint64_t n) {
+  SaveSpec spec;
+  spec.id = OracleChunkId(n);
+  return spec;
+}
+
+struct CodingRig : EngineRig {
+  explicit CodingRig(CodingSpec wanted, EngineOptions engine_options = {},
+                     uint64_t dram_chunks = 4)
+      : EngineRig(engine_options, dram_chunks * kRawPages, 64 * kRawPages) {
+    coding = wanted;
+    space = Open(CodedSpace());
+    client = Client();
+  }
+
+  SaveResult SaveDurable(SaveSpec spec) {
+    spec.want_durable = true;
+    return Save(client, space, spec);
+  }
+  // Chunks that nobody asks for again push all others out of memory.
+  void FillMemory() {
+    for (int i = 0; i < 4; ++i) Save(client, space, Spec(1000 + filler_++));
+  }
+  MatchResult MatchAt(Lineage worst, uint64_t n) {
+    worst_lineage = worst;
+    return Match(space, {OracleChunkId(n)});
+  }
+  // Holds a chunk, waits until it is in memory, and reads it.
+  Status ReadChunk(Lineage worst, uint64_t n, uint64_t version = 1) {
+    worst_lineage = worst;
+    progress.clear();
+    const auto hold = Hold(client, space, {OracleChunkId(n)});
+    if (!hold.ok()) return hold.status();
+    Run();
+    Status status = absl::OkStatus();
+    const HeldChunk& chunk = hold->chunks[0];
+    if (chunk.state == ChunkState::kMiss ||
+        (chunk.state == ChunkState::kPending &&
+         (progress.size() != 1 || progress[0].second != MissReason::kNone))) {
+      status = absl::NotFoundError(std::string(ToString(chunk.reason)));
+    } else {
+      status = Read(space, OracleChunkId(n), chunk, version);
+    }
+    if (hold->hold != HoldId{}) {
+      EXPECT_TRUE(engine->ReleaseHold(client, hold->hold).ok());
+    }
+    return status;
+  }
+  ChunkSummary Stat(uint64_t n) {
+    const auto summary = engine->Stat(TenantId{}, OracleChunkId(n));
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    return summary.value_or(ChunkSummary());
+  }
+
+  SpaceId space;
+  ClientId client{};
+  uint64_t filler_ = 0;
+};
+
+TEST(EngineCoding, EachCopyIsWhatItIs) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  const ChunkSummary chunk = rig.Stat(1);
+  EXPECT_EQ(chunk.lineage, Lineage::kExact) << "memory has the exact copy";
+  ASSERT_EQ(chunk.copies.size(), 2u);
+  EXPECT_EQ(chunk.copies[0].tier, TierKind::kDram);
+  EXPECT_EQ(chunk.copies[0].codec, CodecId::kRaw);
+  EXPECT_EQ(chunk.copies[0].lineage, Lineage::kExact);
+  EXPECT_EQ(chunk.copies[0].bytes, chunk.copies[0].plain_bytes);
+  EXPECT_EQ(chunk.copies[1].tier, TierKind::kNvme);
+  EXPECT_EQ(chunk.copies[1].codec, kTestUpper);
+  EXPECT_EQ(chunk.copies[1].lineage, kUpperLevel);
+  EXPECT_EQ(chunk.copies[1].plain_bytes, chunk.copies[0].bytes);
+  EXPECT_LT(chunk.copies[1].bytes, chunk.copies[0].bytes);
+  EXPECT_EQ(chunk.copies[1].parts, 1u);
+
+  const EngineStats stats = rig.engine->Stats();
+  EXPECT_EQ(stats.encoded_records, 1u);
+  EXPECT_EQ(stats.encoded_plain_bytes, chunk.copies[0].bytes);
+  EXPECT_EQ(stats.encoded_bytes, chunk.copies[1].bytes);
+  EXPECT_EQ(stats.demoted_bytes, chunk.copies[1].bytes);
+  EXPECT_EQ(stats.writes.user_bytes, chunk.copies[1].bytes);
+  EXPECT_EQ(stats.durable_backlog_bytes, 0u);
+}
+
+TEST(EngineCoding, LineageFollowsTheCopyThatIsLeft) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 1).usable, 1u);
+  rig.FillMemory();
+  ASSERT_EQ(rig.State(rig.space, OracleChunkId(1)), ChunkState::kDurable);
+
+  const MatchResult exact = rig.MatchAt(Lineage::kExact, 1);
+  EXPECT_EQ(exact.usable, 0u);
+  EXPECT_EQ(exact.reason, MissReason::kLineage);
+  EXPECT_EQ(rig.MatchAt(Lineage{6}, 1).usable, 0u);
+  const MatchResult lossy = rig.MatchAt(kUpperLevel, 1);
+  EXPECT_EQ(lossy.usable, 1u);
+  EXPECT_EQ(lossy.states[0], ChunkState::kDurable);
+  EXPECT_EQ(rig.Stat(1).lineage, kUpperLevel);
+  EXPECT_EQ(rig.Stat(1).bytes, rig.Stat(1).copies[0].bytes);
+
+  // It comes up as it is: less memory, and no better for it.
+  const uint64_t before = rig.dram->Usage().used_bytes;
+  ASSERT_TRUE(rig.engine->EvictSpace(TenantId{}, rig.space).ok());
+  EXPECT_LT(rig.dram->Usage().used_bytes, before);
+}
+
+TEST(EngineCoding, CodedRecordsArePromotedAsTheyAre) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  rig.FillMemory();
+  EXPECT_FALSE(rig.ReadChunk(Lineage::kExact, 1).ok());
+  const Status read = rig.ReadChunk(kUpperLevel, 1);
+  EXPECT_TRUE(read.ok()) << read;
+  ASSERT_EQ(rig.State(rig.space, OracleChunkId(1)), ChunkState::kReady);
+  const ChunkSummary chunk = rig.Stat(1);
+  ASSERT_EQ(chunk.copies.size(), 2u);
+  for (const CopySummary& copy : chunk.copies) {
+    EXPECT_EQ(copy.codec, kTestUpper);
+    EXPECT_EQ(copy.lineage, kUpperLevel);
+  }
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 1).reason, MissReason::kLineage)
+      << "in memory, and still lossy";
+  EXPECT_TRUE(rig.ReadChunk(kUpperLevel, 1).ok());
+  // Out of memory again, and back: nothing is encoded twice.
+  rig.FillMemory();
+  EXPECT_TRUE(rig.ReadChunk(kUpperLevel, 1).ok());
+  EXPECT_EQ(rig.disk->Records(OracleChunkId(1)), 1);
+}
+
+TEST(EngineCoding, AnExactWriterReplacesALossyCopy) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  rig.FillMemory();
+  ASSERT_TRUE(rig.ReadChunk(kUpperLevel, 1).ok());
+
+  SaveSpec again = Spec(1);
+  again.lineage = kUpperLevel;
+  again.version = 2;
+  EXPECT_TRUE(absl::IsAlreadyExists(rig.SaveDurable(again).reserve))
+      << "no better than what is there";
+  again.lineage = Lineage::kExact;
+  ASSERT_TRUE(rig.SaveDurable(again).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 1).usable, 1u);
+  EXPECT_TRUE(rig.ReadChunk(Lineage::kExact, 1, 2).ok());
+  EXPECT_EQ(rig.disk->Records(OracleChunkId(1)), 1) << "the old one is freed";
+  EXPECT_EQ(rig.Stat(1).copies[1].codec, kTestUpper);
+}
+
+TEST(EngineCoding, AChildOfALossyCopyIsLossyForEver) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  SaveSpec child = Spec(2);
+  child.parent = OracleChunkId(1);
+  child.place = 1;
+  // What was computed while the exact copy was there is exact.
+  ASSERT_TRUE(
+      rig.Save(rig.client, rig.space, child).Reached(SaveStage::kVolatile));
+  EXPECT_EQ(rig.Stat(2).lineage, Lineage::kExact);
+  // What its writer says was computed over less, is not.
+  child.id = OracleChunkId(3);
+  child.lineage = kUpperLevel;
+  ASSERT_TRUE(
+      rig.Save(rig.client, rig.space, child).Reached(SaveStage::kVolatile));
+  EXPECT_EQ(rig.Stat(3).lineage, kUpperLevel);
+  EXPECT_EQ(rig.Stat(3).copies[0].codec, CodecId::kRaw);
+  // Nor what has a parent of which only a lossy copy is left, whatever its
+  // writer says.
+  rig.FillMemory();
+  child.id = OracleChunkId(4);
+  child.lineage = Lineage::kExact;
+  ASSERT_TRUE(
+      rig.Save(rig.client, rig.space, child).Reached(SaveStage::kVolatile));
+  EXPECT_EQ(rig.Stat(4).lineage, kUpperLevel);
+  // The exact parent comes back; the child stays what it is.
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.Stat(1).lineage, Lineage::kExact);
+  EXPECT_EQ(rig.Stat(4).lineage, kUpperLevel);
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 4).reason, MissReason::kLineage);
+}
+
+TEST(EngineCoding, RecoveryKnowsWhatCopiesAre) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  const ChunkSummary before = rig.Stat(1);
+  rig.Crash();
+  rig.client = rig.Client();
+  const ChunkSummary after = rig.Stat(1);
+  ASSERT_EQ(after.copies.size(), 1u);
+  EXPECT_EQ(after.copies[0].codec, before.copies[1].codec);
+  EXPECT_EQ(after.copies[0].bytes, before.copies[1].bytes);
+  EXPECT_EQ(after.copies[0].plain_bytes, before.copies[1].plain_bytes);
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 1).reason, MissReason::kLineage);
+  EXPECT_TRUE(rig.ReadChunk(kUpperLevel, 1).ok());
+}
+
+// A daemon that lost the configuration, or knows no codec, keeps what is there.
+TEST(EngineCoding, CopiesOfAnUnknownCodecAreKept) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  rig.coder.reset();
+  rig.Crash();
+  rig.client = rig.Client();
+  EXPECT_TRUE(rig.ReadChunk(kUpperLevel, 1).ok());
+  ASSERT_TRUE(rig.SaveDurable(Spec(2)).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.Stat(2).copies[1].codec, CodecId::kRaw);
+}
+
+TEST(EngineCoding, LosslessCopiesAreExact) {
+  CodingRig rig(kLossless);
+  SaveSpec spec = Spec(1);
+  spec.version = kOracleSmooth | 1;
+  ASSERT_TRUE(rig.SaveDurable(spec).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.Stat(1).copies[1].codec, kTestPlanes);
+  rig.FillMemory();
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 1).usable, 1u);
+  const Status read = rig.ReadChunk(Lineage::kExact, 1, spec.version);
+  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_TRUE(absl::IsAlreadyExists(rig.SaveDurable(spec).reserve));
+}
+
+TEST(EngineCoding, WhatIsNotSmallerIsStoredRaw) {
+  CodingRig rig(kLossless);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.Stat(1).copies[1].codec, CodecId::kRaw);
+  const EngineStats stats = rig.engine->Stats();
+  EXPECT_EQ(stats.encode_not_smaller, 1u);
+  EXPECT_EQ(stats.encoded_records, 0u);
+  rig.FillMemory();
+  EXPECT_TRUE(rig.ReadChunk(Lineage::kExact, 1).ok());
+}
+
+TEST(EngineCoding, WhatACodecDoesNotTakeIsStoredRaw) {
+  CodingRig rig(kLossy);
+  rig.space = rig.Open(CodedSpace(GroupKind::kRecurrentState));
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.Stat(1).copies[1].codec, CodecId::kRaw);
+  EXPECT_EQ(rig.engine->Stats().encode_unsupported, 1u);
+  rig.coding = {CodecId{77}, Lineage{3}};
+  ASSERT_TRUE(rig.SaveDurable(Spec(2)).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.engine->Stats().encode_unsupported, 2u);
+}
+
+TEST(EngineCoding, RotInMemoryIsNotEncoded) {
+  CodingRig rig(kLossy);
+  SaveSpec wanted = Spec(1);
+  wanted.want_durable = true;
+  const auto result = rig.StartSave(rig.client, rig.space, wanted);
+  while (!result->Reached(SaveStage::kVolatile)) rig.executor->RunOne();
+  const auto hold = rig.Hold(rig.client, rig.space, {OracleChunkId(1)});
+  ASSERT_TRUE(hold.ok());
+  rig.dram->At(hold->chunks[0].parts[0].address)[9000] ^= std::byte{4};
+  rig.Run();
+  EXPECT_TRUE(absl::IsDataLoss(result->error())) << result->error();
+  EXPECT_EQ(rig.disk->extents(), 0u);
+  EXPECT_EQ(rig.Why(rig.space, OracleChunkId(1)), MissReason::kCorrupt);
+}
+
+TEST(EngineCoding, RottenCodedCopyIsWrittenAgainOrMissed) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  const auto verify = [&](TierKind tier) {
+    Engine::VerifyProgress last;
+    rig.engine->Verify(tier, [&](const Engine::VerifyProgress& p) {
+      last = p;
+      return true;
+    });
+    rig.Run();
+    EXPECT_EQ(last.bytes_done, last.bytes_total);
+    return last.corrupt;
+  };
+  EXPECT_EQ(verify(TierKind::kNvme), 0u);
+  EXPECT_EQ(verify(TierKind::kDram), 0u);
+  ASSERT_EQ(rig.disk->Corrupt(OracleChunkId(1), 6000), 1);
+  EXPECT_EQ(verify(TierKind::kNvme), 1u);
+  // From the exact copy in memory.
+  EXPECT_EQ(rig.Stat(1).copies.size(), 2u);
+  EXPECT_EQ(rig.Stat(1).lineage, Lineage::kExact);
+  EXPECT_EQ(verify(TierKind::kNvme), 0u);
+  EXPECT_EQ(rig.engine->Stats().encoded_records, 2u);
+
+  // The exact copy rots: the lossy one is what is left.
+  const auto hold = rig.Hold(rig.client, rig.space, {OracleChunkId(1)});
+  ASSERT_TRUE(hold.ok());
+  rig.dram->At(hold->chunks[0].parts[0].address)[9000] ^= std::byte{1};
+  EXPECT_EQ(verify(TierKind::kDram), 1u);
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, hold->hold).ok());
+  EXPECT_EQ(rig.MatchAt(Lineage::kExact, 1).reason, MissReason::kLineage);
+  ASSERT_EQ(rig.disk->Corrupt(OracleChunkId(1), 6000), 1);
+  EXPECT_FALSE(rig.ReadChunk(kUpperLevel, 1).ok());
+  EXPECT_EQ(rig.Why(rig.space, OracleChunkId(1)), MissReason::kCorrupt);
+}
+
+// A chunk of which a part is lossy is lossy.
+TEST(EngineCoding, WorstOfItsParts) {
+  CodingRig rig(kLossy, {}, 8);
+  SaveSpec left = Spec(1);
+  left.shape = PartShape{0, 1, 0, 2, 0, 1};
+  SaveSpec right = Spec(1);
+  right.shape = PartShape{1, 1, 0, 2, 0, 1};
+  ASSERT_TRUE(rig.SaveDurable(left).Reached(SaveStage::kDurable));
+  rig.coding = {};
+  ASSERT_TRUE(rig.SaveDurable(right).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.Stat(1).lineage, Lineage::kExact);
+  rig.Crash();
+  const ChunkSummary chunk = rig.Stat(1);
+  EXPECT_EQ(chunk.lineage, kUpperLevel);
+  EXPECT_EQ(chunk.copies.size(), 2u) << "one coded, one raw";
+}
+
+TEST(EngineCoding, ClientsCannotSaveCodedRecords) {
+  CodingRig rig(kLossy);
+  OracleRecord record = rig.Record(rig.space, Spec(1));
+  const auto room =
+      rig.coder->EncodedBytesMax(kLossy, rig.spaces[rig.space], record.meta);
+  ASSERT_TRUE(room.ok());
+  OracleRecord coded{record.meta, PageBuffer(*room)};
+  const auto made = rig.coder->Encode(kLossy, rig.spaces[rig.space],
+                                      record.bytes.span(), coded.bytes.span());
+  ASSERT_TRUE(made.ok() && made->has_value());
+  coded.meta = **made;
+  const auto reservation =
+      rig.Reserve(rig.client, rig.space, Spec(1), kRawPages);
+  ASSERT_TRUE(reservation.ok());
+  auto result = std::make_shared<SaveResult>();
+  rig.Commit(rig.client, *reservation, std::move(coded), Spec(1), result);
+  rig.Run();
+  EXPECT_TRUE(absl::IsInvalidArgument(result->error())) << result->error();
+}
+
+// The index of who uses no codec pays nothing for those who do.
+TEST(EngineCoding, OnlyCopiesThatDifferTakeIndex) {
+  const auto index_bytes = [](CodingSpec coding) {
+    CodingRig rig(coding, {}, 64);
+    for (uint64_t n = 0; n < 32; ++n) {
+      EXPECT_TRUE(rig.SaveDurable(Spec(n)).Reached(SaveStage::kDurable));
+    }
+    return rig.engine->Stats().index_bytes;
+  };
+  EXPECT_LT(index_bytes({}), index_bytes(kLossy));
+  EXPECT_LE(sizeof(PartEntry), 72u);
+}
+
+}  // namespace
+}  // namespace larder

@@ -1,0 +1,43 @@
+#ifndef LARDER_TOOLS_CODING_RULES_H_
+#define LARDER_TOOLS_CODING_RULES_H_
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codec/record_coder.h"
+#include "store/record_coder.h"
+#include "store/space.h"
+#include "store/status.h"
+#include "store/types.h"
+#include "tools/config.h"
+
+namespace larder {
+
+// What the configuration says of codecs, ready to be asked. A value.
+class CodingRules {
+ public:
+  // InvalidArgument as ValidateConfig.
+  static StatusOr<CodingRules> Make(const DaemonConfig::Codec& config,
+                                    CodecLookup lookup = FindCodec);
+
+  // `tenant_name` is the name of `tenant`, or its number as text.
+  CodingSpec Choose(TenantId tenant, std::string_view tenant_name,
+                    const SpaceId& space,
+                    const SpaceDescriptor& descriptor) const;
+
+ private:
+  struct Rule {
+    CodecRule says;
+    CodingSpec spec;
+  };
+  CodingSpec otherwise_;
+  std::vector<Rule> rules_;
+};
+
+// '*' in the pattern stands for any text.
+bool FitsPattern(std::string_view pattern, std::string_view text);
+
+}  // namespace larder
+
+#endif  // LARDER_TOOLS_CODING_RULES_H_
