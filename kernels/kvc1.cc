@@ -181,4 +181,51 @@ bool MergeBf16(const Bf16Planes& planes, size_t rounds,
   return source.count == escapes.size();
 }
 
+void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
+             size_t stride, int16_t* differences, size_t out_stride) {
+  BestKvc1Kernel().predict(prediction, q, rounds, stride, differences,
+                           out_stride);
+}
+
+void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
+               int16_t* q) {
+  BestKvc1Kernel().unpredict(prediction, rounds, stride, q);
+}
+
+void SplitWide(std::span<const uint16_t> wide, int16_t* round, int16_t* low) {
+  BestKvc1Kernel().split_wide(wide.data(), wide.size(), round, low);
+}
+
+void JoinWide(std::span<const uint16_t> wide, int16_t* round,
+              const int16_t* low) {
+  BestKvc1Kernel().join_wide(wide.data(), wide.size(), round, low);
+}
+
+int LargestMagnitude(const int16_t* q, size_t steps) {
+  return BestKvc1Kernel().largest_magnitude(q, steps);
+}
+
+void ChannelSums(const int16_t* q, size_t channels, size_t rounds, int64_t* sum,
+                 int64_t* squares) {
+  BestKvc1Kernel().channel_sums(q, channels, rounds, sum, squares);
+}
+
+void ChannelDeviations(const int16_t* q, size_t channels, size_t rounds,
+                       const int32_t* centre, int64_t* deviation) {
+  BestKvc1Kernel().channel_deviations(q, channels, rounds, centre, deviation);
+}
+
+void FieldSums(const ConstTileRows& rows, int shift, int mask, uint32_t* sum,
+               uint32_t* squares) {
+  BestKvc1Kernel().field_sums(rows, shift, mask, sum, squares);
+}
+
+uint16_t LargestBits(const ConstTileRows& rows) {
+  return BestKvc1Kernel().largest_bits(rows);
+}
+
+float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
+  return BestKvc1Kernel().max_error(a, b);
+}
+
 }  // namespace larder::kernels

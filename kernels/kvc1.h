@@ -117,6 +117,41 @@ void RefinementContext(const int16_t* base, size_t steps, int8_t* context);
 void MergeRefinement(const int16_t* base, const uint8_t* symbols, size_t steps,
                      int16_t* q);
 
+// Numbers as differences to what is predicted of them, modulo 2^16, and back,
+// in place. Rounds follow each other at `stride` elements, differences at
+// `out_stride`.
+void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
+             size_t stride, int16_t* differences, size_t out_stride);
+void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
+               int16_t* q);
+
+// Numbers of the channels `wide` in two parts, 16 * high + low with low in
+// -8..7: high in place, low to [i][32]. And back, modulo 2^16. One round.
+void SplitWide(std::span<const uint16_t> wide, int16_t* round, int16_t* low);
+void JoinWide(std::span<const uint16_t> wide, int16_t* round,
+              const int16_t* low);
+
+// --- Measures ----------------------------------------------------------------
+
+// The largest |q|.
+int LargestMagnitude(const int16_t* q, size_t steps);
+// Of each channel of [round][channel][32]: the sums of numbers, of their
+// squares, and of their distances from `centre`. REQUIRES: |q| <= 32767, and so
+// for the centres.
+void ChannelSums(const int16_t* q, size_t channels, size_t rounds, int64_t* sum,
+                 int64_t* squares);
+void ChannelDeviations(const int16_t* q, size_t channels, size_t rounds,
+                       const int32_t* centre, int64_t* deviation);
+// Of each channel of 16-bit rows: the sums of (bits >> shift & mask) and of
+// its squares, modulo 2^32.
+void FieldSums(const ConstTileRows& rows, int shift, int mask, uint32_t* sum,
+               uint32_t* squares);
+// The largest (bits & 0x7fff) of 16-bit rows: which is the largest magnitude.
+uint16_t LargestBits(const ConstTileRows& rows);
+// The largest |a - b|, infinity if there is a NaN. REQUIRES: the same shape,
+// and both of f16 or both of bf16.
+float MaxError(const ConstTileRows& a, const ConstTileRows& b);
+
 // --- Lossless ----------------------------------------------------------------
 
 // Splits rows of f16 into planes. REQUIRES: rows.element is kF16, there are

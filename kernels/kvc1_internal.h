@@ -62,6 +62,23 @@ struct Kvc1Kernel {
                      const Bf16Planes& planes, EscapeSink<uint8_t>* escapes);
   void (*merge_bf16)(const Bf16Planes& planes, size_t rounds,
                      EscapeSource<uint8_t>* escapes, const TileRows& rows);
+  void (*predict)(const Prediction& prediction, const int16_t* q, size_t rounds,
+                  size_t stride, int16_t* differences, size_t out_stride);
+  void (*unpredict)(const Prediction& prediction, size_t rounds, size_t stride,
+                    int16_t* q);
+  float (*max_error)(const ConstTileRows& a, const ConstTileRows& b);
+  int (*largest_magnitude)(const int16_t* q, size_t steps);
+  void (*channel_sums)(const int16_t* q, size_t channels, size_t rounds,
+                       int64_t* sum, int64_t* squares);
+  void (*channel_deviations)(const int16_t* q, size_t channels, size_t rounds,
+                             const int32_t* centre, int64_t* deviation);
+  void (*field_sums)(const ConstTileRows& rows, int shift, int mask,
+                     uint32_t* sum, uint32_t* squares);
+  uint16_t (*largest_bits)(const ConstTileRows& rows);
+  void (*split_wide)(const uint16_t* wide, size_t count, int16_t* round,
+                     int16_t* low);
+  void (*join_wide)(const uint16_t* wide, size_t count, int16_t* round,
+                    const int16_t* low);
 };
 
 extern const Kvc1Kernel kKvc1Scalar;

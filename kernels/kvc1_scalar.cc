@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/kvc1_internal.h"
+#include "kernels/kvc1_loops_internal.h"
 
 namespace larder::kernels::internal {
 namespace {
@@ -515,6 +516,63 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
       });
 }
 
+// --- Prediction --------------------------------------------------------------
+
+int16_t Guess(const Prediction& prediction, const int16_t* round, size_t at,
+              int count, size_t lane) {
+  uint32_t sum = 2048;
+  for (int p = 0; p < count; ++p, ++at) {
+    const int value = round[prediction.parents[at] * kLanes + lane];
+    sum += static_cast<uint32_t>(prediction.factors[at] * value);
+  }
+  return static_cast<int16_t>(static_cast<int32_t>(sum) >> 12);
+}
+
+void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
+             size_t stride, int16_t* differences, size_t out_stride) {
+  for (size_t r = 0; r < rounds; ++r, q += stride, differences += out_stride) {
+    size_t at = 0;
+    for (size_t i = 0; i < prediction.channels; ++i) {
+      const int count = prediction.parent_counts[i];
+      const size_t first = prediction.order[i] * kLanes;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        differences[first + lane] = static_cast<int16_t>(
+            q[first + lane] - Guess(prediction, q, at, count, lane));
+      }
+      at += static_cast<size_t>(count);
+    }
+  }
+}
+
+void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
+               int16_t* q) {
+  for (size_t r = 0; r < rounds; ++r, q += stride) {
+    size_t at = 0;
+    for (size_t i = 0; i < prediction.channels; ++i) {
+      const int count = prediction.parent_counts[i];
+      const size_t first = prediction.order[i] * kLanes;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        q[first + lane] = static_cast<int16_t>(
+            q[first + lane] + Guess(prediction, q, at, count, lane));
+      }
+      at += static_cast<size_t>(count);
+    }
+  }
+}
+
+float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
+  float largest = 0;
+  for (size_t token = 0; token < a.tokens; ++token) {
+    for (size_t c = 0; c < a.heads * a.head_dim; ++c) {
+      const float error = fabsf(LoadElement(ElementAt(a, token, c), a.element) -
+                                LoadElement(ElementAt(b, token, c), b.element));
+      if (isnan(error)) return INFINITY;
+      largest = error > largest ? error : largest;
+    }
+  }
+  return largest;
+}
+
 }  // namespace
 
 const Kvc1Kernel kKvc1Scalar = {
@@ -533,6 +591,16 @@ const Kvc1Kernel kKvc1Scalar = {
     MergeF16,
     SplitBf16,
     MergeBf16,
+    Predict,
+    Unpredict,
+    MaxError,
+    LargestMagnitude,
+    ChannelSums,
+    ChannelDeviations,
+    FieldSums,
+    LargestBits,
+    SplitWide,
+    JoinWide,
 };
 
 }  // namespace larder::kernels::internal

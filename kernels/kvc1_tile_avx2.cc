@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/kvc1_loops_internal.h"
+
 namespace larder::kernels::internal {
 namespace {
 
@@ -931,13 +933,112 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
   if (stream) _mm_sfence();
 }
 
+// --- Prediction --------------------------------------------------------------
+
+// 16 lanes of one channel, of which `q` has lane 0.
+LARDER_INLINE __m256i Guess(const uint16_t* parents, const int16_t* factors,
+                            size_t count, const int16_t* q) {
+  __m256i low = _mm256_set1_epi32(2048), high = low;
+  const auto add = [&](__m256i a, __m256i b, int32_t both)
+      __attribute__((always_inline)) {
+    const __m256i weights = _mm256_set1_epi32(both);
+    low = _mm256_add_epi32(
+        low, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), weights));
+    high = _mm256_add_epi32(
+        high, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), weights));
+  };
+  size_t p = 0;
+  for (; p + 2 <= count; p += 2) {
+    int32_t both;
+    memcpy(&both, factors + p, sizeof both);
+    add(Load(q + parents[p] * kLanes), Load(q + parents[p + 1] * kLanes), both);
+  }
+  if (p < count) {
+    add(Load(q + parents[p] * kLanes), _mm256_setzero_si256(),
+        static_cast<uint16_t>(factors[p]));
+  }
+  const __m256i mask = _mm256_set1_epi32(0xffff);
+  return _mm256_packus_epi32(
+      _mm256_and_si256(_mm256_srli_epi32(low, 12), mask),
+      _mm256_and_si256(_mm256_srli_epi32(high, 12), mask));
+}
+
+template <bool kBack>
+LARDER_INLINE void PredictAll(const Prediction& prediction, const int16_t* q,
+                              size_t rounds, size_t stride, int16_t* out,
+                              size_t out_stride) {
+  for (size_t r = 0; r < rounds; ++r, q += stride, out += out_stride) {
+    size_t at = 0;
+    for (size_t i = 0; i < prediction.channels; ++i) {
+      const size_t count = prediction.parent_counts[i];
+      const size_t first = prediction.order[i] * kLanes;
+#pragma GCC unroll 2
+      for (size_t half = 0; half < kLanes; half += 16) {
+        const __m256i guess = Guess(prediction.parents + at,
+                                    prediction.factors + at, count, q + half);
+        const __m256i value = Load(q + first + half);
+        Store(out + first + half, kBack ? _mm256_add_epi16(value, guess)
+                                        : _mm256_sub_epi16(value, guess));
+      }
+      at += count;
+    }
+  }
+}
+
+void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
+             size_t stride, int16_t* differences, size_t out_stride) {
+  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
+}
+
+void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
+               int16_t* q) {
+  PredictAll<true>(prediction, q, rounds, stride, q, stride);
+}
+
+// --- Measures ----------------------------------------------------------------
+
+template <Element kElement>
+float MaxErrorAs(const ConstTileRows& a, const ConstTileRows& b) {
+  constexpr size_t kFloats = kTileChannelsMax + 16;
+  float x[kFloats], y[kFloats];
+  __m256 largest = _mm256_setzero_ps(), nan = _mm256_setzero_ps();
+  const __m256 sign = _mm256_set1_ps(-0.f);
+  for (size_t token = 0; token < a.tokens; ++token) {
+    for (size_t head = 0; head < a.heads; ++head) {
+      LoadElements<kElement>(RowAt(a, token, head), x, a.head_dim);
+      LoadElements<kElement>(RowAt(b, token, head), y, a.head_dim);
+      for (size_t d = 0; d < a.head_dim; d += 8) {
+        const __m256 error = _mm256_andnot_ps(
+            sign, _mm256_sub_ps(LoadFloats(x + d, a.head_dim - d),
+                                LoadFloats(y + d, a.head_dim - d)));
+        nan = _mm256_or_ps(nan, _mm256_cmp_ps(error, error, _CMP_UNORD_Q));
+        largest = _mm256_max_ps(largest, error);
+      }
+    }
+  }
+  if (_mm256_movemask_ps(nan) != 0) return __builtin_inff();
+  float all[8];
+  _mm256_storeu_ps(all, largest);
+  float most = 0;
+  for (const float error : all) most = error > most ? error : most;
+  return most;
+}
+
+float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
+  return a.element == Element::kBf16 ? MaxErrorAs<Element::kBf16>(a, b)
+                                     : MaxErrorAs<Element::kF16>(a, b);
+}
+
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx2 = {
-    avx2::Decode,    avx2::DecodeRefine, avx2::Encode,    avx2::EncodeRefine,
-    Reconstruct,     Quantize,           SplitSymbols,    MergeSymbols,
-    SplitRefinement, RefinementContext,  MergeRefinement, SplitF16,
-    MergeF16,        SplitBf16,          MergeBf16,
+    avx2::Decode,      avx2::DecodeRefine, avx2::Encode,     avx2::EncodeRefine,
+    Reconstruct,       Quantize,           SplitSymbols,     MergeSymbols,
+    SplitRefinement,   RefinementContext,  MergeRefinement,  SplitF16,
+    MergeF16,          SplitBf16,          MergeBf16,        Predict,
+    Unpredict,         MaxError,           LargestMagnitude, ChannelSums,
+    ChannelDeviations, FieldSums,          LargestBits,      SplitWide,
+    JoinWide,
 };
 
 }  // namespace larder::kernels::internal

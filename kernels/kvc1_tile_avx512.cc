@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/kvc1_loops_internal.h"
+
 namespace larder::kernels::internal {
 namespace {
 
@@ -424,23 +426,67 @@ void Reconstruct(const ReconstructTile& tile) {
 
 // --- Quantisation ------------------------------------------------------------
 
-// Loads one head of 32 lanes, rotated back and less the mean.
+// 16 floats from elements, of which the mask says which there are.
+template <Element kElement>
+LARDER_INLINE __m512 LoadSixteen(const std::byte* from, __mmask16 m) {
+  if constexpr (kElement == Element::kF32) {
+    return _mm512_maskz_loadu_ps(m, from);
+  }
+  const __m256i halves = _mm256_maskz_loadu_epi16(m, from);
+  return kElement == Element::kF16 ? _mm512_cvtph_ps(halves)
+                                   : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                         _mm512_cvtepu16_epi32(halves), 16));
+}
+
+// Loads one head of 32 lanes, rotated back and less the mean: pairs of whole
+// registers in one pass.
 template <Element kElement>
 LARDER_INLINE void LoadHead(const QuantizeTile& tile, size_t first_token,
                             size_t head, float* y, size_t stride) {
+  constexpr size_t kBytes = kElement == Element::kF32 ? 4 : 2;
   const ConstTileRows& rows = tile.rows;
+  const Rotary& rotary = tile.rotary;
+  const size_t dims = rows.head_dim;
+  const size_t half = rotary.rotary_dim / 2;
+  const float* mean = tile.mean != nullptr ? tile.mean + head * dims : nullptr;
+  const auto less_mean = [mean](__m512 v, size_t d, __mmask16 m)
+      __attribute__((always_inline)) {
+    return mean != nullptr
+               ? _mm512_sub_ps(v, _mm512_maskz_loadu_ps(m, mean + d))
+               : v;
+  };
+  const bool paired =
+      half == 0 || (rotary.pairs == RotaryPairs::kHalves && half % 16 == 0);
   for (size_t lane = 0; lane < kLanes; ++lane) {
     const size_t token = Min(first_token + lane, rows.tokens - 1);
+    const std::byte* from = RowAt(rows, token, head);
     float* row = y + lane * stride;
-    LoadElements<kElement>(RowAt(rows, token, head), row, rows.head_dim);
-    Rotate<true>(tile.rotary, token, row);
-    if (tile.mean == nullptr) continue;
-    const float* mean = tile.mean + head * rows.head_dim;
-    for (size_t d = 0; d < rows.head_dim; d += 16) {
-      const __mmask16 m = First16(rows.head_dim - d);
-      _mm512_storeu_ps(row + d,
-                       _mm512_sub_ps(_mm512_loadu_ps(row + d),
-                                     _mm512_maskz_loadu_ps(m, mean + d)));
+    if (!paired) {
+      LoadElements<kElement>(from, row, dims);
+      Rotate<true>(rotary, token, row);
+      for (size_t d = 0; mean != nullptr && d < dims; d += 16) {
+        _mm512_storeu_ps(
+            row + d, less_mean(_mm512_loadu_ps(row + d), d, First16(dims - d)));
+      }
+      continue;
+    }
+    constexpr __mmask16 kAll = 0xffff;
+    for (size_t i = 0; i < half; i += 16) {
+      const __m512 a = LoadSixteen<kElement>(from + kBytes * i, kAll);
+      const __m512 b = LoadSixteen<kElement>(from + kBytes * (half + i), kAll);
+      const __m512 cos = _mm512_loadu_ps(rotary.cos + token * half + i);
+      const __m512 sin = _mm512_loadu_ps(rotary.sin + token * half + i);
+      const __m512 ac = _mm512_mul_ps(a, cos), as = _mm512_mul_ps(a, sin);
+      const __m512 bc = _mm512_mul_ps(b, cos), bs = _mm512_mul_ps(b, sin);
+      _mm512_storeu_ps(row + i, less_mean(_mm512_add_ps(ac, bs), i, kAll));
+      _mm512_storeu_ps(row + half + i,
+                       less_mean(_mm512_sub_ps(bc, as), half + i, kAll));
+    }
+    for (size_t d = 2 * half; d < dims; d += 16) {
+      const __mmask16 m = First16(dims - d);
+      _mm512_storeu_ps(
+          row + d,
+          less_mean(LoadSixteen<kElement>(from + kBytes * d, m), d, m));
     }
   }
 }
@@ -847,17 +893,151 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
   if (stream) _mm_sfence();
 }
 
+// --- Prediction --------------------------------------------------------------
+
+// What is guessed of one channel in kRounds rounds.
+template <int kRounds>
+LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
+                         size_t count, const int16_t* q, size_t stride,
+                         __m512i* guess) {
+  __m512i low[kRounds], high[kRounds];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRounds; ++r) {
+    low[r] = high[r] = _mm512_set1_epi32(2048);
+  }
+  const auto add = [&](const int16_t* first, const int16_t* second,
+                       __m512i weights) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRounds; ++r) {
+      const size_t at = static_cast<size_t>(r) * stride;
+      const __m512i a = _mm512_loadu_si512(first + at);
+      const __m512i b = second != nullptr ? _mm512_loadu_si512(second + at)
+                                          : _mm512_setzero_si512();
+      low[r] =
+          _mm512_dpwssd_epi32(low[r], _mm512_unpacklo_epi16(a, b), weights);
+      high[r] =
+          _mm512_dpwssd_epi32(high[r], _mm512_unpackhi_epi16(a, b), weights);
+    }
+  };
+  size_t p = 0;
+  for (; p + 2 <= count; p += 2) {
+    add(q + parents[p] * kLanes, q + parents[p + 1] * kLanes,
+        PairAt(factors + p));
+  }
+  if (p < count) {
+    add(q + parents[p] * kLanes, nullptr,
+        _mm512_set1_epi32(static_cast<uint16_t>(factors[p])));
+  }
+  const __m512i mask = _mm512_set1_epi32(0xffff);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRounds; ++r) {
+    guess[r] = _mm512_packus_epi32(
+        _mm512_and_si512(_mm512_srli_epi32(low[r], 12), mask),
+        _mm512_and_si512(_mm512_srli_epi32(high[r], 12), mask));
+  }
+}
+
+template <int kRounds, bool kBack>
+void PredictRounds(const Prediction& prediction, const int16_t* q,
+                   size_t stride, int16_t* out, size_t out_stride) {
+  size_t at = 0;
+  for (size_t i = 0; i < prediction.channels; ++i) {
+    const size_t count = prediction.parent_counts[i];
+    const size_t first = prediction.order[i] * kLanes;
+    __m512i guess[kRounds];
+    Guess<kRounds>(prediction.parents + at, prediction.factors + at, count, q,
+                   stride, guess);
+    at += count;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRounds; ++r) {
+      const size_t where = static_cast<size_t>(r) * stride + first;
+      const __m512i value = _mm512_loadu_si512(q + where);
+      _mm512_storeu_si512(out + static_cast<size_t>(r) * out_stride + first,
+                          kBack ? _mm512_add_epi16(value, guess[r])
+                                : _mm512_sub_epi16(value, guess[r]));
+    }
+  }
+}
+
+// A channel waits for the one before it: rounds go together.
+template <bool kBack>
+void PredictAll(const Prediction& prediction, const int16_t* q, size_t rounds,
+                size_t stride, int16_t* out, size_t out_stride) {
+  size_t r = 0;
+  for (; r + 4 <= rounds; r += 4) {
+    PredictRounds<4, kBack>(prediction, q + r * stride, stride,
+                            out + r * out_stride, out_stride);
+  }
+  for (; r + 2 <= rounds; r += 2) {
+    PredictRounds<2, kBack>(prediction, q + r * stride, stride,
+                            out + r * out_stride, out_stride);
+  }
+  if (r < rounds) {
+    PredictRounds<1, kBack>(prediction, q + r * stride, stride,
+                            out + r * out_stride, out_stride);
+  }
+}
+
+void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
+             size_t stride, int16_t* differences, size_t out_stride) {
+  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
+}
+
+void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
+               int16_t* q) {
+  PredictAll<true>(prediction, q, rounds, stride, q, stride);
+}
+
+// --- Measures ----------------------------------------------------------------
+
+template <Element kElement>
+float MaxErrorAs(const ConstTileRows& a, const ConstTileRows& b) {
+  __m512 largest = _mm512_setzero_ps();
+  __mmask16 nan = 0;
+  const auto load =
+      [](const std::byte* from, __mmask16 m) __attribute__((always_inline)) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(m, from);
+    return kElement == Element::kF16 ? _mm512_cvtph_ps(halves)
+                                     : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                           _mm512_cvtepu16_epi32(halves), 16));
+  };
+  for (size_t token = 0; token < a.tokens; ++token) {
+    for (size_t head = 0; head < a.heads; ++head) {
+      const std::byte* x = RowAt(a, token, head);
+      const std::byte* y = RowAt(b, token, head);
+      for (size_t d = 0; d < a.head_dim; d += 16) {
+        const __mmask16 m = First16(a.head_dim - d);
+        const __m512 error = _mm512_abs_ps(
+            _mm512_sub_ps(load(x + 2 * d, m), load(y + 2 * d, m)));
+        nan |= _mm512_cmp_ps_mask(error, error, _CMP_UNORD_Q);
+        largest = _mm512_max_ps(largest, error);
+      }
+    }
+  }
+  return nan != 0 ? __builtin_inff() : _mm512_reduce_max_ps(largest);
+}
+
+float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
+  return a.element == Element::kBf16 ? MaxErrorAs<Element::kBf16>(a, b)
+                                     : MaxErrorAs<Element::kF16>(a, b);
+}
+
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx512 = {
-    avx512::Decode,  avx512::DecodeRefine,
-    avx512::Encode,  avx512::EncodeRefine,
-    Reconstruct,     Quantize,
-    SplitSymbols,    MergeSymbols,
-    SplitRefinement, RefinementContext,
-    MergeRefinement, SplitF16,
-    MergeF16,        SplitBf16,
-    MergeBf16,
+    avx512::Decode,    avx512::DecodeRefine,
+    avx512::Encode,    avx512::EncodeRefine,
+    Reconstruct,       Quantize,
+    SplitSymbols,      MergeSymbols,
+    SplitRefinement,   RefinementContext,
+    MergeRefinement,   SplitF16,
+    MergeF16,          SplitBf16,
+    MergeBf16,         Predict,
+    Unpredict,         MaxError,
+    LargestMagnitude,  ChannelSums,
+    ChannelDeviations, FieldSums,
+    LargestBits,       SplitWide,
+    JoinWide,
 };
 
 }  // namespace larder::kernels::internal

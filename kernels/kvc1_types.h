@@ -189,6 +189,18 @@ struct QuantizeTile {
   size_t rounds = 0;
 };
 
+// What the numbers of a channel are guessed from: those of a few channels that
+// come before it in `order`, a permutation.
+//   guess[c] = (sum over its parents of factor * q[parent] + 2048) >> 12
+// where the sum is modulo 2^32 and the guess modulo 2^16.
+struct Prediction {
+  size_t channels = 0;
+  const uint16_t* order = nullptr;
+  const uint8_t* parent_counts = nullptr;  // of each of the order
+  const uint16_t* parents = nullptr;       // all of them
+  const int16_t* factors = nullptr;
+};
+
 // The planes of a tile of f16: per (round, channel, lane) the exponent field is
 // the symbol; the mantissa's low 8 bits are the low byte; the bits 8 and 9 of
 // the mantissa and the sign are bit `lane` of the three words of `bits`, in

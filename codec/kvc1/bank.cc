@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 
 namespace larder::kvc1 {
 namespace {
@@ -45,12 +46,10 @@ const kernels::RefineTable& BankRefinement(int id) {
 }
 
 int ScalePosition(float ratio) {
-  int position = 0;
-  while (position < kScalePositions - 1 &&
-         ratio >= std::bit_cast<float>(kScaleEnds[position])) {
-    ++position;
-  }
-  return position;
+  const uint32_t* const above = std::partition_point(
+      std::begin(kScaleEnds), std::end(kScaleEnds),
+      [ratio](uint32_t bits) { return ratio >= std::bit_cast<float>(bits); });
+  return static_cast<int>(above - kScaleEnds);
 }
 
 float PositionScale(int position) {

@@ -1,10 +1,12 @@
 #include "codec/kvc1/kvc1.h"
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "codec/kvc1/layer_format.h"
 #include "codec/kvc1/lossless.h"
 #include "codec/kvc1/rope.h"
+#include "codec/kvc1/scratch.h"
 #include "codec/kvc1/steps.h"
 #include "store/record.h"
 
@@ -112,50 +115,49 @@ bool IsConst(const TileGrid::Tile& tile, size_t element_bytes,
   return true;
 }
 
-float F16ToFloat(uint16_t bits) {
-  const uint32_t magnitude = bits & 0x7fffu;
-  float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-  if (magnitude >= 0x7c00)
-    value = std::bit_cast<float>(magnitude << 13 | 0x7f800000u);
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | (bits & 0x8000u)
-                                                                   << 16);
+// What a thread keeps from layer to layer, so that nothing is allocated for a
+// tile: a few MiB for the largest tiles.
+struct Queued {
+  TileGrid::Tile tile;
+  StepsPlan plan;
+  uint32_t exact_rows = 0;
+  ByteSpan exact;
+};
+struct Workspace {
+  StepsEncoder steps_encoder;
+  StepsDecoder steps_decoder;
+  LosslessEncoder lossless_encoder;
+  LosslessDecoder lossless_decoder;
+  std::array<Queued, StepsEncoder::kTogether> queue;
+  std::array<OwnSteps, StepsEncoder::kTogether> own;
+  std::vector<std::byte> planes[kMaxPlanes - 1];  // encoder: 1 and 2
+  Scratch<std::byte> rows;  // decoded to be looked at, or cut from
+};
+Workspace& ThreadWorkspace() {
+  thread_local const auto workspace = std::make_unique<Workspace>();
+  return *workspace;
 }
 
-float ToFloat(Element element, uint16_t bits) {
-  return element == Element::kBf16 ? std::bit_cast<float>(uint32_t{bits} << 16)
-                                   : F16ToFloat(bits);
-}
-
-// Largest difference between rows and what lies densely at `decoded`; infinity
-// if there is a NaN.
-template <Element element>
-float MaxErrorOf(const TileGrid::Tile& tile, uint32_t first_row,
-                 const PlainRows& rows, const std::byte* decoded) {
-  float largest = 0;
-  const size_t dim = tile.head_dim;
-  for (uint32_t row = 0; row < tile.row_count; ++row) {
-    for (uint32_t head = 0; head < tile.head_count; ++head) {
-      const std::byte* given =
-          rows.data + row * rows.token_stride + head * rows.head_stride;
-      const std::byte* got = decoded + 2 * dim * (row * tile.head_count + head);
-      if (row < first_row) continue;
-      for (size_t d = 0; d < dim; ++d) {
-        uint16_t a, b;
-        std::memcpy(&a, given + 2 * d, 2);
-        std::memcpy(&b, got + 2 * d, 2);
-        const float error = std::abs(ToFloat(element, a) - ToFloat(element, b));
-        largest = error <= largest ? largest : error;  // NaN goes on
-      }
-    }
+// The rotation that a text describes. Layers of a space say the same, and are
+// coded one after the other.
+StatusOr<std::shared_ptr<const Rope>> CachedRope(const std::string& text,
+                                                 uint32_t head_dim,
+                                                 uint64_t& fingerprint) {
+  struct Kept {
+    std::string text;
+    uint32_t head_dim = 0;
+    uint64_t fingerprint = 0;
+    std::shared_ptr<const Rope> rope;
+  };
+  thread_local Kept kept;
+  if (kept.rope == nullptr || kept.head_dim != head_dim || kept.text != text) {
+    LARDER_ASSIGN_OR_RETURN(Rope rope, ParseRope(text, head_dim));
+    const uint64_t made = Fingerprint(rope);
+    kept = {text, head_dim, made,
+            std::make_shared<const Rope>(std::move(rope))};
   }
-  return std::isnan(largest) ? INFINITY : largest;
-}
-
-float MaxError(Element element, const TileGrid::Tile& tile, uint32_t first_row,
-               const PlainRows& rows, const std::byte* decoded) {
-  return element == Element::kBf16
-             ? MaxErrorOf<Element::kBf16>(tile, first_row, rows, decoded)
-             : MaxErrorOf<Element::kF16>(tile, first_row, rows, decoded);
+  fingerprint = kept.fingerprint;
+  return kept.rope;
 }
 
 // What of one layer every tile needs: its rotation and its profile's tensors.
@@ -164,7 +166,7 @@ struct LayerContext {
   TileGrid grid;
   const TensorProfile* tensors[2] = {nullptr, nullptr};
   std::shared_ptr<const Rotation> rotation;  // null: keys as they are
-  Rope rope;
+  std::shared_ptr<const Rope> rope;
 
   LayerContext(const CodedLayer& l, Element element)
       : layer(l), grid(l, element) {}
@@ -183,19 +185,19 @@ struct LayerContext {
     tensors[1] = &group.values[layer.layer];
   }
 
-  void UseRotation(Rope described) {
+  void UseRotation(std::shared_ptr<const Rope> described) {
     rope = std::move(described);
     const uint32_t stride = layer.shape.interleave_count;
     rotation = RotationFor(
-        rope, uint64_t{layer.token_begin} + layer.shape.interleave_index,
+        *rope, uint64_t{layer.token_begin} + layer.shape.interleave_index,
         stride, grid.rows());
   }
 
   kernels::Rotary RotaryOf(const TileGrid::Tile& tile) const {
     kernels::Rotary rotary;
     if (tile.values || rotation == nullptr) return rotary;
-    rotary.rotary_dim = rope.rotary_dim;
-    rotary.pairs = rope.pairs == Rope::Pairs::kAdjacent
+    rotary.rotary_dim = rope->rotary_dim;
+    rotary.pairs = rope->pairs == Rope::Pairs::kAdjacent
                        ? kernels::RotaryPairs::kAdjacent
                        : kernels::RotaryPairs::kHalves;
     const size_t at = size_t{tile.row_begin} * rotation->pairs;
@@ -263,17 +265,32 @@ class LayerEncoder {
     const DenseBlock block(grid, context_.layer.group_descriptor().layout,
                            grid.heads(), grid.rows());
     entries_.resize(grid.count());
-    for (uint32_t i = 0; i < grid.count(); ++i) {
-      const TileGrid::Tile tile = grid.At(i);
-      // Only read through; PlainRows serves both directions.
-      auto* data = const_cast<std::byte*>(plain.data());
-      const PlainRows rows = {
-          data + block.Offset(tile.values, tile.head_begin, tile.row_begin),
-          static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
-          static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
-      EncodeTile(tile, rows, entries_[i]);
+    encoded_ = encoded;
+    at_ = IndexBytes(grid);
+    for (std::vector<std::byte>& plane : work_.planes) plane.clear();
+    for (uint32_t begin = 0; begin < grid.count(); begin += kTogether) {
+      const size_t count = std::min<size_t>(kTogether, grid.count() - begin);
+      for (size_t i = 0; i < count; ++i) {
+        const auto index = static_cast<uint32_t>(begin + i);
+        const TileGrid::Tile tile = grid.At(index);
+        Given& given = given_[i];
+        given.tile = tile;
+        // Only read through; PlainRows serves both directions.
+        auto* data = const_cast<std::byte*>(plain.data());
+        given.rows = {
+            data + block.Offset(tile.values, tile.head_begin, tile.row_begin),
+            static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
+            static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
+        given.raw_bytes = RawBytes(grid, tile, tile.row_count);
+        given.steps = given.lossless = kNone;
+        entries_[index] = {};
+      }
+      EncodeTiles(count);
+      for (size_t i = 0; i < count; ++i) {
+        LARDER_RETURN_IF_ERROR(Place(given_[i], entries_[begin + i]));
+      }
     }
-    return Write(encoded);
+    return Write();
   }
 
  private:
@@ -290,11 +307,10 @@ class LayerEncoder {
     const bool unrotated =
         context_.tensors[0] == nullptr || profile->contents().unrotated_keys;
     if (unrotated && HasRotatedKeys(layer)) {
-      StatusOr<Rope> rope =
-          ParseRope(layer.space->rope, context_.grid.head_dim(false));
+      auto rope = CachedRope(layer.space->rope, context_.grid.head_dim(false),
+                             header_.rope);
       if (rope.ok()) {
         header_.unrotated = true;
-        header_.rope = Fingerprint(*rope);
         context_.UseRotation(*std::move(rope));
       } else {
         // The profile speaks of keys before rotation: it does not fit.
@@ -311,108 +327,196 @@ class LayerEncoder {
     return tile.row_begin == 0 ? header_.exact_rows : 0;
   }
 
-  void EncodeTile(const TileGrid::Tile& tile, const PlainRows& rows,
-                  TileEntry& entry) {
+  static constexpr size_t kTogether = StepsEncoder::kTogether;
+  static constexpr size_t kNone = SIZE_MAX;
+
+  // A tile, and which of the jobs codes it.
+  struct Given {
+    TileGrid::Tile tile;
+    PlainRows rows;
+    size_t raw_bytes = 0;
+    bool constant = false;
+    TileMode mode = TileMode::kRaw;
+    float allowed = INFINITY, error = 0;
+    size_t steps = kNone, lossless = kNone;
+  };
+
+  // Those that are constant need no coder; those that lose too much, or gain
+  // nothing, are kept.
+  void EncodeTiles(size_t count) {
     const TileGrid& grid = context_.grid;
-    const size_t element_bytes = ElementBytes(grid.element());
-    const size_t raw_bytes = RawBytes(grid, tile, tile.row_count);
-    const size_t begin = planes_[0].size();
-    if (IsConst(tile, element_bytes, rows)) {
-      entry.mode = TileMode::kConst;
-      planes_[0].insert(planes_[0].end(), rows.data, rows.data + element_bytes);
-    } else if (lossy_ && EncodeLossy(tile, rows, raw_bytes, entry)) {
-      worst_ = true;
-    } else {
-      planes_[0].resize(begin);
-      entry = {};
-      if (EncodeLossless(tile, grid.element(), rows, raw_bytes, planes_[0],
-                         entry.escapes)) {
-        entry.mode = TileMode::kLossless;
-      } else {
-        entry.mode = TileMode::kRaw;
-        planes_[0].resize(begin + raw_bytes);
-        CopyRows(tile, tile.head_dim * element_bytes, tile.row_count, rows,
-                 planes_[0].data() + begin);
+    size_t steps = 0, lossless = 0;
+    for (size_t i = 0; i < count; ++i) {
+      Given& given = given_[i];
+      given.constant =
+          IsConst(given.tile, ElementBytes(grid.element()), given.rows);
+      if (!given.constant && lossy_ && QueueSteps(given, steps)) {
+        given.steps = steps++;
       }
     }
-    entry.bytes = static_cast<uint32_t>(planes_[0].size() - begin);
-    entry.checks[0] = PlaneCheck(ByteSpan(planes_[0]).subspan(begin));
+    const std::span jobs(steps_);
+    work_.steps_encoder.Encode(jobs.first(steps), options_.planes);
+    for (size_t i = 0; i < count; ++i) {
+      Given& given = given_[i];
+      if (given.constant) continue;
+      if (given.steps != kNone && HoldsPromise(given)) continue;
+      given.steps = kNone;
+      LosslessEncoder::Job& job = lossless_[lossless];
+      job.tile = &given.tile;
+      job.rows = given.rows;
+      job.raw_bytes = given.raw_bytes;
+      given.lossless = lossless++;
+    }
+    work_.lossless_encoder.Encode(std::span(lossless_).first(lossless),
+                                  grid.element());
   }
 
-  // The first mode that the profile has for this tile; plan_ is then made.
-  TileMode ChooseMode(const TensorProfile* tensor, const TileGrid::Tile& tile) {
+  // Room for the next bytes of plane 0, or null.
+  std::byte* Take(size_t bytes) {
+    if (bytes > encoded_.size() - std::min(at_, encoded_.size())) {
+      return nullptr;
+    }
+    std::byte* const to = encoded_.data() + at_;
+    at_ += bytes;
+    return to;
+  }
+
+  Status Place(const Given& given, TileEntry& entry) {
+    const TileGrid& grid = context_.grid;
+    const TileGrid::Tile& tile = given.tile;
+    const Element element = grid.element();
+    const size_t head_bytes = tile.head_dim * ElementBytes(element);
+    const bool kept = given.lossless != kNone && lossless_[given.lossless].ok;
+    size_t bytes = given.raw_bytes;
+    if (given.constant) {
+      bytes = ElementBytes(element);
+    } else if (given.steps != kNone) {
+      bytes = PlainPartBytes(given) + steps_[given.steps].Plane0Bytes();
+    } else if (kept) {
+      bytes = lossless_[given.lossless].bytes;
+    }
+    std::byte* const to = Take(bytes);
+    if (to == nullptr) {
+      return absl::InvalidArgumentError("kvc1: wrong size of the destination");
+    }
+    if (given.constant) {
+      entry.mode = TileMode::kConst;
+      std::memcpy(to, given.rows.data, bytes);
+    } else if (given.steps != kNone) {
+      PlaceSteps(given, to, entry);
+    } else if (kept) {
+      const LosslessEncoder::Job& job = lossless_[given.lossless];
+      entry.mode = TileMode::kLossless;
+      entry.escapes = job.escapes;
+      work_.lossless_encoder.Write(job, given.lossless, element, to);
+    } else {
+      entry.mode = TileMode::kRaw;
+      // Says nothing; it has always been written.
+      entry.escapes = lossless_[given.lossless].escapes;
+      CopyRows(tile, head_bytes, tile.row_count, given.rows, to);
+    }
+    entry.bytes = static_cast<uint32_t>(bytes);
+    entry.checks[0] = PlaneCheck({to, bytes});
+    return absl::OkStatus();
+  }
+
+  // Of what comes before the coded numbers.
+  size_t PlainPartBytes(const Given& given) const {
+    return RawBytes(context_.grid, given.tile, ExactRows(given.tile)) +
+           (given.mode == TileMode::kStepsOwn ? OwnSteps::Bytes(given.tile)
+                                              : 0);
+  }
+
+  void PlaceSteps(const Given& given, std::byte* to, TileEntry& entry) {
+    const TileGrid& grid = context_.grid;
+    const StepsEncoder::Job& job = steps_[given.steps];
+    const uint32_t exact_rows = ExactRows(given.tile);
+    CopyRows(given.tile, given.tile.head_dim * ElementBytes(grid.element()),
+             exact_rows, given.rows, to);
+    to += RawBytes(grid, given.tile, exact_rows);
+    if (given.mode == TileMode::kStepsOwn) {
+      const size_t own_bytes = OwnSteps::Bytes(given.tile);
+      WriteOwn(work_.own[given.steps], {to, own_bytes});
+      to += own_bytes;
+    }
+    job.WritePlane0(to);
+    entry.mode = given.mode;
+    entry.escapes = job.escapes;
+    for (int plane = 1; plane < options_.planes; ++plane) {
+      const ByteSpan words = job.words[plane];
+      std::vector<std::byte>& out = work_.planes[plane - 1];
+      entry.words[plane - 1] = static_cast<uint16_t>(words.size() / 2);
+      entry.checks[plane] = PlaneCheck(words);
+      out.insert(out.end(), words.begin(), words.end());
+    }
+    float& worst = header_.max_error[given.tile.values];
+    worst = std::max(worst, given.error);
+    worst_ = true;
+  }
+
+  // The first mode that the profile has for this tile; the plan is then made.
+  TileMode ChooseMode(const TensorProfile* tensor, const TileGrid::Tile& tile,
+                      StepsPlan& plan) {
     if (tensor == nullptr) return TileMode::kStepsOwn;
     for (const TileMode mode :
          {TileMode::kStepsKlt, TileMode::kStepsPredicted, TileMode::kSteps}) {
       if (mode == TileMode::kStepsKlt && !options_.transform) continue;
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
       if (PlanFromProfile(*tensor, options_.level, options_.planes,
-                          context_.layer.shape.head_begin, tile, mode, plan_)) {
+                          context_.layer.shape.head_begin, tile, mode, plan)) {
         return mode;
       }
     }
     return TileMode::kStepsOwn;
   }
 
-  // Appends to planes_. False: not possible, or not smaller.
-  bool EncodeLossy(const TileGrid::Tile& tile, const PlainRows& rows,
-                   size_t raw_bytes, TileEntry& entry) {
+  // Sets up job `at`. False: not possible.
+  bool QueueSteps(Given& given, size_t at) {
     const TileGrid& grid = context_.grid;
-    const uint32_t exact_rows = ExactRows(tile);
-    if (exact_rows >= tile.row_count) return false;
-    const kernels::ConstTileRows readable = ReadableRows(grid, tile, rows);
-    const kernels::Rotary rotary = context_.RotaryOf(tile);
-    const size_t begin = planes_[0].size();
+    const TileGrid::Tile& tile = given.tile;
+    StepsEncoder::Job& job = steps_[at];
+    StepsPlan& plan = work_.queue[at].plan;
+    job.tile = &given.tile;
+    job.plan = &plan;
+    job.exact_rows = ExactRows(tile);
+    if (job.exact_rows >= tile.row_count) return false;
+    job.rows = ReadableRows(grid, tile, given.rows);
+    job.rotary = context_.RotaryOf(tile);
+    given.mode = ChooseMode(context_.tensors[tile.values], tile, plan);
+    given.allowed = INFINITY;
+    if (given.mode != TileMode::kStepsOwn) return true;
+    OwnSteps& own = work_.own[at];
+    return MeasureOwn(tile, job.rows, job.rotary, job.exact_rows, Fineness(),
+                      own) &&
+           BoundOwn(job.rows, tile, job.rotary.rotary_dim > 0, own,
+                    given.allowed) &&
+           PlanFromOwn(tile, own, options_.planes, plan).ok();
+  }
 
-    // What is kept as it is, then what the tile says of itself.
-    const size_t exact_bytes = RawBytes(grid, tile, exact_rows);
-    planes_[0].resize(begin + exact_bytes);
-    CopyRows(tile, tile.head_dim * ElementBytes(grid.element()), exact_rows,
-             rows, planes_[0].data() + begin);
-    const TensorProfile* tensor = context_.tensors[tile.values];
-    entry.mode = ChooseMode(tensor, tile);
-    if (entry.mode == TileMode::kStepsOwn) {
-      OwnSteps own;
-      if (!MeasureOwn(tile, readable, rotary, exact_rows, Fineness(), own)) {
-        return false;
-      }
-      if (!BoundOwn(tile, rows, rotary.rotary_dim > 0, own)) return false;
-      planes_[0].resize(begin + exact_bytes + OwnSteps::Bytes(tile));
-      WriteOwn(own, MutableByteSpan(planes_[0]).subspan(begin + exact_bytes));
-      if (!PlanFromOwn(tile, own, options_.planes, plan_).ok()) return false;
-    }
-    EncodedSteps steps;
-    if (!EncodeSteps(plan_, tile, readable, rotary, options_.planes, exact_rows,
-                     q_, steps)) {
-      return false;
-    }
-    size_t bytes = planes_[0].size() - begin + steps.plane0.size();
-    for (const std::vector<std::byte>& plane : steps.planes) {
-      bytes += plane.size();
-    }
-    if (bytes >= raw_bytes) return false;
-
-    // What a decoder will see must be what was promised.
-    decoded_.resize(raw_bytes);
-    ReconstructSteps(
-        plan_, tile, q_.data(), 0, rotary,
-        WritableRows(grid, tile, DenseRows(grid, tile, decoded_.data())));
-    const float error =
-        MaxError(grid.element(), tile, exact_rows, rows, decoded_.data());
-    if (!std::isfinite(error) || error > allowed_) return false;
-    float& worst = header_.max_error[tile.values];
-    worst = std::max(worst, error);
-
-    planes_[0].insert(planes_[0].end(), steps.plane0.begin(),
-                      steps.plane0.end());
-    entry.escapes = static_cast<uint16_t>(steps.escapes);
+  // Whether coding it in steps made it smaller, and what a decoder will see is
+  // what was promised.
+  bool HoldsPromise(Given& given) {
+    const TileGrid& grid = context_.grid;
+    const TileGrid::Tile& tile = given.tile;
+    const StepsEncoder::Job& job = steps_[given.steps];
+    if (!job.ok) return false;
+    size_t bytes = PlainPartBytes(given) + job.Plane0Bytes();
     for (int plane = 1; plane < options_.planes; ++plane) {
-      const std::vector<std::byte>& words = steps.planes[plane - 1];
-      entry.words[plane - 1] = static_cast<uint16_t>(words.size() / 2);
-      entry.checks[plane] = PlaneCheck(words);
-      planes_[plane].insert(planes_[plane].end(), words.begin(), words.end());
+      bytes += job.words[plane].size();
     }
-    return true;
+    if (bytes >= given.raw_bytes) return false;
+    const PlainRows dense =
+        DenseRows(grid, tile, work_.rows.Get(given.raw_bytes));
+    ReconstructSteps(*job.plan, tile, job.q, 0, 0, job.rotary,
+                     WritableRows(grid, tile, dense));
+    kernels::ConstTileRows a = job.rows;
+    kernels::ConstTileRows b = ReadableRows(grid, tile, dense);
+    for (kernels::ConstTileRows* rows : {&a, &b}) {
+      rows->data += rows->token_stride * static_cast<ptrdiff_t>(job.exact_rows);
+      rows->tokens -= job.exact_rows;
+    }
+    given.error = kernels::MaxError(a, b);
+    return std::isfinite(given.error) && given.error <= given.allowed;
   }
 
   // Steps to a standard deviation, without a profile.
@@ -423,27 +527,14 @@ class LayerEncoder {
   }
 
   // Error-bounded modes: the steps follow from the bound, not from the data.
-  bool BoundOwn(const TileGrid::Tile& tile, const PlainRows& rows, bool rotated,
-                OwnSteps& own) {
-    allowed_ = INFINITY;
+  bool BoundOwn(const kernels::ConstTileRows& rows, const TileGrid::Tile& tile,
+                bool rotated, OwnSteps& own, float& allowed) const {
     if (!options_.absolute_error.has_value() &&
         !options_.relative_error.has_value()) {
       return true;
     }
-    float largest = 0;
-    for (uint32_t row = 0; row < tile.row_count; ++row) {
-      for (uint32_t head = 0; head < tile.head_count; ++head) {
-        for (uint32_t d = 0; d < tile.head_dim; ++d) {
-          uint16_t bits;
-          std::memcpy(&bits,
-                      rows.data + row * rows.token_stride +
-                          head * rows.head_stride + 2 * d,
-                      2);
-          const float value = std::abs(ToFloat(context_.grid.element(), bits));
-          largest = value <= largest ? largest : value;
-        }
-      }
-    }
+    const float largest =
+        MagnitudeValue(rows.element, kernels::LargestBits(rows));
     float bound = options_.absolute_error.value_or(INFINITY);
     if (options_.relative_error.has_value()) {
       bound = std::min(bound, *options_.relative_error * largest);
@@ -453,7 +544,7 @@ class LayerEncoder {
     const float ulp =
         largest *
         (context_.grid.element() == Element::kBf16 ? 0x1p-8f : 0x1p-11f);
-    allowed_ = bound + ulp;
+    allowed = bound + ulp;
     // The error of a turned pair is that of both its numbers.
     const float step = 2 * bound * (rotated ? 0.70710678f : 1.0f);
     for (size_t head = 0; head < own.step.size(); ++head) {
@@ -470,11 +561,14 @@ class LayerEncoder {
     return true;
   }
 
-  StatusOr<EncodedLayer> Write(MutableByteSpan encoded) {
-    uint64_t bytes = IndexBytes(context_.grid);
-    for (const std::vector<std::byte>& plane : planes_) bytes += plane.size();
-    if (bytes > encoded.size()) {
-      return absl::InvalidArgumentError("kvc1: wrong size of the destination");
+  StatusOr<EncodedLayer> Write() {
+    for (const std::vector<std::byte>& plane : work_.planes) {
+      std::byte* const to = Take(plane.size());
+      if (to == nullptr) {
+        return absl::InvalidArgumentError(
+            "kvc1: wrong size of the destination");
+      }
+      std::copy(plane.begin(), plane.end(), to);
     }
     if (!worst_) {
       header_.planes = 1;  // nothing was coded in planes
@@ -484,27 +578,21 @@ class LayerEncoder {
       header_.rope = 0;
       header_.exact_rows = 0;
     }
-    WriteIndex(context_.grid, header_, entries_, encoded);
-    uint64_t at = IndexBytes(context_.grid);
-    for (const std::vector<std::byte>& plane : planes_) {
-      if (plane.empty()) continue;
-      std::memcpy(encoded.data() + at, plane.data(), plane.size());
-      at += plane.size();
-    }
-    return EncodedLayer{bytes, worst_
-                                   ? LineageOf(std::max(1, options_.level), 0)
-                                   : Lineage::kExact};
+    WriteIndex(context_.grid, header_, entries_, encoded_);
+    return EncodedLayer{at_, worst_ ? LineageOf(std::max(1, options_.level), 0)
+                                    : Lineage::kExact};
   }
 
   LayerContext context_;
   const EncodeOptions options_;
   LayerHeader header_;
+  Workspace& work_ = ThreadWorkspace();
   std::vector<TileEntry> entries_;
-  std::vector<std::byte> planes_[kMaxPlanes];
-  StepsPlan plan_;
-  std::vector<int16_t> q_;
-  std::vector<std::byte> decoded_;
-  float allowed_ = INFINITY;
+  std::array<Given, kTogether> given_;
+  std::array<StepsEncoder::Job, kTogether> steps_;
+  std::array<LosslessEncoder::Job, kTogether> lossless_;
+  MutableByteSpan encoded_;
+  size_t at_ = 0;  // where plane 0 of the next tile goes
   bool lossy_ = false;
   bool worst_ = false;  // some tile is lossy
 };
@@ -541,11 +629,15 @@ class LayerDecoder {
       if (IsSteps(index_.entries[i].mode)) {
         LARDER_RETURN_IF_ERROR(QueueSteps(i, tile));
         if (queued_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeQueued());
+      } else if (index_.entries[i].mode == TileMode::kLossless) {
+        LARDER_RETURN_IF_ERROR(QueueLossless(i, tile));
+        if (kept_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeKept());
       } else {
         LARDER_RETURN_IF_ERROR(DecodeExact(i, tile));
       }
     }
-    return DecodeQueued();
+    LARDER_RETURN_IF_ERROR(DecodeQueued());
+    return DecodeKept();
   }
 
   bool Wanted(const TileGrid::Tile& tile) const {
@@ -556,7 +648,8 @@ class LayerDecoder {
   }
 
  private:
-  static constexpr size_t kTogether = 4;
+  static constexpr size_t kTogether = StepsEncoder::kTogether;
+  static_assert(LosslessDecoder::kTogether == kTogether);
 
   Status FindProfile() {
     const LayerHeader& header = index_.header;
@@ -571,9 +664,11 @@ class LayerDecoder {
       context_.UseProfile(*layer.profile);
     }
     if (!header.unrotated) return absl::OkStatus();
+    uint64_t fingerprint = 0;
     LARDER_ASSIGN_OR_RETURN(
-        Rope rope, ParseRope(layer.space->rope, context_.grid.head_dim(false)));
-    if (Fingerprint(rope) != header.rope) {
+        auto rope, CachedRope(layer.space->rope, context_.grid.head_dim(false),
+                              fingerprint));
+    if (fingerprint != header.rope) {
       return absl::FailedPreconditionError(
           "kvc1: keys were turned back by another rotation than this build "
           "derives from the space");
@@ -600,15 +695,23 @@ class LayerDecoder {
            tile.row_begin + tile.row_count <= row_end_;
   }
 
+  // Rows of a whole layer, or much of one, go past the caches: others push them
+  // out before all layers are there. What is less may be wanted at once.
+  bool Streams(const TileGrid::Tile& tile) const {
+    constexpr size_t kStreamBytesMin = 64 << 10;
+    return plain_.size() >= kStreamBytesMin && InPlace(tile);
+  }
+
   DenseBlock Destination() const {
     return {context_.grid, context_.layer.group_descriptor().layout,
             head_end_ - head_begin_, row_end_ - row_begin_};
   }
 
-  PlainRows RowsFor(const TileGrid::Tile& tile) {
+  // Those that are not are decoded aside first, each of those that are decoded
+  // together in its own place.
+  PlainRows RowsFor(const TileGrid::Tile& tile, size_t place = 0) {
     if (!InPlace(tile)) {
-      aside_.resize(RawBytes(context_.grid, tile, tile.row_count));
-      return DenseRows(context_.grid, tile, aside_.data());
+      return DenseRows(context_.grid, tile, Aside(place));
     }
     const DenseBlock block = Destination();
     return {
@@ -618,8 +721,15 @@ class LayerDecoder {
         static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
   }
 
-  void Finish(const TileGrid::Tile& tile) {
+  std::byte* Aside(size_t place) {
+    constexpr size_t kTileBytesMax =
+        size_t{kGroupRows} * kernels::kTileChannelsMax * 2;
+    return work_.rows.Get(kTogether * kTileBytesMax) + place * kTileBytesMax;
+  }
+
+  void Finish(const TileGrid::Tile& tile, size_t place = 0) {
     if (InPlace(tile)) return;
+    const std::byte* const aside = Aside(place);
     const DenseBlock block = Destination();
     const size_t head_bytes = block.HeadBytes(tile.values);
     for (uint32_t r = 0; r < tile.row_count; ++r) {
@@ -631,8 +741,7 @@ class LayerDecoder {
         std::memcpy(
             plain_.data() +
                 block.Offset(tile.values, head - head_begin_, row - row_begin_),
-            aside_.data() + (size_t{r} * tile.head_count + h) * head_bytes,
-            head_bytes);
+            aside + (size_t{r} * tile.head_count + h) * head_bytes, head_bytes);
       }
     }
   }
@@ -644,10 +753,7 @@ class LayerDecoder {
     const PlainRows rows = RowsFor(tile);
     const size_t element_bytes = ElementBytes(grid.element());
     const size_t head_bytes = tile.head_dim * element_bytes;
-    if (entry.mode == TileMode::kLossless) {
-      LARDER_RETURN_IF_ERROR(
-          DecodeLossless(tile, grid.element(), bytes, entry.escapes, rows));
-    } else if (entry.mode == TileMode::kRaw) {
+    if (entry.mode == TileMode::kRaw) {
       if (bytes.size() != RawBytes(grid, tile, tile.row_count)) {
         return Corrupt("a raw tile of another size");
       }
@@ -676,7 +782,7 @@ class LayerDecoder {
     if (ElementBytes(grid.element()) != 2) {
       return Corrupt("a lossy tile of elements that have none");
     }
-    Queued& queued = queue_[queued_];
+    Queued& queued = work_.queue[queued_];
     queued.tile = tile;
     queued.exact_rows = tile.row_begin == 0 ? index_.header.exact_rows : 0;
     StepsDecoder::Input& input = inputs_[queued_];
@@ -717,15 +823,18 @@ class LayerDecoder {
   Status DecodeQueued() {
     if (queued_ == 0) return absl::OkStatus();
     const int all_planes = index_.header.planes;
-    LARDER_RETURN_IF_ERROR(decoder_.Decode(std::span(inputs_).first(queued_),
-                                           all_planes, planes_));
+    LARDER_RETURN_IF_ERROR(work_.steps_decoder.Decode(
+        std::span(inputs_).first(queued_), all_planes, planes_));
     const TileGrid& grid = context_.grid;
     for (size_t i = 0; i < queued_; ++i) {
-      const Queued& queued = queue_[i];
+      const Queued& queued = work_.queue[i];
       const PlainRows rows = RowsFor(queued.tile);
-      ReconstructSteps(queued.plan, queued.tile, decoder_.integers(i),
-                       all_planes - planes_, context_.RotaryOf(queued.tile),
-                       WritableRows(grid, queued.tile, rows));
+      kernels::TileRows writable = WritableRows(grid, queued.tile, rows);
+      writable.stream = Streams(queued.tile);
+      ReconstructSteps(queued.plan, queued.tile,
+                       work_.steps_decoder.integers(i),
+                       queued.plan.tables.size() * kLanes, all_planes - planes_,
+                       context_.RotaryOf(queued.tile), writable);
       PlaceRows(queued.tile, queued.tile.head_dim * 2, queued.exact_rows,
                 queued.exact.data(), rows);
       Finish(queued.tile);
@@ -734,12 +843,25 @@ class LayerDecoder {
     return absl::OkStatus();
   }
 
-  struct Queued {
-    TileGrid::Tile tile;
-    StepsPlan plan;
-    uint32_t exact_rows = 0;
-    ByteSpan exact;
-  };
+  Status QueueLossless(uint32_t i, const TileGrid::Tile& tile) {
+    LosslessDecoder::Input& input = lossless_[kept_];
+    kept_tiles_[kept_] = tile;
+    input.tile = &kept_tiles_[kept_];
+    LARDER_ASSIGN_OR_RETURN(input.bytes, Plane(i, 0));
+    input.escapes = index_.entries[i].escapes;
+    input.rows = RowsFor(tile, kept_);
+    input.stream = Streams(tile);
+    ++kept_;
+    return absl::OkStatus();
+  }
+
+  Status DecodeKept() {
+    LARDER_RETURN_IF_ERROR(work_.lossless_decoder.Decode(
+        std::span(lossless_).first(kept_), context_.grid.element()));
+    for (size_t i = 0; i < kept_; ++i) Finish(kept_tiles_[i], i);
+    kept_ = 0;
+    return absl::OkStatus();
+  }
 
   LayerContext context_;
   LayerIndex index_;
@@ -747,11 +869,12 @@ class LayerDecoder {
   MutableByteSpan plain_;
   uint32_t head_begin_ = 0, head_end_ = 0, row_begin_ = 0, row_end_ = 0;
   int planes_ = 1;
-  std::array<Queued, kTogether> queue_;
+  Workspace& work_ = ThreadWorkspace();
   std::array<StepsDecoder::Input, kTogether> inputs_;
   size_t queued_ = 0;
-  StepsDecoder decoder_;
-  std::vector<std::byte> aside_;
+  std::array<LosslessDecoder::Input, kTogether> lossless_;
+  std::array<TileGrid::Tile, kTogether> kept_tiles_;
+  size_t kept_ = 0;
 };
 
 // ---- The contract ----

@@ -79,7 +79,7 @@ StatusOr<Element> ElementOf(const SpaceDescriptor& space) {
 uint32_t TileGrid::BlockHeads(uint32_t head_dim) {
   constexpr uint32_t kChannels = 256;
   uint32_t heads = 1;
-  while (heads * head_dim < kChannels) heads *= 2;
+  while (head_dim > 0 && heads * head_dim < kChannels) heads *= 2;
   return heads;
 }
 

@@ -76,17 +76,18 @@ size_t KeptBytes(const TileGrid::Tile& tile, size_t words_per_step,
                   (last.rows * lane_bits + 7) / 8);
 }
 
-void Keep(const TileGrid::Tile& tile, size_t words_per_step, size_t lane_bits,
-          const std::byte* plane, std::vector<std::byte>& out) {
+std::byte* Keep(const TileGrid::Tile& tile, size_t words_per_step,
+                size_t lane_bits, const std::byte* plane, std::byte* to) {
   const LastRound last(tile);
   const size_t steps = size_t{tile.channels()} * words_per_step;
   const size_t word = kLanes * lane_bits / 8;
   const std::byte* partial = plane + last.whole * steps * word;
-  out.insert(out.end(), plane, partial);
+  to = std::copy(plane, partial, to);
   const size_t some = (last.rows * lane_bits + 7) / 8;
   for (size_t step = 0; some > 0 && step < steps; ++step) {
-    out.insert(out.end(), partial + step * word, partial + step * word + some);
+    to = std::copy_n(partial + step * word, some, to);
   }
+  return to;
 }
 
 // Returns what follows.
@@ -109,33 +110,6 @@ const std::byte* Restore(const TileGrid::Tile& tile, size_t words_per_step,
   return kept;
 }
 
-// ---- Planes of a tile ----
-
-struct Planes {
-  size_t numbers = 0;
-  std::vector<uint8_t> symbols;  // [round][channel][32]
-  std::vector<std::byte> bytes;  // one for each lane
-  std::vector<std::byte> bits;   // f16: three words for each step
-  std::vector<uint8_t> offsets;  // bf16: of each channel
-  std::vector<uint8_t> escapes;
-
-  Planes(const TileGrid::Tile& tile, Element element)
-      : numbers(size_t{tile.rounds()} * tile.channels() * kLanes),
-        symbols(numbers),
-        bytes(numbers),
-        bits(element == Element::kF16 ? numbers / kLanes * 12 : 0),
-        offsets(element == Element::kBf16 ? tile.channels() : 0) {}
-
-  kernels::F16Planes F16() {
-    return {symbols.data(), reinterpret_cast<uint8_t*>(bytes.data()),
-            bits.data()};
-  }
-  kernels::Bf16Planes Bf16() {
-    return {symbols.data(), reinterpret_cast<uint8_t*>(bytes.data()),
-            offsets.data()};
-  }
-};
-
 kernels::ConstTileRows Readable(const TileGrid::Tile& tile, Element element,
                                 const PlainRows& rows) {
   return {rows.data,
@@ -149,7 +123,7 @@ kernels::ConstTileRows Readable(const TileGrid::Tile& tile, Element element,
 }
 
 kernels::TileRows Writable(const TileGrid::Tile& tile, Element element,
-                           const PlainRows& rows) {
+                           const PlainRows& rows, bool stream) {
   return {rows.data,
           element == Element::kF16 ? kernels::Element::kF16
                                    : kernels::Element::kBf16,
@@ -157,28 +131,27 @@ kernels::TileRows Writable(const TileGrid::Tile& tile, Element element,
           tile.head_count,
           tile.head_dim,
           rows.token_stride,
-          rows.head_stride};
+          rows.head_stride,
+          stream};
 }
 
-// Tables of all channels from their bytes. False for a byte of no meaning.
-struct ExponentPlan {
-  std::vector<const kernels::SymbolTable*> tables;
-
-  void Use(Element element, int tile_first, const uint8_t* ids, size_t channels,
-           std::vector<uint8_t>& offsets) {
-    tables.resize(channels);
-    for (size_t c = 0; c < channels; ++c) {
-      const int first = tile_first - ids[c] / (kShapes * kHalves);
-      const int kind = ids[c] % (kShapes * kHalves);
-      if (element == Element::kF16) {
-        tables[c] = &Turned().tables[first & 31][kind];
-      } else {
-        tables[c] = &Turned().tables[kFirstOfBf16][kind];
-        offsets[c] = static_cast<uint8_t>(std::max(0, first - kFirstOfBf16));
-      }
+// Tables of all channels from their bytes, and for bf16 their offsets.
+void UseTables(Element element, int tile_first, const uint8_t* ids,
+               size_t channels, LosslessRoom& room) {
+  room.tables.resize(channels);
+  room.offsets.resize(element == Element::kBf16 ? channels : 0);
+  const TurnedTables& turned = Turned();
+  for (size_t c = 0; c < channels; ++c) {
+    const int first = tile_first - ids[c] / (kShapes * kHalves);
+    const int kind = ids[c] % (kShapes * kHalves);
+    if (element == Element::kF16) {
+      room.tables[c] = &turned.tables[first & 31][kind];
+    } else {
+      room.tables[c] = &turned.tables[kFirstOfBf16][kind];
+      room.offsets[c] = static_cast<uint8_t>(std::max(0, first - kFirstOfBf16));
     }
   }
-};
+}
 
 // What a channel's exponents look like: their mean, and how much they vary.
 struct Moments {
@@ -213,6 +186,7 @@ void Choose(const Moments& seen, int& first, int& kind) {
     const double rounded = std::floor(exact + 0.5);
     // Octaves off, and how far the widths differ.
     const double off = (exact - rounded) * (exact - rounded) / table.variance;
+    if (!(off < best)) continue;
     const double width =
         std::log(std::max(seen.variance, 0.05) / table.variance);
     const double cost = off + 0.5 * width * width;
@@ -226,32 +200,22 @@ void Choose(const Moments& seen, int& first, int& kind) {
 
 // ---- 16-bit elements ----
 
-bool EncodeWide(const TileGrid::Tile& tile, Element element,
-                const PlainRows& rows, size_t raw_bytes,
-                std::vector<std::byte>& out, uint16_t& escapes) {
+// Everything before the entropy coder. False: too many escapes.
+bool PrepareWide(LosslessEncoder::Job& job, Element element,
+                 LosslessRoom& room) {
+  const TileGrid::Tile& tile = *job.tile;
   const size_t channels = tile.channels();
   const size_t rounds = tile.rounds();
+  const size_t numbers = rounds * channels * kLanes;
+  const kernels::ConstTileRows rows = Readable(tile, element, job.rows);
   // Exponent fields of every number, to choose tables by.
-  std::vector<uint32_t> sum(channels), squares(channels);
-  const int shift = element == Element::kF16 ? 10 : 7;
-  const int mask = element == Element::kF16 ? 31 : 255;
-  for (uint32_t row = 0; row < tile.row_count; ++row) {
-    for (uint32_t head = 0; head < tile.head_count; ++head) {
-      const std::byte* from =
-          rows.data + row * rows.token_stride + head * rows.head_stride;
-      uint32_t* sums = &sum[head * tile.head_dim];
-      uint32_t* square_sums = &squares[head * tile.head_dim];
-      for (uint32_t d = 0; d < tile.head_dim; ++d) {
-        uint16_t bits;
-        std::memcpy(&bits, from + 2 * d, 2);
-        const auto field = static_cast<uint32_t>(bits >> shift & mask);
-        sums[d] += field;
-        square_sums[d] += field * field;
-      }
-    }
-  }
-  std::vector<int> first(channels);
-  std::vector<uint8_t> ids(channels);
+  std::array<uint32_t, kernels::kTileChannelsMax> sum, squares;
+  kernels::FieldSums(rows, element == Element::kF16 ? 10 : 7,
+                     element == Element::kF16 ? 31 : 255, sum.data(),
+                     squares.data());
+  std::array<int, kernels::kTileChannelsMax> first;
+  std::vector<uint8_t>& ids = room.ids;
+  ids.resize(channels);
   int tile_first = 0;
   for (size_t c = 0; c < channels; ++c) {
     Moments seen;
@@ -268,92 +232,41 @@ bool EncodeWide(const TileGrid::Tile& tile, Element element,
     const int depth = std::min(tile_first - first[c], kDepths - 1);
     ids[c] = static_cast<uint8_t>(depth * kShapes * kHalves + ids[c]);
   }
-  Planes planes(tile, element);
-  ExponentPlan plan;
-  plan.Use(element, tile_first, ids.data(), channels, planes.offsets);
+  job.first = tile_first;
+  UseTables(element, tile_first, ids.data(), channels, room);
+  uint8_t* const symbols = room.symbols.Get(numbers);
+  auto* const bytes = reinterpret_cast<uint8_t*>(room.bytes.Get(numbers));
+  job.escapes = 0;
   if (element == Element::kF16) {
-    kernels::SplitF16(Readable(tile, element, rows), rounds, planes.F16());
-  } else {
-    planes.escapes.resize(planes.numbers);
-    planes.escapes.resize(kernels::SplitBf16(
-        Readable(tile, element, rows), rounds, planes.Bf16(), planes.escapes));
-    if (planes.escapes.size() > UINT16_MAX) return false;
+    kernels::SplitF16(rows, rounds,
+                      {symbols, bytes, room.bits.Get(numbers / kLanes * 12)});
+    return true;
   }
-  escapes = static_cast<uint16_t>(planes.escapes.size());
-
-  const size_t begin = out.size();
-  out.push_back(static_cast<std::byte>(tile_first));
-  const auto* id_bytes = reinterpret_cast<const std::byte*>(ids.data());
-  out.insert(out.end(), id_bytes, id_bytes + channels);
-  std::vector<std::byte> words(kernels::EncodedWordsMax(channels, rounds) * 2);
-  kernels::EncodeStream stream;
-  stream.symbols = planes.symbols.data();
-  stream.tables = plan.tables.data();
-  stream.channels = channels;
-  stream.rounds = rounds;
-  stream.words = words.data();
-  const std::array<uint32_t, kLanes> initial = kernels::InitialStates();
-  std::copy(initial.begin(), initial.end(), stream.states);
-  kernels::Encode({&stream, 1});
-  AppendStates(stream.states, out);
-  Keep(tile, 1, 8, planes.bytes.data(), out);
-  if (element == Element::kF16) Keep(tile, 3, 1, planes.bits.data(), out);
-  const auto* escape_bytes =
-      reinterpret_cast<const std::byte*>(planes.escapes.data());
-  out.insert(out.end(), escape_bytes, escape_bytes + planes.escapes.size());
-  out.insert(out.end(), words.begin(), words.begin() + 2 * stream.words_count);
-  if (out.size() - begin < raw_bytes) return true;
-  out.resize(begin);
-  return false;
+  const size_t found =
+      kernels::SplitBf16(rows, rounds, {symbols, bytes, room.offsets.data()},
+                         {room.escapes.Get(UINT16_MAX), UINT16_MAX});
+  if (found > UINT16_MAX) return false;
+  job.escapes = static_cast<uint16_t>(found);
+  return true;
 }
 
-Status DecodeWide(const TileGrid::Tile& tile, Element element, ByteSpan bytes,
-                  uint16_t escapes, const PlainRows& rows) {
-  const size_t channels = tile.channels();
-  const size_t fixed = 1 + channels + kStateBytes + KeptBytes(tile, 1, 8) +
-                       (element == Element::kF16 ? KeptBytes(tile, 3, 1) : 0) +
-                       escapes;
-  if (bytes.size() < fixed || (bytes.size() - fixed) % 2 != 0 ||
-      (element == Element::kF16 && escapes != 0)) {
-    return Corrupt("wrong size");
-  }
-  Planes planes(tile, element);
-  ExponentPlan plan;
-  const std::byte* at = bytes.data();
-  const int tile_first = static_cast<int>(*at++);
-  plan.Use(element, tile_first, reinterpret_cast<const uint8_t*>(at), channels,
-           planes.offsets);
-  at += channels;
-  kernels::DecodeStream stream;
-  ReadStates(at, stream.states);
-  at += kStateBytes;
-  at = Restore(tile, 1, 8, at, planes.bytes.data());
+size_t FixedWide(const TileGrid::Tile& tile, Element element, size_t escapes) {
+  return 1 + tile.channels() + kStateBytes + KeptBytes(tile, 1, 8) +
+         (element == Element::kF16 ? KeptBytes(tile, 3, 1) : 0) + escapes;
+}
+
+void WriteWide(const LosslessEncoder::Job& job, Element element,
+               const LosslessRoom& room, std::byte* to) {
+  *to++ = static_cast<std::byte>(job.first);
+  std::memcpy(to, room.ids.data(), room.ids.size());
+  to += room.ids.size();
+  PackStates(job.states.data(), to);
+  to = Keep(*job.tile, 1, 8, room.bytes.data(), to + kStateBytes);
   if (element == Element::kF16) {
-    at = Restore(tile, 3, 1, at, planes.bits.data());
+    to = Keep(*job.tile, 3, 1, room.bits.data(), to);
   }
-  planes.escapes.resize(escapes);
-  if (escapes > 0) std::memcpy(planes.escapes.data(), at, escapes);
-  at += escapes;
-  stream.words = at;
-  stream.words_count = (bytes.size() - fixed) / 2;
-  stream.tables = plan.tables.data();
-  stream.channels = channels;
-  stream.rounds = tile.rounds();
-  stream.symbols = planes.symbols.data();
-  kernels::Decode(std::span(&stream, 1));
-  const std::array<uint32_t, kLanes> end = kernels::InitialStates();
-  if (!stream.ok || stream.words_used != stream.words_count ||
-      !std::equal(end.begin(), end.end(), stream.states)) {
-    return Corrupt("the words do not fit the numbers");
-  }
-  if (element == Element::kF16) {
-    kernels::MergeF16(planes.F16(), tile.rounds(),
-                      Writable(tile, element, rows));
-  } else if (!kernels::MergeBf16(planes.Bf16(), tile.rounds(), planes.escapes,
-                                 Writable(tile, element, rows))) {
-    return Corrupt("the escapes do not fit the numbers");
-  }
-  return absl::OkStatus();
+  if (job.escapes > 0) std::memcpy(to, room.escapes.data(), job.escapes);
+  std::copy(job.words.begin(), job.words.end(), to + job.escapes);
 }
 
 // ---- fp8 ----
@@ -363,14 +276,12 @@ Status DecodeWide(const TileGrid::Tile& tile, Element element, ByteSpan bytes,
 // three bits are kept, packed eight to three bytes.
 constexpr size_t kTableBytes = 48;
 
-void AppendTable(const kernels::SymbolTable& table,
-                 std::vector<std::byte>& out) {
+std::byte* WriteTable(const kernels::SymbolTable& table, std::byte* to) {
   for (int s = 0; s < 32; s += 2) {
     const uint32_t pair = table.start[s] | uint32_t{table.start[s + 1]} << 12;
-    for (int i = 0; i < 3; ++i) {
-      out.push_back(static_cast<std::byte>(pair >> 8 * i));
-    }
+    for (int i = 0; i < 3; ++i) *to++ = static_cast<std::byte>(pair >> 8 * i);
   }
+  return to;
 }
 
 bool ReadTable(const std::byte* bytes, kernels::SymbolTable& table) {
@@ -399,6 +310,14 @@ kernels::SymbolTable TableOf(const std::array<uint32_t, 32>& seen) {
     if (counts[s] > counts[largest]) largest = s;
   }
   counts[largest] += kernels::kProbabilityOne - given;
+  // No start is above 4095, so that symbol 31 has a slot, if need be of the
+  // last symbol that is seen: which must have another.
+  size_t last = 31;
+  while (counts[last] == 0) --last;
+  if (last < 31 && counts[last] == 1) {
+    ++counts[last];
+    --counts[largest];
+  }
   kernels::SymbolTable table;
   uint32_t start = 0;
   for (size_t s = 0; s < 32; ++s) {
@@ -408,13 +327,30 @@ kernels::SymbolTable TableOf(const std::array<uint32_t, 32>& seen) {
   return table;
 }
 
-bool EncodeNarrow(const TileGrid::Tile& tile, const PlainRows& rows,
-                  size_t raw_bytes, std::vector<std::byte>& out) {
+size_t LowBytes(const TileGrid::Tile& tile) {
+  return (size_t{tile.channels()} * tile.row_count * 3 + 7) / 8;
+}
+
+size_t FixedNarrow(const TileGrid::Tile& tile) {
+  return tile.head_count * kTableBytes + kStateBytes + LowBytes(tile);
+}
+
+void UseOwnTables(const TileGrid::Tile& tile, LosslessRoom& room) {
+  room.tables.resize(tile.channels());
+  for (size_t c = 0; c < tile.channels(); ++c) {
+    room.tables[c] = &room.own_tables[c / tile.head_dim];
+  }
+}
+
+void PrepareNarrow(const LosslessEncoder::Job& job, LosslessRoom& room) {
+  const TileGrid::Tile& tile = *job.tile;
+  const PlainRows& rows = job.rows;
   const size_t channels = tile.channels();
   const size_t rounds = tile.rounds();
-  std::vector<uint8_t> symbols(rounds * channels * kLanes);
-  std::vector<std::byte> low((channels * tile.row_count * 3 + 7) / 8 + 2);
-  std::vector<kernels::SymbolTable> tables;
+  uint8_t* const symbols = room.symbols.Get(rounds * channels * kLanes);
+  std::byte* const low = room.bytes.Get(LowBytes(tile) + 2);
+  std::fill_n(low, LowBytes(tile) + 2, std::byte{0});
+  room.own_tables.clear();
   size_t bit = 0;
   for (uint32_t head = 0; head < tile.head_count; ++head) {
     std::array<uint32_t, 32> seen{};
@@ -436,68 +372,25 @@ bool EncodeNarrow(const TileGrid::Tile& tile, const PlainRows& rows,
         bit += 3;
       }
     }
-    tables.push_back(TableOf(seen));
+    room.own_tables.push_back(TableOf(seen));
   }
-  low.resize((bit + 7) / 8);
-  std::vector<const kernels::SymbolTable*> by_channel(channels);
-  const size_t begin = out.size();
-  for (size_t c = 0; c < channels; ++c)
-    by_channel[c] = &tables[c / tile.head_dim];
-  for (const kernels::SymbolTable& table : tables) AppendTable(table, out);
-  std::vector<std::byte> words(kernels::EncodedWordsMax(channels, rounds) * 2);
-  kernels::EncodeStream stream;
-  stream.symbols = symbols.data();
-  stream.tables = by_channel.data();
-  stream.channels = channels;
-  stream.rounds = rounds;
-  stream.words = words.data();
-  const std::array<uint32_t, kLanes> initial = kernels::InitialStates();
-  std::copy(initial.begin(), initial.end(), stream.states);
-  kernels::Encode({&stream, 1});
-  AppendStates(stream.states, out);
-  out.insert(out.end(), low.begin(), low.end());
-  out.insert(out.end(), words.begin(), words.begin() + 2 * stream.words_count);
-  if (out.size() - begin < raw_bytes) return true;
-  out.resize(begin);
-  return false;
+  UseOwnTables(tile, room);
 }
 
-Status DecodeNarrow(const TileGrid::Tile& tile, ByteSpan bytes,
-                    uint16_t escapes, const PlainRows& rows) {
+void WriteNarrow(const LosslessEncoder::Job& job, const LosslessRoom& room,
+                 std::byte* to) {
+  for (const kernels::SymbolTable& table : room.own_tables) {
+    to = WriteTable(table, to);
+  }
+  PackStates(job.states.data(), to);
+  to = std::copy_n(room.bytes.data(), LowBytes(*job.tile), to + kStateBytes);
+  std::copy(job.words.begin(), job.words.end(), to);
+}
+
+void MergeNarrow(const TileGrid::Tile& tile, const uint8_t* symbols,
+                 const std::byte* low, const PlainRows& rows) {
   const size_t channels = tile.channels();
-  const size_t low_bytes = (channels * tile.row_count * 3 + 7) / 8;
-  const size_t fixed = tile.head_count * kTableBytes + kStateBytes + low_bytes;
-  if (bytes.size() < fixed || (bytes.size() - fixed) % 2 != 0 || escapes != 0) {
-    return Corrupt("wrong size");
-  }
-  std::vector<kernels::SymbolTable> tables(tile.head_count);
-  const std::byte* at = bytes.data();
-  for (kernels::SymbolTable& table : tables) {
-    if (!ReadTable(at, table)) return Corrupt("a table without order");
-    at += kTableBytes;
-  }
-  std::vector<const kernels::SymbolTable*> by_channel(channels);
-  for (size_t c = 0; c < channels; ++c)
-    by_channel[c] = &tables[c / tile.head_dim];
-  std::vector<uint8_t> symbols(size_t{tile.rounds()} * channels * kLanes);
-  kernels::DecodeStream stream;
-  ReadStates(at, stream.states);
-  at += kStateBytes;
-  std::vector<std::byte> low(at, at + low_bytes);
-  low.resize(low_bytes + 2);
-  at += low_bytes;
-  stream.words = at;
-  stream.words_count = (bytes.size() - fixed) / 2;
-  stream.tables = by_channel.data();
-  stream.channels = channels;
-  stream.rounds = tile.rounds();
-  stream.symbols = symbols.data();
-  kernels::Decode(std::span(&stream, 1));
-  const std::array<uint32_t, kLanes> end = kernels::InitialStates();
-  if (!stream.ok || stream.words_used != stream.words_count ||
-      !std::equal(end.begin(), end.end(), stream.states)) {
-    return Corrupt("the words do not fit the numbers");
-  }
+  const size_t low_bytes = LowBytes(tile);
   size_t bit = 0;
   for (uint32_t head = 0; head < tile.head_count; ++head) {
     for (uint32_t row = 0; row < tile.row_count; ++row) {
@@ -505,8 +398,10 @@ Status DecodeNarrow(const TileGrid::Tile& tile, ByteSpan bytes,
           rows.data + row * rows.token_stride + head * rows.head_stride;
       for (uint32_t d = 0; d < tile.head_dim; ++d, bit += 3) {
         const size_t c = head * tile.head_dim + d;
-        uint16_t window;
-        std::memcpy(&window, &low[bit / 8], 2);
+        auto window = static_cast<uint32_t>(low[bit / 8]);
+        if (bit / 8 + 1 < low_bytes) {
+          window |= static_cast<uint32_t>(low[bit / 8 + 1]) << 8;
+        }
         to[d] = static_cast<std::byte>(
             symbols[(row / kLanes * channels + c) * kLanes + row % kLanes]
                 << 3 |
@@ -514,25 +409,154 @@ Status DecodeNarrow(const TileGrid::Tile& tile, ByteSpan bytes,
       }
     }
   }
-  return absl::OkStatus();
 }
 
 }  // namespace
 
-bool EncodeLossless(const TileGrid::Tile& tile, Element element,
-                    const PlainRows& rows, size_t raw_bytes,
-                    std::vector<std::byte>& out, uint16_t& escapes) {
-  escapes = 0;
-  return ElementBytes(element) == 2
-             ? EncodeWide(tile, element, rows, raw_bytes, out, escapes)
-             : EncodeNarrow(tile, rows, raw_bytes, out);
+void LosslessEncoder::Encode(std::span<Job> jobs, Element element) {
+  const bool wide = ElementBytes(element) == 2;
+  streams_.clear();
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    Job& job = jobs[i];
+    LosslessRoom& room = rooms_[i];
+    job.ok = true;
+    job.escapes = 0;
+    if (wide) {
+      job.ok = PrepareWide(job, element, room);
+    } else {
+      PrepareNarrow(job, room);
+    }
+    if (!job.ok) continue;
+    kernels::EncodeStream& stream = streams_.emplace_back();
+    stream.symbols = room.symbols.data();
+    stream.tables = room.tables.data();
+    stream.channels = job.tile->channels();
+    stream.rounds = job.tile->rounds();
+    stream.words = room.words.Get(
+        2 * kernels::EncodedWordsMax(stream.channels, stream.rounds));
+    const std::array<uint32_t, kLanes> initial = kernels::InitialStates();
+    std::copy(initial.begin(), initial.end(), stream.states);
+  }
+  kernels::Encode(std::span(streams_));
+  const kernels::EncodeStream* stream = streams_.data();
+  for (Job& job : jobs) {
+    if (!job.ok) continue;
+    std::copy_n(stream->states, kLanes, job.states.begin());
+    job.words = {stream->words, 2 * stream->words_count};
+    job.bytes = (wide ? FixedWide(*job.tile, element, job.escapes)
+                      : FixedNarrow(*job.tile)) +
+                job.words.size();
+    job.ok = job.bytes < job.raw_bytes;
+    ++stream;
+  }
 }
 
-Status DecodeLossless(const TileGrid::Tile& tile, Element element,
-                      ByteSpan bytes, uint16_t escapes, const PlainRows& rows) {
-  return ElementBytes(element) == 2
-             ? DecodeWide(tile, element, bytes, escapes, rows)
-             : DecodeNarrow(tile, bytes, escapes, rows);
+void LosslessEncoder::Write(const Job& job, size_t i, Element element,
+                            std::byte* to) const {
+  if (ElementBytes(element) == 2) {
+    WriteWide(job, element, rooms_[i], to);
+  } else {
+    WriteNarrow(job, rooms_[i], to);
+  }
+}
+
+Status LosslessDecoder::Begin(const Input& input, Element element,
+                              LosslessRoom& room, Parts& parts,
+                              kernels::DecodeStream& stream) {
+  const TileGrid::Tile& tile = *input.tile;
+  const size_t channels = tile.channels();
+  const bool wide = ElementBytes(element) == 2;
+  const size_t fixed =
+      wide ? FixedWide(tile, element, input.escapes) : FixedNarrow(tile);
+  if (input.bytes.size() < fixed || (input.bytes.size() - fixed) % 2 != 0 ||
+      (element != Element::kBf16 && input.escapes != 0)) {
+    return Corrupt("wrong size");
+  }
+  const std::byte* at = input.bytes.data();
+  if (wide) {
+    const int tile_first = static_cast<int>(*at++);
+    UseTables(element, tile_first, reinterpret_cast<const uint8_t*>(at),
+              channels, room);
+    at += channels;
+  } else {
+    room.own_tables.resize(tile.head_count);
+    for (kernels::SymbolTable& table : room.own_tables) {
+      if (!ReadTable(at, table)) return Corrupt("a table without order");
+      at += kTableBytes;
+    }
+    UseOwnTables(tile, room);
+  }
+  ReadStates(at, stream.states);
+  at += kStateBytes;
+  parts.kept = at;
+  at += wide ? KeptBytes(tile, 1, 8) : LowBytes(tile);
+  parts.bits = at;
+  if (element == Element::kF16) at += KeptBytes(tile, 3, 1);
+  parts.escapes = at;
+  at += input.escapes;
+  stream.words = at;
+  stream.words_count = (input.bytes.size() - fixed) / 2;
+  stream.tables = room.tables.data();
+  stream.channels = channels;
+  stream.rounds = tile.rounds();
+  stream.symbols = room.symbols.Get(stream.rounds * channels * kLanes);
+  return absl::OkStatus();
+}
+
+Status LosslessDecoder::Finish(const Input& input, Element element,
+                               LosslessRoom& room, const Parts& parts,
+                               const kernels::DecodeStream& stream) {
+  const TileGrid::Tile& tile = *input.tile;
+  const std::array<uint32_t, kLanes> end = kernels::InitialStates();
+  if (!stream.ok || stream.words_used != stream.words_count ||
+      !std::equal(end.begin(), end.end(), stream.states)) {
+    return Corrupt("the words do not fit the numbers");
+  }
+  if (ElementBytes(element) != 2) {
+    MergeNarrow(tile, stream.symbols, parts.kept, input.rows);
+    return absl::OkStatus();
+  }
+  // Planes of whole rounds are taken where they lie; they are only read.
+  std::byte* kept = const_cast<std::byte*>(parts.kept);
+  std::byte* bits = const_cast<std::byte*>(parts.bits);
+  if (tile.row_count % kLanes != 0) {
+    const size_t numbers = stream.rounds * stream.channels * kLanes;
+    kept = room.bytes.Get(numbers);
+    Restore(tile, 1, 8, parts.kept, kept);
+    if (element == Element::kF16) {
+      bits = room.bits.Get(numbers / kLanes * 12);
+      Restore(tile, 3, 1, parts.bits, bits);
+    }
+  }
+  auto* const bytes = reinterpret_cast<uint8_t*>(kept);
+  const kernels::TileRows rows =
+      Writable(tile, element, input.rows, input.stream);
+  if (element == Element::kF16) {
+    kernels::MergeF16({stream.symbols, bytes, bits}, stream.rounds, rows);
+    return absl::OkStatus();
+  }
+  const std::span<const uint8_t> escapes(
+      reinterpret_cast<const uint8_t*>(parts.escapes), input.escapes);
+  if (!kernels::MergeBf16({stream.symbols, bytes, room.offsets.data()},
+                          stream.rounds, escapes, rows)) {
+    return Corrupt("the escapes do not fit the numbers");
+  }
+  return absl::OkStatus();
+}
+
+Status LosslessDecoder::Decode(std::span<const Input> inputs, Element element) {
+  std::array<Parts, kTogether> parts;
+  streams_.clear();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    LARDER_RETURN_IF_ERROR(Begin(inputs[i], element, rooms_[i], parts[i],
+                                 streams_.emplace_back()));
+  }
+  kernels::Decode(std::span(streams_));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    LARDER_RETURN_IF_ERROR(
+        Finish(inputs[i], element, rooms_[i], parts[i], streams_[i]));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace larder::kvc1

@@ -1,10 +1,13 @@
 #ifndef LARDER_CODEC_KVC1_LOSSLESS_H_
 #define LARDER_CODEC_KVC1_LOSSLESS_H_
 
+#include <array>
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "codec/kvc1/layer_format.h"
+#include "codec/kvc1/scratch.h"
 #include "kernels/kvc1.h"
 #include "store/status.h"
 
@@ -19,15 +22,74 @@ struct PlainRows {
   ptrdiff_t token_stride = 0, head_stride = 0;
 };
 
-// Appends the tile to `out`. False if it would not become smaller than
-// `raw_bytes`; `out` is then as it was.
-bool EncodeLossless(const TileGrid::Tile& tile, Element element,
-                    const PlainRows& rows, size_t raw_bytes,
-                    std::vector<std::byte>& out, uint16_t& escapes);
+// What of a tile's planes a coder needs room for.
+struct LosslessRoom {
+  Scratch<uint8_t> symbols;  // [round][channel][32]
+  Scratch<std::byte> bytes;  // one for each lane
+  Scratch<std::byte> bits;   // f16: three words for each step
+  Scratch<std::byte> words;
+  Scratch<uint8_t> escapes;
+  std::vector<uint8_t> offsets, ids;
+  std::vector<const kernels::SymbolTable*> tables;
+  std::vector<kernels::SymbolTable> own_tables;  // fp8
+};
 
-// Decodes what is untrusted. DataLoss.
-Status DecodeLossless(const TileGrid::Tile& tile, Element element,
-                      ByteSpan bytes, uint16_t escapes, const PlainRows& rows);
+// Both code several tiles at a time, since the coder is bound by latency, and
+// keep their room.
+class LosslessEncoder {
+ public:
+  struct Job {
+    const TileGrid::Tile* tile = nullptr;
+    PlainRows rows;
+    size_t raw_bytes = 0;
+
+    // Out, valid until the next call. Not ok: it would not become smaller than
+    // `raw_bytes`.
+    bool ok = false;
+    uint16_t escapes = 0;
+    size_t bytes = 0;
+    int first = 0;
+    std::array<uint32_t, kLanes> states{};
+    ByteSpan words;
+  };
+  static constexpr size_t kTogether = 4;
+
+  // REQUIRES: at most kTogether jobs.
+  void Encode(std::span<Job> jobs, Element element);
+  // Job i of the last call, which was ok: job.bytes bytes.
+  void Write(const Job& job, size_t i, Element element, std::byte* to) const;
+
+ private:
+  std::array<LosslessRoom, kTogether> rooms_;
+  std::vector<kernels::EncodeStream> streams_;
+};
+
+class LosslessDecoder {
+ public:
+  struct Input {
+    const TileGrid::Tile* tile = nullptr;
+    ByteSpan bytes;  // untrusted
+    uint16_t escapes = 0;
+    PlainRows rows;
+    bool stream = false;  // past the caches
+  };
+  static constexpr size_t kTogether = 4;
+
+  // DataLoss. REQUIRES: at most kTogether inputs.
+  Status Decode(std::span<const Input> inputs, Element element);
+
+ private:
+  struct Parts {
+    const std::byte *kept = nullptr, *bits = nullptr, *escapes = nullptr;
+  };
+  Status Begin(const Input& input, Element element, LosslessRoom& room,
+               Parts& parts, kernels::DecodeStream& stream);
+  Status Finish(const Input& input, Element element, LosslessRoom& room,
+                const Parts& parts, const kernels::DecodeStream& stream);
+
+  std::array<LosslessRoom, kTogether> rooms_;
+  std::vector<kernels::DecodeStream> streams_;
+};
 
 }  // namespace larder::kvc1
 

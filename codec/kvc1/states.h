@@ -17,9 +17,8 @@ namespace larder::kvc1 {
 inline constexpr size_t kStateBytes =
     kernels::kLanes * 2 + kernels::kLanes / 2 * 3;
 
-inline void AppendStates(const uint32_t (&states)[kernels::kLanes],
-                         std::vector<std::byte>& out) {
-  std::byte packed[kStateBytes];
+// REQUIRES: kLanes states, room for kStateBytes.
+inline void PackStates(const uint32_t* states, std::byte* packed) {
   for (size_t lane = 0; lane < kernels::kLanes; ++lane) {
     const auto low = static_cast<uint16_t>(states[lane]);
     std::memcpy(packed + 2 * lane, &low, 2);
@@ -29,7 +28,6 @@ inline void AppendStates(const uint32_t (&states)[kernels::kLanes],
     const uint32_t pair = states[lane] >> 16 | states[lane + 1] >> 16 << 12;
     std::memcpy(high, &pair, 3);
   }
-  out.insert(out.end(), packed, packed + kStateBytes);
 }
 
 // REQUIRES: kStateBytes readable bytes, of any content.

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -25,31 +26,37 @@ Status Corrupt(const char* what) {
 class BitWriter {
  public:
   explicit BitWriter(std::vector<std::byte>& out) : out_(out) {}
+  ~BitWriter() {
+    if (used_ > 0) out_.push_back(static_cast<std::byte>(open_));
+  }
+  // REQUIRES: at most 32 bits.
   void Put(uint32_t value, int bits) {
-    for (int i = 0; i < bits; ++i, ++used_) {
-      if (used_ % 8 == 0) out_.push_back(std::byte{0});
-      out_.back() |= static_cast<std::byte>((value >> i & 1) << used_ % 8);
+    open_ |= (value & ((uint64_t{1} << bits) - 1)) << used_;
+    used_ += bits;
+    for (; used_ >= 8; used_ -= 8, open_ >>= 8) {
+      out_.push_back(static_cast<std::byte>(open_ & 0xff));
     }
   }
 
  private:
   std::vector<std::byte>& out_;
-  size_t used_ = 0;
+  uint64_t open_ = 0;
+  int used_ = 0;
 };
 
 class BitReader {
  public:
   explicit BitReader(ByteSpan bytes) : bytes_(bytes) {}
-  // Zeros past the end.
+  // Zeros past the end. REQUIRES: at most 32 bits.
   uint32_t Take(int bits) {
-    uint32_t value = 0;
-    for (int i = 0; i < bits; ++i, ++used_) {
-      if (used_ / 8 < bytes_.size()) {
-        value |= (static_cast<uint32_t>(bytes_[used_ / 8]) >> used_ % 8 & 1)
-                 << i;
-      }
+    uint64_t window = 0;
+    if (used_ / 8 < bytes_.size()) {
+      std::memcpy(&window, &bytes_[used_ / 8],
+                  std::min(sizeof window, bytes_.size() - used_ / 8));
     }
-    return value;
+    const uint64_t value = window >> used_ % 8;
+    used_ += static_cast<size_t>(bits);
+    return static_cast<uint32_t>(value & ((uint64_t{1} << bits) - 1));
   }
   size_t bytes_used() const { return (used_ + 7) / 8; }
 
@@ -232,7 +239,7 @@ Status PlanFromOwn(const TileGrid::Tile& tile, ByteSpan bytes, int planes,
 Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
                    StepsPlan& plan) {
   const size_t count = tile.channels();
-  std::vector<uint8_t> positions(count), shapes(count);
+  std::array<uint8_t, kernels::kTileChannelsMax> positions, shapes;
   plan.scale.resize(count);
   plan.own_mean.resize(count);
   for (size_t c = 0; c < count; ++c) {
@@ -266,64 +273,88 @@ Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
   return absl::OkStatus();
 }
 
+float MagnitudeValue(kernels::Element element, uint16_t bits) {
+  if (element == kernels::Element::kBf16) {
+    return std::bit_cast<float>(uint32_t{bits} << 16);
+  }
+  if (bits >= 0x7c00) return INFINITY;
+  return std::bit_cast<float>(uint32_t{bits} << 13) * 0x1p112f;
+}
+
+namespace {
+
+// Lanes of the first rows, and those that no row is behind, become zeros:
+// nothing is cheaper.
+void ClearRows(const TileGrid::Tile& tile, uint32_t exact_rows, int16_t* q) {
+  const size_t channels = tile.channels();
+  const auto clear = [&](size_t row) {
+    int16_t* lane = q + row / kLanes * channels * kLanes + row % kLanes;
+    for (size_t k = 0; k < channels; ++k) lane[k * kLanes] = 0;
+  };
+  for (size_t row = 0; row < exact_rows; ++row) clear(row);
+  for (size_t row = tile.row_count; row < tile.rounds() * kLanes; ++row) {
+    clear(row);
+  }
+}
+
+}  // namespace
+
 bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
                 const kernels::Rotary& rotary, uint32_t exact_rows,
                 float fineness, OwnSteps& own) {
   const size_t channels = tile.channels();
   const size_t rounds = tile.rounds();
   if (exact_rows >= tile.row_count) return false;
-  // Rows before rotation as fixed-point numbers: first find what they span.
-  std::vector<int16_t> q(rounds * channels * kLanes);
-  std::vector<float> inverse(channels, 1.0f);
+  struct Room {
+    Scratch<int16_t> q;
+    std::array<float, kernels::kTileChannelsMax> inverse;
+    std::array<int64_t, kernels::kTileChannelsMax> sum, squares, magnitude;
+    std::array<double, kernels::kTileChannelsMax> mean;
+    std::array<int32_t, kernels::kTileChannelsMax> centre;
+  };
+  thread_local const auto kept = std::make_unique<Room>();
+  Room& room = *kept;
+  auto& [scratch, inverse, sum, squares, magnitude, mean, centre] = room;
+  int16_t* const q = scratch.Get(rounds * channels * kLanes);
   kernels::QuantizeTile quantize;
   quantize.rows = rows;
   quantize.rotary = rotary;
   quantize.coefficients = channels;
   quantize.inverse_step = inverse.data();
-  quantize.q = q.data();
+  quantize.q = q;
   quantize.rounds = rounds;
-  const auto visit = [&](auto&& each) {
-    for (size_t round = 0; round < rounds; ++round) {
-      for (size_t c = 0; c < channels; ++c) {
-        const int16_t* lanes = &q[(round * channels + c) * kLanes];
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          const size_t row = round * kLanes + lane;
-          if (row >= exact_rows && row < tile.row_count) each(c, lanes[lane]);
-        }
-      }
-    }
-  };
-  // Powers of 16 from coarse to fine, until the largest number fills 12 bits.
+  // Rows before rotation as fixed-point numbers: powers of 16 from coarse to
+  // fine, until the largest number fills 12 bits. Those that cannot are not
+  // tried: turning makes a number at most sqrt(2) times as large.
+  kernels::ConstTileRows counted = rows;
+  counted.data += static_cast<ptrdiff_t>(exact_rows) * rows.token_stride;
+  counted.tokens -= exact_rows;
+  const float most =
+      MagnitudeValue(rows.element, kernels::LargestBits(counted));
+  if (!std::isfinite(most)) return false;
   float unit = 0x1p16f;
-  for (;;) {
-    std::fill(inverse.begin(), inverse.end(), 1.0f / unit);
-    if (!kernels::Quantize(quantize)) return false;
-    int largest = 0;
-    visit([&largest](size_t, int value) {
-      largest = std::max(largest, std::abs(value));
-    });
-    if (largest >= 1 << 11) break;
-    unit /= 16;
+  for (;; unit /= 16) {
     if (unit < 0x1p-40f) return false;  // nothing but zeros
+    if (1.5f * most / unit + 0.5f < 1 << 11) continue;
+    std::fill_n(inverse.begin(), channels, 1.0f / unit);
+    if (!kernels::Quantize(quantize)) return false;
+    ClearRows(tile, exact_rows, q);
+    if (kernels::LargestMagnitude(q, rounds * channels) >= 1 << 11) break;
   }
-  std::vector<int64_t> sum(channels), squares(channels);
-  std::vector<int64_t> magnitude(channels);
-  visit([&](size_t c, int64_t value) {
-    sum[c] += value;
-    squares[c] += value * value;
-  });
+  kernels::ChannelSums(q, channels, rounds, sum.data(), squares.data());
   const auto rows_counted = static_cast<double>(tile.row_count - exact_rows);
-  std::vector<double> mean(channels);
   for (size_t c = 0; c < channels; ++c) {
     mean[c] = static_cast<double>(sum[c]) / rows_counted;
-  }
-  std::vector<int32_t> centre(channels);
-  for (size_t c = 0; c < channels; ++c) {
     centre[c] = static_cast<int32_t>(std::lround(mean[c]));
   }
-  visit([&](size_t c, int value) {
-    magnitude[c] += std::abs(value - centre[c]);
-  });
+  kernels::ChannelDeviations(q, channels, rounds, centre.data(),
+                             magnitude.data());
+  // Of rows that do not count there are zeros.
+  const auto cleared =
+      static_cast<int64_t>(rounds * kLanes - (tile.row_count - exact_rows));
+  for (size_t c = 0; c < channels; ++c) {
+    magnitude[c] -= cleared * std::abs(centre[c]);
+  }
   own.step.resize(tile.head_count);
   own.mean_unit.resize(tile.head_count);
   own.id.resize(channels);
@@ -364,180 +395,149 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
 
 namespace {
 
-// What is predicted of a channel's 32 numbers from its parents'.
-void Predict(const int16_t* round, const uint16_t* parents,
-             const int16_t* factors, int count, int16_t (&guess)[kLanes]) {
-  uint32_t sum[kLanes];  // modulo 2^32, whatever untrusted bytes said
-  for (uint32_t& value : sum) value = 2048;
-  for (int p = 0; p < count; ++p) {
-    const int16_t* from = round + size_t{parents[p]} * kLanes;
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      sum[lane] += static_cast<uint32_t>(factors[p] * from[lane]);
-    }
-  }
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    guess[lane] = static_cast<int16_t>(static_cast<int32_t>(sum[lane]) >> 12);
-  }
-}
-
-// Integers of whole channels from differences, in place, or the other way into
-// `differences`. Modulo 2^16.
-template <bool kDecode>
-void ApplyPrediction(const TensorProfile::Prediction& prediction, size_t rounds,
-                     int16_t* integers, int16_t* differences) {
-  const size_t channels = prediction.channel_count;
-  for (size_t r = 0; r < rounds; ++r) {
-    int16_t* round = integers + r * channels * kLanes;
-    size_t at = 0;
-    for (size_t i = 0; i < channels; ++i) {
-      const int count = prediction.parents[i];
-      const size_t channel = prediction.order[i];
-      int16_t guess[kLanes];
-      Predict(round, &prediction.parent[at], &prediction.factor[at], count,
-              guess);
-      at += static_cast<size_t>(count);
-      int16_t* values = round + channel * kLanes;
-      int16_t* out =
-          kDecode ? values : differences + (r * channels + channel) * kLanes;
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        out[lane] = static_cast<int16_t>(kDecode ? values[lane] + guess[lane]
-                                                 : values[lane] - guess[lane]);
-      }
-    }
-  }
+kernels::Prediction KernelPrediction(const TensorProfile::Prediction& from) {
+  return {from.channel_count, from.order.data(), from.parents.data(),
+          from.parent.data(), from.factor.data()};
 }
 
 }  // namespace
 
 // ---- Encoding ----
 
-bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
-                 const kernels::ConstTileRows& rows,
-                 const kernels::Rotary& rotary, int planes, uint32_t exact_rows,
-                 std::vector<int16_t>& q_scratch, EncodedSteps& out) {
-  const size_t channels = tile.channels();
-  const size_t rounds = tile.rounds();
+size_t StepsEncoder::Job::Plane0Bytes() const {
+  return kStateBytes + words[0].size() + escape_bytes.size();
+}
+
+std::byte* StepsEncoder::Job::WritePlane0(std::byte* to) const {
+  PackStates(states.data(), to);
+  to = std::copy(words[0].begin(), words[0].end(), to + kStateBytes);
+  return std::copy(escape_bytes.begin(), escape_bytes.end(), to);
+}
+
+bool StepsEncoder::Prepare(Job& job, int planes, Room& room) {
+  const StepsPlan& plan = *job.plan;
+  const size_t channels = job.tile->channels();
+  const size_t rounds = job.tile->rounds();
   const size_t steps = rounds * channels;
   const size_t numbers = steps * kLanes;
-  q_scratch.resize(numbers);
+  int16_t* const q = room.q.Get(numbers);
+  job.q = q;
   kernels::QuantizeTile quantize;
-  quantize.rows = rows;
-  quantize.rotary = rotary;
+  quantize.rows = job.rows;
+  quantize.rotary = job.rotary;
   quantize.mean = plan.mean.data();
   quantize.klt =
       plan.transform != nullptr ? plan.transform->forward.data() : nullptr;
   quantize.coefficients = channels;
   quantize.inverse_step = plan.inverse_step.data();
-  quantize.q = q_scratch.data();
+  quantize.q = q;
   quantize.rounds = rounds;
   if (!kernels::Quantize(quantize)) return false;
-  for (size_t row = 0; row < exact_rows; ++row) {
-    for (size_t k = 0; k < channels; ++k) {
-      q_scratch[(row / kLanes * channels + k) * kLanes + row % kLanes] = 0;
-    }
-  }
-  // Lanes beyond the last row repeat it; nothing is cheaper.
-  for (size_t row = tile.row_count; row < rounds * kLanes; ++row) {
-    for (size_t k = 0; k < channels; ++k) {
-      q_scratch[(row / kLanes * channels + k) * kLanes + row % kLanes] = 0;
-    }
-  }
+  ClearRows(*job.tile, job.exact_rows, q);
   const int most = plan.transform != nullptr
                        ? std::min(plan.transform->integer_max, 32766)
                        : 32766;
-  for (const int16_t q : q_scratch) {
-    if (q > most || q < -most) return false;
-  }
+  if (kernels::LargestMagnitude(q, steps) > most) return false;
 
-  std::vector<uint8_t> symbols(numbers * static_cast<size_t>(planes - 1));
-  std::vector<int8_t> context(numbers * 2);
-  std::vector<int16_t> base(planes > 1 ? numbers : 0);
-  const int16_t* coarse = q_scratch.data();
-  for (int plane = planes - 1; plane > 0; --plane) {
-    kernels::SplitRefinement(
-        coarse, steps, base.data(),
-        &symbols[numbers * static_cast<size_t>(plane - 1)],
-        &context[numbers * static_cast<size_t>(plane - 1)]);
-    coarse = base.data();
-  }
-  std::vector<int16_t> differences;
-  if (plan.prediction != nullptr) {
-    differences.resize(numbers);
-    // Only read.
-    ApplyPrediction<false>(*plan.prediction, rounds,
-                           const_cast<int16_t*>(coarse), differences.data());
-    coarse = differences.data();
+  const int16_t* coarse = q;
+  if (planes > 1) {
+    const size_t all = numbers * static_cast<size_t>(planes - 1);
+    uint8_t* const symbols = room.refinements.Get(all);
+    int8_t* const context = room.context.Get(all);
+    int16_t* const base = base_.Get(numbers);
+    for (int plane = planes - 1; plane > 0; --plane) {
+      const size_t at = numbers * static_cast<size_t>(plane - 1);
+      kernels::SplitRefinement(coarse, steps, base, symbols + at, context + at);
+      coarse = base;
+    }
   }
   // Wide coefficients in their parts, the low ones after all coefficients.
   const size_t wide = plan.wide.size();
-  std::vector<int16_t> parts;
-  if (wide > 0) {
-    parts.resize(rounds * (channels + wide) * kLanes);
-    for (size_t round = 0; round < rounds; ++round) {
-      int16_t* to = &parts[round * (channels + wide) * kLanes];
-      std::copy_n(coarse + round * channels * kLanes, channels * kLanes, to);
-      for (size_t i = 0; i < wide; ++i) {
-        int16_t* high = to + plan.wide[i] * kLanes;
-        int16_t* low = to + (channels + i) * kLanes;
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          const int q = high[lane];
-          const int h = (q + 8) >> 4;
-          high[lane] = static_cast<int16_t>(h);
-          low[lane] = static_cast<int16_t>(q - 16 * h);
-        }
-      }
+  const size_t stride = (channels + wide) * kLanes;
+  room.base_steps = rounds * (channels + wide);
+  if (plan.prediction != nullptr || wide > 0) {
+    int16_t* const parts = differences_.Get(rounds * stride);
+    for (size_t r = 0; r < rounds; ++r) {
+      const int16_t* from = coarse + r * channels * kLanes;
+      int16_t* const to = parts + r * stride;
+      if (plan.prediction == nullptr) std::copy_n(from, channels * kLanes, to);
     }
-    coarse = parts.data();
+    if (plan.prediction != nullptr) {
+      kernels::Predict(KernelPrediction(*plan.prediction), coarse, rounds,
+                       channels * kLanes, parts, stride);
+    }
+    for (size_t r = 0; r < rounds && wide > 0; ++r) {
+      int16_t* const to = parts + r * stride;
+      kernels::SplitWide(plan.wide, to, to + channels * kLanes);
+    }
+    coarse = parts;
   }
-  const size_t base_steps = rounds * (channels + wide);
-  std::vector<uint8_t> base_symbols(base_steps * kLanes);
-  std::vector<int16_t> escapes(base_steps * kLanes);
-  escapes.resize(
-      kernels::SplitSymbols(coarse, base_steps, base_symbols.data(), escapes));
-  if (escapes.size() > UINT16_MAX) return false;
-  out.escapes = static_cast<uint32_t>(escapes.size());
-
-  std::vector<std::byte> words(
-      kernels::EncodedWordsMax(channels + wide, rounds) * 2);
-  // A single plane ends in states that may say something: escapes go there
-  // first.
-  std::vector<std::byte> escape_bytes;
-  AppendEscapes(escapes, escape_bytes);
-  std::array<uint32_t, kLanes> states = kernels::InitialStates();
-  size_t in_states = 0;
-  if (planes == 1) {
-    in_states = std::min(escape_bytes.size(), kSeedBytes);
-    SeedStates(ByteSpan(escape_bytes).first(in_states), states);
-  }
-  for (int plane = planes - 1; plane > 0; --plane) {
-    kernels::RefineEncodeStream stream;
-    stream.symbols = &symbols[numbers * static_cast<size_t>(plane - 1)];
-    stream.tables = plan.refinements[plane - 1].data();
-    stream.channels = channels;
-    stream.rounds = rounds;
-    stream.context = &context[numbers * static_cast<size_t>(plane - 1)];
-    std::copy(states.begin(), states.end(), stream.states);
-    stream.words = words.data();
-    kernels::Encode({&stream, 1});
-    if (stream.words_count > UINT16_MAX) return false;
-    std::copy_n(stream.states, kLanes, states.begin());
-    out.planes[plane - 1].assign(words.begin(),
-                                 words.begin() + 2 * stream.words_count);
-  }
-  kernels::EncodeStream stream;
-  stream.symbols = base_symbols.data();
-  stream.tables = plan.tables.data();
-  stream.channels = channels + wide;
-  stream.rounds = rounds;
-  std::copy(states.begin(), states.end(), stream.states);
-  stream.words = words.data();
-  kernels::Encode({&stream, 1});
-  AppendStates(stream.states, out.plane0);
-  out.plane0.insert(out.plane0.end(), words.begin(),
-                    words.begin() + 2 * stream.words_count);
-  out.plane0.insert(out.plane0.end(), escape_bytes.begin() + in_states,
-                    escape_bytes.end());
+  uint8_t* const symbols = room.symbols.Get(room.base_steps * kLanes);
+  const std::span<int16_t> escapes(room.escapes.Get(UINT16_MAX), UINT16_MAX);
+  const size_t found =
+      kernels::SplitSymbols(coarse, room.base_steps, symbols, escapes);
+  if (found > UINT16_MAX) return false;
+  job.escapes = static_cast<uint16_t>(found);
+  room.escape_bytes.clear();
+  AppendEscapes(escapes.first(found), room.escape_bytes);
   return true;
+}
+
+void StepsEncoder::Encode(std::span<Job> jobs, int planes) {
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    Job& job = jobs[i];
+    Room& room = rooms_[i];
+    job.ok = Prepare(job, planes, room);
+    job.words = {};
+    job.states = kernels::InitialStates();
+    // A single plane ends in states that may say something: escapes go there
+    // first.
+    job.escape_bytes = room.escape_bytes;
+    if (job.ok && planes == 1) {
+      const size_t in_states = std::min(room.escape_bytes.size(), kSeedBytes);
+      SeedStates(job.escape_bytes.first(in_states), job.states);
+      job.escape_bytes = job.escape_bytes.subspan(in_states);
+    }
+  }
+  const auto run = [&](int plane, auto& streams, auto&& set_up) {
+    streams.clear();
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      Job& job = jobs[i];
+      if (!job.ok) continue;
+      auto& stream = streams.emplace_back();
+      set_up(job, rooms_[i], stream);
+      stream.rounds = job.tile->rounds();
+      std::copy(job.states.begin(), job.states.end(), stream.states);
+      stream.words = rooms_[i].words[plane].Get(
+          2 * kernels::EncodedWordsMax(stream.channels, stream.rounds));
+    }
+    kernels::Encode(std::span(streams));
+    auto* stream = streams.data();
+    for (Job& job : jobs) {
+      if (!job.ok) continue;
+      std::copy_n(stream->states, kLanes, job.states.begin());
+      job.words[plane] = {stream->words, 2 * stream->words_count};
+      job.ok = plane == 0 || stream->words_count <= UINT16_MAX;
+      ++stream;
+    }
+  };
+  for (int plane = planes - 1; plane > 0; --plane) {
+    run(plane, refine_streams_,
+        [&](const Job& job, Room& room, kernels::RefineEncodeStream& stream) {
+          stream.channels = job.tile->channels();
+          const size_t at = job.tile->rounds() * stream.channels * kLanes *
+                            static_cast<size_t>(plane - 1);
+          stream.symbols = room.refinements.data() + at;
+          stream.context = room.context.data() + at;
+          stream.tables = job.plan->refinements[plane - 1].data();
+        });
+  }
+  run(0, streams_,
+      [&](const Job& job, Room& room, kernels::EncodeStream& stream) {
+        stream.channels = job.plan->tables.size();
+        stream.symbols = room.symbols.data();
+        stream.tables = job.plan->tables.data();
+      });
 }
 
 // ---- Decoding ----
@@ -546,16 +546,15 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
                             int decode_planes) {
   starts_.clear();
   streams_.clear();
-  size_t numbers = 0, base_numbers = 0;
+  size_t numbers = 0;
   for (const Input& input : inputs) {
     starts_.push_back(numbers);
-    numbers += size_t{input.tile->rounds()} * input.tile->channels() * kLanes;
-    base_numbers += input.tile->rounds() * input.plan->tables.size() * kLanes;
+    numbers += input.tile->rounds() * input.plan->tables.size() * kLanes;
   }
-  symbols_.resize(std::max(numbers, base_numbers));
-  integers_.resize(numbers);
-  uint8_t* symbols = symbols_.data();
-  for (const Input& input : inputs) {
+  uint8_t* const symbols = symbols_.Get(numbers);
+  int16_t* const all = integers_.Get(numbers);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Input& input = inputs[i];
     ByteSpan plane0 = input.planes[0];
     if (plane0.size() < kStateBytes) return Corrupt("a tile is too short");
     kernels::DecodeStream& stream = streams_.emplace_back();
@@ -566,46 +565,51 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     stream.tables = input.plan->tables.data();
     stream.channels = input.plan->tables.size();
     stream.rounds = input.tile->rounds();
-    stream.symbols = symbols;
+    stream.symbols = symbols + starts_[i];
     stream.idle_symbol = kernels::kZeroSymbol;
-    symbols += stream.rounds * stream.channels * kLanes;
   }
   kernels::Decode(std::span(streams_));
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs[i];
     const kernels::DecodeStream& stream = streams_[i];
-    const size_t steps = stream.rounds * stream.channels;
+    const size_t stride = stream.channels * kLanes;
+    int16_t* const integers = all + starts_[i];
     if (!stream.ok) return Corrupt("a tile has too few words");
     LARDER_RETURN_IF_ERROR(TakeEscapes(input, stream, planes));
-    const bool wide = !input.plan->wide.empty();
-    if (wide) parts_.resize(steps * kLanes);
-    int16_t* merged = wide ? parts_.data() : &integers_[starts_[i]];
-    if (!kernels::MergeSymbols(stream.symbols, steps, escapes_, merged)) {
+    if (!kernels::MergeSymbols(stream.symbols, stream.rounds * stream.channels,
+                               escapes_, integers)) {
       return Corrupt("a tile's escapes do not fit its numbers");
     }
-    if (wide) JoinParts(*input.plan, *input.tile, &integers_[starts_[i]]);
+    for (size_t r = 0; r < stream.rounds && !input.plan->wide.empty(); ++r) {
+      int16_t* const round = integers + r * stride;
+      kernels::JoinWide(input.plan->wide, round,
+                        round + size_t{input.tile->channels()} * kLanes);
+    }
     if (input.plan->prediction != nullptr) {
-      ApplyPrediction<true>(*input.plan->prediction, input.tile->rounds(),
-                            &integers_[starts_[i]], nullptr);
+      kernels::Unpredict(KernelPrediction(*input.plan->prediction),
+                         stream.rounds, stride, integers);
     }
   }
   for (int plane = 1; plane < decode_planes; ++plane) {
-    context_.resize(numbers);
+    int8_t* const context = context_.Get(numbers);
     refine_streams_.clear();
     for (size_t i = 0; i < inputs.size(); ++i) {
       const Input& input = inputs[i];
-      const size_t steps =
-          size_t{input.tile->rounds()} * input.tile->channels();
-      kernels::RefinementContext(&integers_[starts_[i]], steps,
-                                 &context_[starts_[i]]);
+      const size_t channels = input.tile->channels();
+      const size_t stride = input.plan->tables.size() * kLanes;
+      for (size_t r = 0; r < input.tile->rounds(); ++r) {
+        kernels::RefinementContext(
+            all + starts_[i] + r * stride, channels,
+            context + starts_[i] + r * channels * kLanes);
+      }
       kernels::RefineDecodeStream& stream = refine_streams_.emplace_back();
       stream.words = input.planes[plane].data();
       stream.words_count = input.planes[plane].size() / 2;
       stream.tables = input.plan->refinements[plane - 1].data();
-      stream.channels = input.tile->channels();
+      stream.channels = channels;
       stream.rounds = input.tile->rounds();
-      stream.context = &context_[starts_[i]];
-      stream.symbols = &symbols_[starts_[i]];
+      stream.context = context + starts_[i];
+      stream.symbols = symbols + starts_[i];
       stream.idle_symbol = kernels::kZeroRefinement;
       std::copy_n(streams_[i].states, kLanes, stream.states);
     }
@@ -616,9 +620,13 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
         return Corrupt("a plane's words do not fit its numbers");
       }
       std::copy_n(stream.states, kLanes, streams_[i].states);
-      kernels::MergeRefinement(&integers_[starts_[i]], stream.symbols,
-                               stream.rounds * stream.channels,
-                               &integers_[starts_[i]]);
+      const size_t stride = inputs[i].plan->tables.size() * kLanes;
+      for (size_t r = 0; r < stream.rounds; ++r) {
+        int16_t* const round = all + starts_[i] + r * stride;
+        kernels::MergeRefinement(round,
+                                 stream.symbols + r * stream.channels * kLanes,
+                                 stream.channels, round);
+      }
     }
   }
   const std::array<uint32_t, kLanes> end = kernels::InitialStates();
@@ -630,16 +638,12 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     if (inputs[i].plan->transform == nullptr) continue;
     // A sum of the transform must not overflow, whatever the bytes said.
     const int most = inputs[i].plan->transform->integer_max;
-    const size_t count =
-        size_t{inputs[i].tile->rounds()} * inputs[i].tile->channels() * kLanes;
-    const int16_t* q = &integers_[starts_[i]];
-    int least = 0, largest = 0;
-    for (size_t n = 0; n < count; ++n) {
-      least = std::min<int>(least, q[n]);
-      largest = std::max<int>(largest, q[n]);
-    }
-    if (largest > most || least < -most) {
-      return Corrupt("a number is too large for the transform");
+    const size_t stride = inputs[i].plan->tables.size() * kLanes;
+    for (size_t r = 0; r < inputs[i].tile->rounds(); ++r) {
+      if (kernels::LargestMagnitude(all + starts_[i] + r * stride,
+                                    inputs[i].tile->channels()) > most) {
+        return Corrupt("a number is too large for the transform");
+      }
     }
   }
   return absl::OkStatus();
@@ -669,39 +673,22 @@ Status StepsDecoder::TakeEscapes(const Input& input,
   return absl::OkStatus();
 }
 
-void StepsDecoder::JoinParts(const StepsPlan& plan, const TileGrid::Tile& tile,
-                             int16_t* integers) {
-  const size_t channels = tile.channels();
-  const size_t stride = plan.tables.size() * kLanes;
-  for (size_t round = 0; round < tile.rounds(); ++round) {
-    const int16_t* from = &parts_[round * stride];
-    int16_t* to = integers + round * channels * kLanes;
-    std::copy_n(from, channels * kLanes, to);
-    for (size_t i = 0; i < plan.wide.size(); ++i) {
-      const int16_t* low = from + (channels + i) * kLanes;
-      int16_t* high = to + plan.wide[i] * kLanes;
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        high[lane] = static_cast<int16_t>(16 * high[lane] + low[lane]);
-      }
-    }
-  }
-}
-
 void ReconstructSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
-                      const int16_t* integers, int missing_planes,
-                      const kernels::Rotary& rotary,
+                      const int16_t* integers, size_t stride,
+                      int missing_planes, const kernels::Rotary& rotary,
                       const kernels::TileRows& rows) {
-  std::vector<float> coarse;
+  std::array<float, kernels::kTileChannelsMax> coarse;
   const float* scale = plan.scale.data();
   if (missing_planes > 0) {
-    coarse = plan.scale;
-    for (float& value : coarse) {
-      for (int i = 0; i < missing_planes; ++i) value *= 3.0f;
+    for (size_t c = 0; c < plan.scale.size(); ++c) {
+      coarse[c] = plan.scale[c];
+      for (int i = 0; i < missing_planes; ++i) coarse[c] *= 3.0f;
     }
     scale = coarse.data();
   }
   kernels::ReconstructTile reconstruct;
   reconstruct.q = integers;
+  reconstruct.q_round_stride = stride;
   reconstruct.rounds = tile.rounds();
   reconstruct.coefficients = tile.channels();
   reconstruct.klt =

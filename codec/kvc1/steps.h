@@ -8,6 +8,7 @@
 
 #include "codec/kvc1/layer_format.h"
 #include "codec/kvc1/rope.h"
+#include "codec/kvc1/scratch.h"
 #include "codec/profile.h"
 #include "kernels/kvc1.h"
 
@@ -58,6 +59,9 @@ Status PlanFromOwn(const TileGrid::Tile& tile, ByteSpan bytes, int planes,
 Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
                    StepsPlan& plan);
 
+// The number that has these bits: of a magnitude, and not a NaN.
+float MagnitudeValue(kernels::Element element, uint16_t bits);
+
 // Chooses steps for a tile of which nothing is known: `fineness` steps to the
 // standard deviation of a head, means and distributions measured. False if the
 // rows hold what is not finite, or nothing but zeros.
@@ -65,20 +69,53 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
                 const kernels::Rotary& rotary, uint32_t exact_rows,
                 float fineness, OwnSteps& own);
 
-// Encodes rows into `planes` planes: plane 0 is states, words and escapes
-// (appended to `plane0`), the others are words. False if the tile cannot be
-// coded so: something is not finite, or too far from its channel's mean.
-// `q_scratch` keeps the integers of the finest plane.
-struct EncodedSteps {
-  std::vector<std::byte> plane0;
-  std::array<std::vector<std::byte>, 2> planes;
-  uint32_t escapes = 0;
+// Encodes several tiles at a time, since the coder is bound by latency. Keeps
+// its room: nothing is allocated once tiles of the largest size were seen.
+class StepsEncoder {
+ public:
+  struct Job {
+    const TileGrid::Tile* tile = nullptr;
+    const StepsPlan* plan = nullptr;
+    kernels::ConstTileRows rows;
+    kernels::Rotary rotary;
+    // The first so many rows are kept elsewhere and coded as nothing.
+    uint32_t exact_rows = 0;
+
+    // Out, valid until the next call. Not ok: the tile cannot be coded so, as
+    // something is not finite, or too far from its channel's mean.
+    bool ok = false;
+    uint16_t escapes = 0;
+    const int16_t* q = nullptr;  // integers of the finest plane
+    std::array<uint32_t, kLanes> states{};
+    std::array<ByteSpan, kMaxPlanes> words;
+    ByteSpan escape_bytes;  // those that follow the words of plane 0
+
+    size_t Plane0Bytes() const;
+    // States, words, escapes. Returns what follows.
+    std::byte* WritePlane0(std::byte* to) const;
+  };
+  static constexpr size_t kTogether = 4;
+
+  // REQUIRES: at most kTogether jobs.
+  void Encode(std::span<Job> jobs, int planes);
+
+ private:
+  struct Room {
+    Scratch<int16_t> q, escapes;
+    Scratch<uint8_t> symbols, refinements;
+    Scratch<int8_t> context;
+    std::array<Scratch<std::byte>, kMaxPlanes> words;
+    std::vector<std::byte> escape_bytes;
+    size_t base_steps = 0;
+  };
+  // Everything up to the entropy coder.
+  bool Prepare(Job& job, int planes, Room& room);
+
+  std::array<Room, kTogether> rooms_;
+  Scratch<int16_t> base_, differences_;
+  std::vector<kernels::EncodeStream> streams_;
+  std::vector<kernels::RefineEncodeStream> refine_streams_;
 };
-// The first `exact_rows` rows are kept elsewhere and coded as nothing.
-bool EncodeSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
-                 const kernels::ConstTileRows& rows,
-                 const kernels::Rotary& rotary, int planes, uint32_t exact_rows,
-                 std::vector<int16_t>& q_scratch, EncodedSteps& out);
 
 // Decodes several tiles at a time, since the coder is bound by latency.
 class StepsDecoder {
@@ -90,10 +127,11 @@ class StepsDecoder {
     std::array<ByteSpan, kMaxPlanes> planes;
     uint16_t escapes = 0;
   };
-  // The integers of `decode_planes` of `planes` planes, [round][channel][32]
-  // for each input, valid until the next call. DataLoss if the bytes are not
-  // what an encoder writes.
+  // Decodes the integers of `decode_planes` of `planes` planes. DataLoss if the
+  // bytes are not what an encoder writes.
   Status Decode(std::span<const Input> inputs, int planes, int decode_planes);
+  // Of the last call: [round][channel][32], rounds at a stride of as many
+  // numbers as the plan has tables, times 32.
   const int16_t* integers(size_t input) const {
     return integers_.data() + starts_[input];
   }
@@ -101,25 +139,22 @@ class StepsDecoder {
  private:
   Status TakeEscapes(const Input& input, const kernels::DecodeStream& stream,
                      int planes);
-  // From parts_: coefficients that have a low part become whole.
-  void JoinParts(const StepsPlan& plan, const TileGrid::Tile& tile,
-                 int16_t* integers);
 
   std::vector<size_t> starts_;
-  std::vector<uint8_t> symbols_;
-  std::vector<int8_t> context_;
-  std::vector<int16_t> integers_;
+  Scratch<uint8_t> symbols_;
+  Scratch<int8_t> context_;
+  Scratch<int16_t> integers_;
   std::vector<std::byte> escape_bytes_;
   std::vector<int16_t> escapes_;
-  std::vector<int16_t> parts_;
   std::vector<kernels::DecodeStream> streams_;
   std::vector<kernels::RefineDecodeStream> refine_streams_;
 };
 
-// From integers to rows. `missing_planes`: how many planes were not decoded.
+// From integers to rows, rounds at `stride` (0: without gaps).
+// `missing_planes`: how many planes were not decoded.
 void ReconstructSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
-                      const int16_t* integers, int missing_planes,
-                      const kernels::Rotary& rotary,
+                      const int16_t* integers, size_t stride,
+                      int missing_planes, const kernels::Rotary& rotary,
                       const kernels::TileRows& rows);
 
 }  // namespace larder::kvc1

@@ -698,6 +698,171 @@ TEST_P(Kvc1TileTest, LosslessBf16) {
   }
 }
 
+TEST_P(Kvc1TileTest, Predicts) {
+  Random random(31);
+  for (int i = 0; i < 300; ++i) {
+    const size_t channels = 1 + random() % 150, rounds = random() % 6;
+    const size_t stride = (channels + random() % 3) * 32;
+    std::vector<uint16_t> order(channels), parents;
+    std::vector<uint8_t> counts;
+    std::vector<int16_t> factors;
+    for (size_t c = 0; c < channels; ++c) order[c] = static_cast<uint16_t>(c);
+    std::shuffle(order.begin(), order.end(), random);
+    const bool wild = random() % 2 == 0;
+    for (size_t c = 0; c < channels; ++c) {
+      counts.push_back(static_cast<uint8_t>(c == 0 ? 0 : random() % 33));
+      for (size_t p = 0; p < counts.back(); ++p) {
+        parents.push_back(order[random() % c]);
+        factors.push_back(
+            static_cast<int16_t>(wild ? random() : random() % 2000 - 1000));
+        if (wild && random() % 4 == 0) factors.back() = INT16_MIN;
+      }
+    }
+    const Prediction prediction = {channels, order.data(), counts.data(),
+                                   parents.data(), factors.data()};
+    std::vector<int16_t> q(rounds * stride + 1);
+    for (int16_t& v : q) {
+      v = static_cast<int16_t>(wild ? random() : random() % 200 - 100);
+      if (wild && random() % 4 == 0) v = INT16_MIN;
+    }
+    std::vector<int16_t> expected = q, differences = q;
+    scalar_.predict(prediction, q.data(), rounds, stride, expected.data(),
+                    stride);
+    kernel_->predict(prediction, q.data(), rounds, stride, differences.data(),
+                     stride);
+    ASSERT_EQ(differences, expected);
+    kernel_->unpredict(prediction, rounds, stride, differences.data());
+    ASSERT_EQ(differences, q);
+    // From anything, as from words that nobody wrote.
+    std::vector<int16_t> other = q;
+    scalar_.unpredict(prediction, rounds, stride, other.data());
+    kernel_->unpredict(prediction, rounds, stride, q.data());
+    ASSERT_EQ(q, other);
+  }
+}
+
+TEST_P(Kvc1TileTest, FindsTheLargestError) {
+  Random random(32);
+  for (int i = 0; i < 300; ++i) {
+    const Element element = kElements[random() % 2];
+    const size_t tokens = random() % 40, heads = random() % 4;
+    const size_t head_dim = AnyHeadDim(random);
+    RowMemory a(tokens, heads, head_dim, element, random);
+    RowMemory b(tokens, heads, head_dim, element, random);
+    const bool wild = random() % 4 == 0;
+    double largest = 0;
+    bool nan = false;
+    for (size_t t = 0; t < tokens; ++t) {
+      for (size_t c = 0; c < heads * head_dim; ++c) {
+        double value[2];
+        for (const RowMemory* rows : {&a, &b}) {
+          uint16_t half = static_cast<uint16_t>(random() & 0xbfff);
+          if (wild && random() % 512 == 0) half |= 0x7c00;
+          std::memcpy(rows->At(t, c / head_dim, c % head_dim), &half, 2);
+          value[rows == &b] = element == Element::kF16
+                                  ? internal::F32FromF16(half)
+                                  : internal::F32FromBf16(half);
+        }
+        const auto error = static_cast<double>(std::abs(
+            static_cast<float>(value[0]) - static_cast<float>(value[1])));
+        nan = nan || std::isnan(error);
+        largest = std::max(largest, error);
+      }
+    }
+    if (nan) largest = INFINITY;
+    ASSERT_EQ(kernel_->max_error(a.const_rows(), b.const_rows()), largest);
+  }
+}
+
+TEST_P(Kvc1TileTest, Measures) {
+  Random random(33);
+  for (int i = 0; i < 200; ++i) {
+    const size_t channels = random() % 70, rounds = random() % 10;
+    std::vector<int16_t> q(channels * rounds * 32);
+    const bool wild = random() % 2 == 0;
+    for (int16_t& v : q) {
+      v = static_cast<int16_t>(wild ? random() : random() % 200 - 100);
+      if (wild && random() % 2 == 0) v = random() % 2 == 0 ? 32767 : -32767;
+      if (v == INT16_MIN) v = 0;
+    }
+    std::vector<int64_t> sum(channels), squares(channels), off(channels);
+    std::vector<int64_t> sum2(channels), squares2(channels), off2(channels);
+    std::vector<int32_t> centre(channels);
+    for (int32_t& c : centre) c = static_cast<int16_t>(random() | 1);
+    int largest = 0;
+    for (size_t n = 0; n < q.size(); ++n) {
+      const size_t c = n / 32 % channels;
+      sum2[c] += q[n];
+      squares2[c] += int64_t{q[n]} * q[n];
+      off2[c] += std::abs(q[n] - centre[c]);
+      largest = std::max<int>(largest, std::abs(int{q[n]}));
+    }
+    kernel_->channel_sums(q.data(), channels, rounds, sum.data(),
+                          squares.data());
+    kernel_->channel_deviations(q.data(), channels, rounds, centre.data(),
+                                off.data());
+    ASSERT_EQ(sum, sum2);
+    ASSERT_EQ(squares, squares2);
+    ASSERT_EQ(off, off2);
+    ASSERT_EQ(kernel_->largest_magnitude(q.data(), channels * rounds), largest);
+    if (!q.empty()) {
+      q[random() % q.size()] = INT16_MIN;
+      ASSERT_EQ(kernel_->largest_magnitude(q.data(), channels * rounds), 32768);
+    }
+
+    RowMemory rows(random() % 200, random() % 4, AnyHeadDim(random),
+                   kElements[random() % 2], random);
+    const size_t count = rows.heads * rows.head_dim;
+    std::vector<uint32_t> fields(count), field_squares(count);
+    std::vector<uint32_t> fields2(count), field_squares2(count);
+    uint16_t most = 0;
+    for (size_t t = 0; t < rows.tokens; ++t) {
+      for (size_t c = 0; c < count; ++c) {
+        const auto half = static_cast<uint16_t>(random());
+        std::memcpy(rows.At(t, c / rows.head_dim, c % rows.head_dim), &half, 2);
+        fields2[c] += half >> 7 & 255;
+        field_squares2[c] += (half >> 7 & 255) * (half >> 7 & 255);
+        most = std::max<uint16_t>(most, half & 0x7fff);
+      }
+    }
+    kernel_->field_sums(rows.const_rows(), 7, 255, fields.data(),
+                        field_squares.data());
+    ASSERT_EQ(fields, fields2);
+    ASSERT_EQ(field_squares, field_squares2);
+    ASSERT_EQ(kernel_->largest_bits(rows.const_rows()), most);
+  }
+}
+
+TEST_P(Kvc1TileTest, SplitsWideOnes) {
+  Random random(34);
+  for (int i = 0; i < 200; ++i) {
+    const size_t channels = 1 + random() % 70;
+    std::vector<int16_t> round(channels * 32);
+    for (int16_t& v : round) {
+      v = static_cast<int16_t>(random() % 65528 - 32768);  // 32760 at most
+    }
+    std::vector<uint16_t> wide;
+    for (size_t c = 0; c < channels; ++c) {
+      if (random() % 3 == 0) wide.push_back(static_cast<uint16_t>(c));
+    }
+    std::vector<int16_t> low(wide.size() * 32), split = round;
+    kernel_->split_wide(wide.data(), wide.size(), split.data(), low.data());
+    for (size_t n = 0; n < low.size(); ++n) {
+      const size_t at = size_t{wide[n / 32]} * 32 + n % 32;
+      ASSERT_TRUE(low[n] >= -8 && low[n] <= 7);
+      ASSERT_EQ(16 * split[at] + low[n], round[at]);
+    }
+    kernel_->join_wide(wide.data(), wide.size(), split.data(), low.data());
+    ASSERT_EQ(split, round);
+    // Modulo 2^16.
+    for (int16_t& v : split) v = static_cast<int16_t>(random());
+    std::vector<int16_t> other = split;
+    kernel_->join_wide(wide.data(), wide.size(), split.data(), low.data());
+    scalar_.join_wide(wide.data(), wide.size(), other.data(), low.data());
+    ASSERT_EQ(split, other);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, Kvc1TileTest, AllLevels(), LevelName);
 
 // Through the door: what the lists say.
