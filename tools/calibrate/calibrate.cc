@@ -154,6 +154,20 @@ void AddRidge(double ridge, uint32_t dim, Eigen::MatrixXd& metric) {
   if (metric.trace() > 0) metric *= trace / metric.trace();
 }
 
+// What rounds to zero everywhere is not noise but lost, for all tokens alike,
+// and costs more than the metric says: channel by channel, none may be much
+// coarser than its head. Measured on SmolLM2: 0.3 saves 5 % of the bits at
+// equal divergence.
+void LimitSteps(const Options& options, uint32_t dim, Block& block) {
+  constexpr double kShare = 0.3;
+  if (options.mode == Mode::kKlt) return;
+  for (Eigen::Index head = 0; head < block.metric.rows() / dim; ++head) {
+    auto diagonal = block.metric.diagonal().segment(head * dim, dim);
+    const double least = kShare * diagonal.mean();
+    for (double& value : diagonal) value = std::max(value, least);
+  }
+}
+
 // ---- The transform ----
 
 // Coefficients in which errors cost alike and which do not correlate: rows of
@@ -505,6 +519,7 @@ StatusOr<std::shared_ptr<const Profile>> Calibrate(
             block.metric = MetricOf(block, dim, shape.layers);
           }
           AddRidge(options.ridge, dim, block.metric);
+          LimitSteps(options, dim, block);
           for (Eigen::Index c = 0; c < block.metric.rows(); ++c) {
             steps.push_back(1 / std::sqrt(block.metric(c, c)));
           }
