@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 
 #include "codec/kvc1/states.h"
+#include "codec/kvc1/steady_math.h"
 
 namespace larder::kvc1 {
 namespace {
@@ -188,7 +189,7 @@ void Choose(const Moments& seen, int& first, int& kind) {
     const double off = (exact - rounded) * (exact - rounded) / table.variance;
     if (!(off < best)) continue;
     const double width =
-        std::log(std::max(seen.variance, 0.05) / table.variance);
+        SteadyLog(std::max(seen.variance, 0.05) / table.variance);
     const double cost = off + 0.5 * width * width;
     if (cost < best) {
       best = cost;
