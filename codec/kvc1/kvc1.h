@@ -15,8 +15,10 @@ namespace larder::kvc1 {
 // How a layer is to be encoded, where the contract's `quality` does not say it
 // all.
 struct EncodeOptions {
-  // 0: lossless. 1..kMaxLevel: finest first. By convention level 3 costs about
-  // 0.01 of mean KL divergence, and each level three times the one before.
+  // 0: lossless. 1..kMaxLevel: finest first. What a level costs is in the
+  // profile (Profile::Contents::divergence); without a profile each level has
+  // steps sqrt(3) times as large as the one before, and nobody has said what
+  // that costs.
   int level = 0;
   // 1..3: how many nested planes, each three times as fine as the one before.
   int planes = 1;
@@ -40,10 +42,10 @@ inline constexpr int kMaxLevel = 9;
 constexpr Lineage LineageOf(int level, int missing_planes) {
   return static_cast<Lineage>(level == 0 ? 0 : level + 2 * missing_planes);
 }
+// Of what was coded within a bound of errors and no level.
+inline constexpr Lineage kLineageUnjudged{199};
 // The coarsest level that is at least as good. 0 for kExact.
 int LevelOf(Lineage quality);
-// How many planes a level is stored in unless something else is asked for.
-int DefaultPlanes(int level);
 
 // As Codec::Encode of kvc1, with all options.
 StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,

@@ -1,0 +1,311 @@
+#include "codec/kvc1/layer_decoder.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "codec/kvc1/layer_context.h"
+
+namespace larder::kvc1 {
+namespace {
+
+Status Corrupt(absl::string_view what) {
+  return absl::DataLossError(absl::StrCat("kvc1: ", what));
+}
+
+bool IsSteps(TileMode mode) {
+  return mode >= TileMode::kSteps;
+}
+
+class LayerDecoder {
+ public:
+  LayerDecoder(const CodedLayer& layer, Element element)
+      : context_(layer, element) {}
+
+  Status Open(ByteSpan encoded) {
+    LARDER_ASSIGN_OR_RETURN(index_,
+                            ReadIndex(context_.grid, encoded, encoded.size()));
+    encoded_ = encoded;
+    return FindProfile();
+  }
+
+  Status Run(const CodedSelection& selection, MutableByteSpan plain) {
+    const TileGrid& grid = context_.grid;
+    head_begin_ = selection.head_begin;
+    head_end_ = selection.head_count != 0 ? head_begin_ + selection.head_count
+                                          : grid.heads();
+    row_begin_ = selection.row_begin;
+    row_end_ = selection.row_count != 0 ? row_begin_ + selection.row_count
+                                        : grid.rows();
+    planes_ = selection.planes != 0
+                  ? std::min(selection.planes, index_.header.planes)
+                  : index_.header.planes;
+    plain_ = plain;
+    for (uint32_t i = 0; i < grid.count(); ++i) {
+      const TileGrid::Tile tile = grid.At(i);
+      if (!Wanted(tile)) continue;
+      if (IsSteps(index_.entries[i].mode)) {
+        LARDER_RETURN_IF_ERROR(QueueSteps(i, tile));
+        if (queued_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeQueued());
+      } else if (index_.entries[i].mode == TileMode::kLossless) {
+        LARDER_RETURN_IF_ERROR(QueueLossless(i, tile));
+        if (kept_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeKept());
+      } else {
+        LARDER_RETURN_IF_ERROR(DecodeExact(i, tile));
+      }
+    }
+    LARDER_RETURN_IF_ERROR(DecodeQueued());
+    return DecodeKept();
+  }
+
+  bool Wanted(const TileGrid::Tile& tile) const {
+    return tile.head_begin < head_end_ &&
+           tile.head_begin + tile.head_count > head_begin_ &&
+           tile.row_begin < row_end_ &&
+           tile.row_begin + tile.row_count > row_begin_;
+  }
+
+ private:
+  static constexpr size_t kTogether = StepsEncoder::kTogether;
+  static_assert(LosslessDecoder::kTogether == kTogether);
+
+  Status FindProfile() {
+    const LayerHeader& header = index_.header;
+    const CodedLayer& layer = context_.layer;
+    if (header.profile != std::array<uint8_t, 32>{}) {
+      if (layer.profile == nullptr ||
+          layer.profile->id().bytes != header.profile) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("kvc1: needs profile ",
+                         ToHex(header.profile.data(), header.profile.size())));
+      }
+      context_.UseProfile(*layer.profile);
+    }
+    if (!header.unrotated) return absl::OkStatus();
+    uint64_t fingerprint = 0;
+    LARDER_ASSIGN_OR_RETURN(
+        auto rope, RopeOf(layer, context_.grid.head_dim(false), fingerprint));
+    if (fingerprint != header.rope) {
+      return absl::FailedPreconditionError(
+          "kvc1: keys were turned back by another rotation than this build "
+          "derives from the space");
+    }
+    context_.UseRotation(std::move(rope));
+    return absl::OkStatus();
+  }
+
+  StatusOr<ByteSpan> Plane(uint32_t i, int plane) const {
+    const TileEntry& entry = index_.entries[i];
+    const ByteSpan bytes =
+        encoded_.subspan(index_.Offset(plane, i), entry.PlaneBytes(plane));
+    if (PlaneCheck(bytes) != entry.checks[plane]) {
+      return Corrupt("a tile does not match its checksum");
+    }
+    return bytes;
+  }
+
+  // A tile that lies whole in what is wanted is written in place.
+  bool InPlace(const TileGrid::Tile& tile) const {
+    return tile.head_begin >= head_begin_ &&
+           tile.head_begin + tile.head_count <= head_end_ &&
+           tile.row_begin >= row_begin_ &&
+           tile.row_begin + tile.row_count <= row_end_;
+  }
+
+  // Rows of a whole layer, or much of one, go past the caches: others push them
+  // out before all layers are there. What is less may be wanted at once.
+  bool Streams(const TileGrid::Tile& tile) const {
+    constexpr size_t kStreamBytesMin = 64 << 10;
+    return plain_.size() >= kStreamBytesMin && InPlace(tile);
+  }
+
+  DenseBlock Destination() const {
+    return {context_.grid, context_.layer.group_descriptor().layout,
+            head_end_ - head_begin_, row_end_ - row_begin_};
+  }
+
+  // Those that are not are decoded aside first, each of those that are decoded
+  // together in its own place.
+  PlainRows RowsFor(const TileGrid::Tile& tile, size_t place = 0) {
+    if (!InPlace(tile)) {
+      return DenseRows(context_.grid, tile, Aside(place));
+    }
+    const DenseBlock block = Destination();
+    return {
+        plain_.data() + block.Offset(tile.values, tile.head_begin - head_begin_,
+                                     tile.row_begin - row_begin_),
+        static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
+        static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
+  }
+
+  std::byte* Aside(size_t place) {
+    constexpr size_t kTileBytesMax =
+        size_t{kGroupRows} * kernels::kTileChannelsMax * 2;
+    return work_.rows.Get(kTogether * kTileBytesMax) + place * kTileBytesMax;
+  }
+
+  void Finish(const TileGrid::Tile& tile, size_t place = 0) {
+    if (InPlace(tile)) return;
+    const std::byte* const aside = Aside(place);
+    const DenseBlock block = Destination();
+    const size_t head_bytes = block.HeadBytes(tile.values);
+    for (uint32_t r = 0; r < tile.row_count; ++r) {
+      const uint32_t row = tile.row_begin + r;
+      if (row < row_begin_ || row >= row_end_) continue;
+      for (uint32_t h = 0; h < tile.head_count; ++h) {
+        const uint32_t head = tile.head_begin + h;
+        if (head < head_begin_ || head >= head_end_) continue;
+        std::memcpy(
+            plain_.data() +
+                block.Offset(tile.values, head - head_begin_, row - row_begin_),
+            aside + (size_t{r} * tile.head_count + h) * head_bytes, head_bytes);
+      }
+    }
+  }
+
+  Status DecodeExact(uint32_t i, const TileGrid::Tile& tile) {
+    const TileGrid& grid = context_.grid;
+    const TileEntry& entry = index_.entries[i];
+    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, Plane(i, 0));
+    const PlainRows rows = RowsFor(tile);
+    const size_t element_bytes = ElementBytes(grid.element());
+    const size_t head_bytes = tile.head_dim * element_bytes;
+    if (entry.mode == TileMode::kRaw) {
+      if (bytes.size() != RawBytes(grid, tile, tile.row_count)) {
+        return Corrupt("a raw tile of another size");
+      }
+      PlaceRows(tile, head_bytes, tile.row_count, bytes.data(), rows);
+    } else {
+      if (bytes.size() != element_bytes) {
+        return Corrupt("a constant tile of another size");
+      }
+      for (uint32_t row = 0; row < tile.row_count; ++row) {
+        for (uint32_t head = 0; head < tile.head_count; ++head) {
+          std::byte* to =
+              rows.data + row * rows.token_stride + head * rows.head_stride;
+          for (size_t d = 0; d < tile.head_dim; ++d) {
+            std::memcpy(to + d * element_bytes, bytes.data(), element_bytes);
+          }
+        }
+      }
+    }
+    Finish(tile);
+    return absl::OkStatus();
+  }
+
+  Status QueueSteps(uint32_t i, const TileGrid::Tile& tile) {
+    const TileGrid& grid = context_.grid;
+    const TileEntry& entry = index_.entries[i];
+    if (ElementBytes(grid.element()) != 2) {
+      return Corrupt("a lossy tile of elements that have none");
+    }
+    Queued& queued = work_.queue[queued_];
+    queued.tile = tile;
+    queued.exact_rows = tile.row_begin == 0 ? index_.header.exact_rows : 0;
+    StepsDecoder::Input& input = inputs_[queued_];
+    input = {};
+    for (int plane = 0; plane < planes_; ++plane) {
+      LARDER_ASSIGN_OR_RETURN(input.planes[plane], Plane(i, plane));
+    }
+    const size_t exact_bytes = RawBytes(grid, tile, queued.exact_rows);
+    ByteSpan& plane0 = input.planes[0];
+    if (queued.exact_rows > tile.row_count || plane0.size() < exact_bytes) {
+      return Corrupt("a tile is too short");
+    }
+    queued.exact = plane0.first(exact_bytes);
+    plane0 = plane0.subspan(exact_bytes);
+    const int all_planes = index_.header.planes;
+    if (entry.mode == TileMode::kStepsOwn) {
+      const uint64_t own_bytes = OwnSteps::Bytes(tile);
+      if (plane0.size() < own_bytes) return Corrupt("a tile is too short");
+      LARDER_RETURN_IF_ERROR(
+          PlanFromOwn(tile, plane0.first(own_bytes), all_planes, queued.plan));
+      plane0 = plane0.subspan(own_bytes);
+    } else {
+      const TensorProfile* tensor = context_.tensors[tile.values];
+      if (tensor == nullptr ||
+          !PlanFromProfile(*tensor, index_.header.level, all_planes,
+                           context_.layer.shape.head_begin, tile, entry.mode,
+                           queued.plan)) {
+        return Corrupt("the profile does not describe a tile that needs it");
+      }
+    }
+    input.tile = &queued.tile;
+    input.plan = &queued.plan;
+    input.escapes = entry.escapes;
+    ++queued_;
+    return absl::OkStatus();
+  }
+
+  Status DecodeQueued() {
+    if (queued_ == 0) return absl::OkStatus();
+    const int all_planes = index_.header.planes;
+    LARDER_RETURN_IF_ERROR(work_.steps_decoder.Decode(
+        std::span(inputs_).first(queued_), all_planes, planes_));
+    const TileGrid& grid = context_.grid;
+    for (size_t i = 0; i < queued_; ++i) {
+      const Queued& queued = work_.queue[i];
+      const PlainRows rows = RowsFor(queued.tile);
+      kernels::TileRows writable = WritableRows(grid, queued.tile, rows);
+      writable.stream = Streams(queued.tile);
+      ReconstructSteps(queued.plan, queued.tile,
+                       work_.steps_decoder.integers(i),
+                       queued.plan.tables.size() * kLanes, all_planes - planes_,
+                       context_.RotaryOf(queued.tile), writable);
+      PlaceRows(queued.tile, queued.tile.head_dim * 2, queued.exact_rows,
+                queued.exact.data(), rows);
+      Finish(queued.tile);
+    }
+    queued_ = 0;
+    return absl::OkStatus();
+  }
+
+  Status QueueLossless(uint32_t i, const TileGrid::Tile& tile) {
+    LosslessDecoder::Input& input = lossless_[kept_];
+    kept_tiles_[kept_] = tile;
+    input.tile = &kept_tiles_[kept_];
+    LARDER_ASSIGN_OR_RETURN(input.bytes, Plane(i, 0));
+    input.escapes = index_.entries[i].escapes;
+    input.rows = RowsFor(tile, kept_);
+    input.stream = Streams(tile);
+    ++kept_;
+    return absl::OkStatus();
+  }
+
+  Status DecodeKept() {
+    LARDER_RETURN_IF_ERROR(work_.lossless_decoder.Decode(
+        std::span(lossless_).first(kept_), context_.grid.element()));
+    for (size_t i = 0; i < kept_; ++i) Finish(kept_tiles_[i], i);
+    kept_ = 0;
+    return absl::OkStatus();
+  }
+
+  LayerContext context_;
+  LayerIndex index_;
+  ByteSpan encoded_;
+  MutableByteSpan plain_;
+  uint32_t head_begin_ = 0, head_end_ = 0, row_begin_ = 0, row_end_ = 0;
+  int planes_ = 1;
+  Workspace& work_ = ThreadWorkspace();
+  std::array<StepsDecoder::Input, kTogether> inputs_;
+  size_t queued_ = 0;
+  std::array<LosslessDecoder::Input, kTogether> lossless_;
+  std::array<TileGrid::Tile, kTogether> kept_tiles_;
+  size_t kept_ = 0;
+};
+
+}  // namespace
+
+Status DecodeLayer(const CodedLayer& layer, Element element,
+                   const CodedSelection& selection, ByteSpan encoded,
+                   MutableByteSpan plain) {
+  LayerDecoder decoder(layer, element);
+  LARDER_RETURN_IF_ERROR(decoder.Open(encoded));
+  return decoder.Run(selection, plain);
+}
+
+}  // namespace larder::kvc1
