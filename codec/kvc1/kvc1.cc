@@ -25,8 +25,7 @@ class TiledCodec final : public Codec {
     LARDER_RETURN_IF_ERROR(ValidateCoded(layer, {}));
     LARDER_ASSIGN_OR_RETURN(const Element element, ElementOf(*layer.space));
     const GroupDescriptor& group = layer.group_descriptor();
-    if (group.layout == SegmentLayout::kOpaque ||
-        group.kind == GroupKind::kRecurrentState) {
+    if (!HasRows(group)) {
       return absl::InvalidArgumentError(
           "kvc1 codes keys and values, not opaque pages or states");
     }
@@ -86,12 +85,7 @@ class TiledCodec final : public Codec {
     const TileGrid grid(layer, *ElementOf(*layer.space));
     LARDER_ASSIGN_OR_RETURN(const LayerIndex index,
                             ReadIndex(grid, front, encoded_bytes));
-    const uint32_t head_end = selection.head_count != 0
-                                  ? selection.head_begin + selection.head_count
-                                  : grid.heads();
-    const uint32_t row_end = selection.row_count != 0
-                                 ? selection.row_begin + selection.row_count
-                                 : grid.rows();
+    const SelectedBox box(layer, selection);
     const int planes = selection.planes != 0
                            ? std::min(selection.planes, index.header.planes)
                            : index.header.planes;
@@ -100,12 +94,7 @@ class TiledCodec final : public Codec {
       for (uint32_t i = 0; i < grid.count(); ++i) {
         const TileGrid::Tile tile = grid.At(i);
         const uint64_t bytes = index.entries[i].PlaneBytes(plane);
-        if (bytes == 0 || tile.head_begin >= head_end ||
-            tile.head_begin + tile.head_count <= selection.head_begin ||
-            tile.row_begin >= row_end ||
-            tile.row_begin + tile.row_count <= selection.row_begin) {
-          continue;
-        }
+        if (bytes == 0 || !tile.Overlaps(box)) continue;
         const uint64_t offset = index.Offset(plane, i);
         CodedRange& last = ranges.back();
         if (last.offset + last.bytes == offset) {

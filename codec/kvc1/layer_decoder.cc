@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "codec/kvc1/layer_context.h"
+#include "codec/selection.h"
 
 namespace larder::kvc1 {
 namespace {
@@ -24,7 +25,7 @@ bool IsSteps(TileMode mode) {
 class LayerDecoder {
  public:
   LayerDecoder(const CodedLayer& layer, Element element)
-      : context_(layer, element) {}
+      : context_(layer, element), box_(layer, {}) {}
 
   Status Open(ByteSpan encoded) {
     LARDER_ASSIGN_OR_RETURN(index_,
@@ -35,19 +36,14 @@ class LayerDecoder {
 
   Status Run(const CodedSelection& selection, MutableByteSpan plain) {
     const TileGrid& grid = context_.grid;
-    head_begin_ = selection.head_begin;
-    head_end_ = selection.head_count != 0 ? head_begin_ + selection.head_count
-                                          : grid.heads();
-    row_begin_ = selection.row_begin;
-    row_end_ = selection.row_count != 0 ? row_begin_ + selection.row_count
-                                        : grid.rows();
+    box_ = SelectedBox(context_.layer, selection);
     planes_ = selection.planes != 0
                   ? std::min(selection.planes, index_.header.planes)
                   : index_.header.planes;
     plain_ = plain;
     for (uint32_t i = 0; i < grid.count(); ++i) {
       const TileGrid::Tile tile = grid.At(i);
-      if (!Wanted(tile)) continue;
+      if (!tile.Overlaps(box_)) continue;
       if (IsSteps(index_.entries[i].mode)) {
         LARDER_RETURN_IF_ERROR(QueueSteps(i, tile));
         if (queued_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeQueued());
@@ -60,13 +56,6 @@ class LayerDecoder {
     }
     LARDER_RETURN_IF_ERROR(DecodeQueued());
     return DecodeKept();
-  }
-
-  bool Wanted(const TileGrid::Tile& tile) const {
-    return tile.head_begin < head_end_ &&
-           tile.head_begin + tile.head_count > head_begin_ &&
-           tile.row_begin < row_end_ &&
-           tile.row_begin + tile.row_count > row_begin_;
   }
 
  private:
@@ -110,10 +99,10 @@ class LayerDecoder {
 
   // A tile that lies whole in what is wanted is written in place.
   bool InPlace(const TileGrid::Tile& tile) const {
-    return tile.head_begin >= head_begin_ &&
-           tile.head_begin + tile.head_count <= head_end_ &&
-           tile.row_begin >= row_begin_ &&
-           tile.row_begin + tile.row_count <= row_end_;
+    return tile.head_begin >= box_.head_begin &&
+           tile.head_begin + tile.head_count <= box_.head_end &&
+           tile.row_begin >= box_.row_begin &&
+           tile.row_begin + tile.row_count <= box_.row_end;
   }
 
   // Rows of a whole layer, or much of one, go past the caches: others push them
@@ -125,7 +114,7 @@ class LayerDecoder {
 
   DenseBlock Destination() const {
     return {context_.grid, context_.layer.group_descriptor().layout,
-            head_end_ - head_begin_, row_end_ - row_begin_};
+            box_.heads(), box_.rows()};
   }
 
   // Those that are not are decoded aside first, each of those that are decoded
@@ -135,11 +124,11 @@ class LayerDecoder {
       return DenseRows(context_.grid, tile, Aside(place));
     }
     const DenseBlock block = Destination();
-    return {
-        plain_.data() + block.Offset(tile.values, tile.head_begin - head_begin_,
-                                     tile.row_begin - row_begin_),
-        static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
-        static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
+    return {plain_.data() + block.Offset(tile.values,
+                                         tile.head_begin - box_.head_begin,
+                                         tile.row_begin - box_.row_begin),
+            static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
+            static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
   }
 
   std::byte* Aside(size_t place) {
@@ -155,13 +144,13 @@ class LayerDecoder {
     const size_t head_bytes = block.HeadBytes(tile.values);
     for (uint32_t r = 0; r < tile.row_count; ++r) {
       const uint32_t row = tile.row_begin + r;
-      if (row < row_begin_ || row >= row_end_) continue;
+      if (row < box_.row_begin || row >= box_.row_end) continue;
       for (uint32_t h = 0; h < tile.head_count; ++h) {
         const uint32_t head = tile.head_begin + h;
-        if (head < head_begin_ || head >= head_end_) continue;
+        if (head < box_.head_begin || head >= box_.head_end) continue;
         std::memcpy(
-            plain_.data() +
-                block.Offset(tile.values, head - head_begin_, row - row_begin_),
+            plain_.data() + block.Offset(tile.values, head - box_.head_begin,
+                                         row - box_.row_begin),
             aside + (size_t{r} * tile.head_count + h) * head_bytes, head_bytes);
       }
     }
@@ -288,7 +277,7 @@ class LayerDecoder {
   LayerIndex index_;
   ByteSpan encoded_;
   MutableByteSpan plain_;
-  uint32_t head_begin_ = 0, head_end_ = 0, row_begin_ = 0, row_end_ = 0;
+  SelectedBox box_;
   int planes_ = 1;
   Workspace& work_ = ThreadWorkspace();
   std::array<StepsDecoder::Input, kTogether> inputs_;

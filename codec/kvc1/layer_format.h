@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "codec/codec.h"
+#include "codec/selection.h"
 #include "store/status.h"
 #include "store/units.h"
 
@@ -60,6 +61,11 @@ class TileGrid {
 
     uint32_t channels() const { return head_count * head_dim; }
     uint32_t rounds() const { return (row_count + kLanes - 1) / kLanes; }
+    bool Overlaps(const SelectedBox& box) const {
+      return head_begin < box.head_end &&
+             head_begin + head_count > box.head_begin &&
+             row_begin < box.row_end && row_begin + row_count > box.row_begin;
+    }
   };
 
   // REQUIRES: ElementOf(*layer.space) is OK and Kvc1 supports the layer.
