@@ -63,6 +63,12 @@ const Codec* FindCodec(CodecId id) {
       return &LosslessCodec();
     case CodecId::kKvc1:
       return &Kvc1Codec();
+    case CodecId::kFp8:
+      return &Fp8Codec();
+    case CodecId::kInt8:
+      return &Int8Codec();
+    case CodecId::kInt4:
+      return &Int4Codec();
   }
   return nullptr;
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "codec/kvc1/fixed.h"
 #include "codec/kvc1/layer_context.h"
 #include "codec/selection.h"
 
@@ -19,7 +20,7 @@ Status Corrupt(absl::string_view what) {
 }
 
 bool IsSteps(TileMode mode) {
-  return mode >= TileMode::kSteps;
+  return mode >= TileMode::kSteps && !IsFixed(mode);
 }
 
 class LayerDecoder {
@@ -50,6 +51,8 @@ class LayerDecoder {
       } else if (index_.entries[i].mode == TileMode::kLossless) {
         LARDER_RETURN_IF_ERROR(QueueLossless(i, tile));
         if (kept_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeKept());
+      } else if (IsFixed(index_.entries[i].mode)) {
+        LARDER_RETURN_IF_ERROR(DecodeFixedRate(i, tile));
       } else {
         LARDER_RETURN_IF_ERROR(DecodeExact(i, tile));
       }
@@ -182,6 +185,30 @@ class LayerDecoder {
         }
       }
     }
+    Finish(tile);
+    return absl::OkStatus();
+  }
+
+  Status DecodeFixedRate(uint32_t i, const TileGrid::Tile& tile) {
+    const TileGrid& grid = context_.grid;
+    const TileMode mode = index_.entries[i].mode;
+    if (ElementBytes(grid.element()) != 2) {
+      return Corrupt("a lossy tile of elements that have none");
+    }
+    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, Plane(i, 0));
+    const uint32_t exact = tile.row_begin == 0 ? index_.header.exact_rows : 0;
+    const size_t exact_bytes = RawBytes(grid, tile, exact);
+    if (exact >= tile.row_count ||
+        bytes.size() !=
+            exact_bytes + FixedBytes(mode, tile, tile.row_count - exact)) {
+      return Corrupt("a tile of a fixed rate of another size");
+    }
+    const PlainRows rows = RowsFor(tile);
+    kernels::TileRows writable = WritableRows(grid, tile, rows);
+    writable.stream = Streams(tile);
+    DecodeFixed(mode, tile, bytes.data() + exact_bytes,
+                SomeRows(writable, exact, tile.row_count - exact));
+    PlaceRows(tile, tile.head_dim * 2, exact, bytes.data(), rows);
     Finish(tile);
     return absl::OkStatus();
   }
