@@ -160,6 +160,12 @@ int LevelOf(Lineage quality) {
   return std::min(static_cast<int>(Raw(quality)), kMaxLevel);
 }
 
+const Codec& LosslessTiles() {
+  static const auto* const kCodec =
+      new TiledCodec(CodecId::kLossless, "lossless", true);
+  return *kCodec;
+}
+
 StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                               const EncodeOptions& options,
                               MutableByteSpan encoded) {
@@ -168,7 +174,7 @@ StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
 
 StatusOr<Description> Describe(const CodedLayer& layer, ByteSpan front,
                                uint64_t encoded_bytes) {
-  LARDER_RETURN_IF_ERROR(LosslessCodec().Supports(layer));
+  LARDER_RETURN_IF_ERROR(LosslessTiles().Supports(layer));
   const TileGrid grid(layer, *ElementOf(*layer.space));
   LARDER_ASSIGN_OR_RETURN(const LayerIndex index,
                           ReadIndex(grid, front, encoded_bytes));
@@ -194,12 +200,6 @@ StatusOr<Description> Describe(const CodedLayer& layer, ByteSpan front,
 }  // namespace larder::kvc1
 
 namespace larder {
-
-const Codec& LosslessCodec() {
-  static const auto* const kCodec =
-      new kvc1::TiledCodec(CodecId::kLossless, "lossless", true);
-  return *kCodec;
-}
 
 const Codec& Kvc1Codec() {
   return kvc1::Lossy();

@@ -48,6 +48,10 @@ inline constexpr Lineage kLineageUnjudged{199};
 // The coarsest level that is at least as good. 0 for kExact.
 int LevelOf(Lineage quality);
 
+// Keys and values of every bit; what the codec `lossless` takes for those that
+// are numbers it knows.
+const Codec& LosslessTiles();
+
 // As Codec::Encode of kvc1, with all options.
 StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                               const EncodeOptions& options,
