@@ -9,8 +9,10 @@ file(GLOB absl_archives ${absl_folder}/libabsl_*.a)
 # Those for programs with flags and tests.
 list(FILTER absl_archives EXCLUDE REGEX "flags|scoped_set_env|mock|test")
 find_library(LARDER_XXHASH_ARCHIVE NAMES libxxhash.a)
-if(NOT absl_archives OR NOT LARDER_XXHASH_ARCHIVE)
-  message(FATAL_ERROR "liblarder.so needs Abseil's and xxHash's archives (.a)")
+find_library(LARDER_ZSTD_ARCHIVE NAMES libzstd.a)
+if(NOT absl_archives OR NOT LARDER_XXHASH_ARCHIVE OR NOT LARDER_ZSTD_ARCHIVE)
+  message(FATAL_ERROR
+    "liblarder.so needs the archives (.a) of Abseil, xxHash and zstd")
 endif()
 
 add_library(larder_shared SHARED abseil_in_shared.cc)
@@ -38,6 +40,7 @@ target_link_libraries(larder_shared PRIVATE
   $<TARGET_FILE:larder_store>
   ${absl_archives}
   ${LARDER_XXHASH_ARCHIVE}
+  ${LARDER_ZSTD_ARCHIVE}
   -Wl,--end-group
   OpenSSL::Crypto Threads::Threads)
 set_property(TARGET larder_shared APPEND PROPERTY LINK_DEPENDS

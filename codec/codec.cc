@@ -1,5 +1,6 @@
 #include "codec/codec.h"
 
+#include "codec/selection.h"
 #include "store/record.h"
 
 namespace larder {
@@ -35,8 +36,7 @@ Status ValidateCoded(const CodedLayer& layer, const CodedSelection& selection) {
       selection.head_begin == 0 && selection.row_begin == 0 &&
       (selection.head_count == 0 || selection.head_count == shape.head_count) &&
       (selection.row_count == 0 || selection.row_count == rows);
-  if (!whole && (group.layout == SegmentLayout::kOpaque ||
-                 group.kind == GroupKind::kRecurrentState)) {
+  if (!whole && !HasRows(group)) {
     return refuse("opaque layers and states are decoded whole");
   }
   return absl::OkStatus();
@@ -49,15 +49,10 @@ uint64_t PlainBytes(const CodedLayer& layer) {
 }
 
 uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection) {
-  const GroupDescriptor& group = layer.group_descriptor();
+  const SelectedBox box(layer, selection);
   PartShape shape = layer.shape;
-  shape.head_count = selection.head_count != 0
-                         ? selection.head_count
-                         : shape.head_count - selection.head_begin;
-  const uint32_t rows = PartTokens(group, layer.shape, layer.token_count);
-  return SegmentBytes(group, shape,
-                      selection.row_count != 0 ? selection.row_count
-                                               : rows - selection.row_begin);
+  shape.head_count = static_cast<uint16_t>(box.heads());
+  return SegmentBytes(layer.group_descriptor(), shape, box.rows());
 }
 
 const Codec* FindCodec(CodecId id) {
@@ -68,6 +63,12 @@ const Codec* FindCodec(CodecId id) {
       return &LosslessCodec();
     case CodecId::kKvc1:
       return &Kvc1Codec();
+    case CodecId::kFp8:
+      return &Fp8Codec();
+    case CodecId::kInt8:
+      return &Int8Codec();
+    case CodecId::kInt4:
+      return &Int4Codec();
   }
   return nullptr;
 }

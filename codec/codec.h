@@ -135,6 +135,10 @@ const Codec& RawCodec();
 // KVC1 (codec/FORMAT.md): every bit, and levels of quality.
 const Codec& LosslessCodec();
 const Codec& Kvc1Codec();
+// Fixed rates of one quality each, cheap in both directions.
+const Codec& Fp8Codec();
+const Codec& Int8Codec();
+const Codec& Int4Codec();
 
 }  // namespace larder
 

@@ -1,59 +1,10 @@
 #include <cstring>
 
 #include "codec/codec.h"
-#include "store/record.h"
+#include "codec/selection.h"
 
 namespace larder {
 namespace {
-
-// Runs of bytes that are wanted of a plain layer, in order: `visit(offset,
-// bytes)`. Adjacent runs are joined.
-template <typename Visit>
-void ForEachRun(const CodedLayer& layer, const CodedSelection& selection,
-                Visit visit) {
-  CodedRange run;
-  const auto add = [&](uint64_t offset, uint64_t bytes) {
-    if (bytes == 0) return;
-    if (run.bytes != 0 && run.offset + run.bytes == offset) {
-      run.bytes += bytes;
-      return;
-    }
-    if (run.bytes != 0) visit(run.offset, run.bytes);
-    run = {offset, bytes};
-  };
-  const GroupDescriptor& group = layer.group_descriptor();
-  if (group.layout == SegmentLayout::kOpaque ||
-      group.kind == GroupKind::kRecurrentState) {
-    add(0, PlainBytes(layer));
-  } else {
-    const uint64_t heads = layer.shape.head_count;
-    const uint64_t rows = PartTokens(group, layer.shape, layer.token_count);
-    const uint64_t wanted_heads = selection.head_count != 0
-                                      ? selection.head_count
-                                      : heads - selection.head_begin;
-    const uint64_t wanted_rows = selection.row_count != 0
-                                     ? selection.row_count
-                                     : rows - selection.row_begin;
-    uint64_t half = 0;
-    for (const uint64_t bytes : {group.k_head_bytes, group.v_head_bytes}) {
-      if (group.layout == SegmentLayout::kHeadMajor) {
-        for (uint64_t h = 0; h < wanted_heads; ++h) {
-          const uint64_t stripe = (selection.head_begin + h) * rows;
-          add(half + (stripe + selection.row_begin) * bytes,
-              wanted_rows * bytes);
-        }
-      } else {
-        for (uint64_t r = 0; r < wanted_rows; ++r) {
-          const uint64_t row = (selection.row_begin + r) * heads;
-          add(half + (row + selection.head_begin) * bytes,
-              wanted_heads * bytes);
-        }
-      }
-      half += heads * rows * bytes;
-    }
-  }
-  if (run.bytes != 0) visit(run.offset, run.bytes);
-}
 
 Status WrongSize(const char* what) {
   return absl::InvalidArgumentError(

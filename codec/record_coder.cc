@@ -148,13 +148,14 @@ StatusOr<CodingSpec> ParseCoding(std::string_view text, CodecLookup lookup) {
   for (const Codec* codec : All(lookup)) {
     if (codec->name() != name) continue;
     CodingSpec spec{codec->id(), codec->default_quality()};
+    const bool levels = spec.quality == Lineage::kUnknown;
     if (colon == std::string_view::npos) {
-      if (spec.quality != Lineage::kUnknown) return spec;
+      if (!levels) return spec;
       return absl::InvalidArgumentError(
           absl::StrCat("codec ", Absl(name), " needs a quality level, 1 ",
                        "(finest) to 199, such as ", Absl(name), ":2"));
     }
-    if (codec->lossless()) {
+    if (!levels) {
       return absl::InvalidArgumentError(
           absl::StrCat("codec ", Absl(name), " has no levels"));
     }
@@ -177,9 +178,9 @@ std::string FormatCoding(CodecId id, Lineage quality, CodecLookup lookup) {
   if (codec == nullptr) return absl::StrCat("codec ", int{Raw(id)});
   std::string text(codec->name());
   // Of a copy the lineage may be worse than any codec's: its ancestors'.
-  const bool level = !codec->lossless() && quality != Lineage::kExact &&
-                     quality < Lineage::kApproximate &&
-                     quality != codec->default_quality();
+  const bool level = codec->default_quality() == Lineage::kUnknown &&
+                     quality != Lineage::kExact &&
+                     quality < Lineage::kApproximate;
   if (level) absl::StrAppend(&text, ":", int{Raw(quality)});
   return text;
 }

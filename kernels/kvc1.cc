@@ -228,4 +228,12 @@ float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
   return BestKvc1Kernel().max_error(a, b);
 }
 
+void ToFloats(const ConstTileRows& rows, float* floats) {
+  BestKvc1Kernel().to_floats(rows, floats);
+}
+
+void FromFloats(const float* floats, const TileRows& rows) {
+  BestKvc1Kernel().from_floats(floats, rows);
+}
+
 }  // namespace larder::kernels

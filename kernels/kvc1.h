@@ -152,6 +152,16 @@ uint16_t LargestBits(const ConstTileRows& rows);
 // and both of f16 or both of bf16.
 float MaxError(const ConstTileRows& a, const ConstTileRows& b);
 
+// --- Elements ----------------------------------------------------------------
+
+// Elements as floats, [token][channel], exactly; and floats as elements,
+// rounded to nearest even. Of a NaN only that it is one is defined. REQUIRES:
+// there is room for kFloatsPad floats behind the last one, which may be read
+// and written.
+inline constexpr size_t kFloatsPad = 16;
+void ToFloats(const ConstTileRows& rows, float* floats);
+void FromFloats(const float* floats, const TileRows& rows);
+
 // --- Lossless ----------------------------------------------------------------
 
 // Splits rows of f16 into planes. REQUIRES: rows.element is kF16, there are

@@ -67,6 +67,8 @@ struct Kvc1Kernel {
   void (*unpredict)(const Prediction& prediction, size_t rounds, size_t stride,
                     int16_t* q);
   float (*max_error)(const ConstTileRows& a, const ConstTileRows& b);
+  void (*to_floats)(const ConstTileRows& rows, float* floats);
+  void (*from_floats)(const float* floats, const TileRows& rows);
   int (*largest_magnitude)(const int16_t* q, size_t steps);
   void (*channel_sums)(const int16_t* q, size_t channels, size_t rounds,
                        int64_t* sum, int64_t* squares);

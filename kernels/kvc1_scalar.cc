@@ -573,6 +573,24 @@ float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
   return largest;
 }
 
+void ToFloats(const ConstTileRows& rows, float* floats) {
+  const size_t channels = rows.heads * rows.head_dim;
+  for (size_t token = 0; token < rows.tokens; ++token) {
+    for (size_t c = 0; c < channels; ++c) {
+      *floats++ = LoadElement(ElementAt(rows, token, c), rows.element);
+    }
+  }
+}
+
+void FromFloats(const float* floats, const TileRows& rows) {
+  const size_t channels = rows.heads * rows.head_dim;
+  for (size_t token = 0; token < rows.tokens; ++token) {
+    for (size_t c = 0; c < channels; ++c) {
+      StoreElement(ElementAt(rows, token, c), rows.element, *floats++);
+    }
+  }
+}
+
 }  // namespace
 
 const Kvc1Kernel kKvc1Scalar = {
@@ -594,6 +612,8 @@ const Kvc1Kernel kKvc1Scalar = {
     Predict,
     Unpredict,
     MaxError,
+    ToFloats,
+    FromFloats,
     LargestMagnitude,
     ChannelSums,
     ChannelDeviations,

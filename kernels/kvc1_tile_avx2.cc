@@ -1029,16 +1029,63 @@ float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
                                      : MaxErrorAs<Element::kF16>(a, b);
 }
 
+template <Element kElement>
+void ToFloatsAs(const ConstTileRows& rows, float* floats) {
+  for (size_t token = 0; token < rows.tokens; ++token) {
+    for (size_t head = 0; head < rows.heads; ++head, floats += rows.head_dim) {
+      LoadElements<kElement>(RowAt(rows, token, head), floats, rows.head_dim);
+    }
+  }
+}
+
+void ToFloats(const ConstTileRows& rows, float* floats) {
+  switch (rows.element) {
+    case Element::kF16:
+      return ToFloatsAs<Element::kF16>(rows, floats);
+    case Element::kBf16:
+      return ToFloatsAs<Element::kBf16>(rows, floats);
+    case Element::kF32:
+      return ToFloatsAs<Element::kF32>(rows, floats);
+  }
+}
+
+template <Element kElement>
+void FromFloatsAs(const float* floats, const TileRows& rows) {
+  const bool stream = CanStream(rows);
+  for (size_t token = 0; token < rows.tokens; ++token) {
+    for (size_t head = 0; head < rows.heads; ++head, floats += rows.head_dim) {
+      std::byte* const to = RowAt(rows, token, head);
+      if (stream) {
+        StreamElements<kElement>(to, floats, rows.head_dim);
+      } else {
+        StoreElements<kElement>(to, floats, rows.head_dim);
+      }
+    }
+  }
+  if (stream) _mm_sfence();
+}
+
+void FromFloats(const float* floats, const TileRows& rows) {
+  switch (rows.element) {
+    case Element::kF16:
+      return FromFloatsAs<Element::kF16>(floats, rows);
+    case Element::kBf16:
+      return FromFloatsAs<Element::kBf16>(floats, rows);
+    case Element::kF32:
+      return FromFloatsAs<Element::kF32>(floats, rows);
+  }
+}
+
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx2 = {
-    avx2::Decode,      avx2::DecodeRefine, avx2::Encode,     avx2::EncodeRefine,
-    Reconstruct,       Quantize,           SplitSymbols,     MergeSymbols,
-    SplitRefinement,   RefinementContext,  MergeRefinement,  SplitF16,
-    MergeF16,          SplitBf16,          MergeBf16,        Predict,
-    Unpredict,         MaxError,           LargestMagnitude, ChannelSums,
-    ChannelDeviations, FieldSums,          LargestBits,      SplitWide,
-    JoinWide,
+    avx2::Decode,     avx2::DecodeRefine, avx2::Encode,      avx2::EncodeRefine,
+    Reconstruct,      Quantize,           SplitSymbols,      MergeSymbols,
+    SplitRefinement,  RefinementContext,  MergeRefinement,   SplitF16,
+    MergeF16,         SplitBf16,          MergeBf16,         Predict,
+    Unpredict,        MaxError,           ToFloats,          FromFloats,
+    LargestMagnitude, ChannelSums,        ChannelDeviations, FieldSums,
+    LargestBits,      SplitWide,          JoinWide,
 };
 
 }  // namespace larder::kernels::internal

@@ -99,6 +99,9 @@ enum class CodecId : uint8_t {
   kRaw = 0,
   kLossless = 1,
   kKvc1 = 2,
+  kFp8 = 3,
+  kInt8 = 4,
+  kInt4 = 5,
 };
 
 // Why a chunk that was asked for is not served. On wire.

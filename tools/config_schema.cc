@@ -179,8 +179,8 @@ const std::array kSchema = {
               .restart = false,
               .description =
                   "codec of the copies written to NVMe where no rule fits: "
-                  "NAME, or NAME:LEVEL with 1 the finest; all but raw and "
-                  "lossless ones lose quality"},
+                  "raw, lossless, fp8, int8, int4, or kvc1:LEVEL with 1 the "
+                  "finest; all but raw and lossless lose quality"},
     ConfigKey{.name = "codec.rules",
               .type = ConfigType::kCodecRules,
               .field = LARDER_FIELD(codec.rules),

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "codec/codec.h"
+#include "codec/kvc1/layer_format.h"
 #include "codec/profile.h"
 #include "store/status.h"
 #include "store/types.h"
@@ -47,6 +48,10 @@ inline constexpr Lineage kLineageUnjudged{199};
 // The coarsest level that is at least as good. 0 for kExact.
 int LevelOf(Lineage quality);
 
+// Keys and values of every bit; what the codec `lossless` takes for those that
+// are numbers it knows.
+const Codec& LosslessTiles();
+
 // As Codec::Encode of kvc1, with all options.
 StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                               const EncodeOptions& options,
@@ -59,7 +64,7 @@ struct Description {
   ProfileId profile;  // zero: none
   float max_error[2] = {0, 0};
   uint64_t plane_bytes[3] = {0, 0, 0};  // the index counts with plane 0
-  uint32_t tiles = 0, tiles_by_mode[7] = {};
+  uint32_t tiles = 0, tiles_by_mode[kTileModesEnd] = {};
   uint64_t escapes = 0;
 };
 StatusOr<Description> Describe(const CodedLayer& layer, ByteSpan front,

@@ -48,6 +48,24 @@ PlainRows DenseRows(const TileGrid& grid, const TileGrid::Tile& tile,
   return {data, head * tile.head_count, head};
 }
 
+bool IsConst(const TileGrid::Tile& tile, size_t element_bytes,
+             const PlainRows& rows) {
+  const size_t head_bytes = tile.head_dim * element_bytes;
+  const std::byte* first = rows.data;
+  for (uint32_t row = 0; row < tile.row_count; ++row) {
+    for (uint32_t head = 0; head < tile.head_count; ++head) {
+      const std::byte* at =
+          rows.data + row * rows.token_stride + head * rows.head_stride;
+      if (std::memcmp(at, first, element_bytes) != 0 ||
+          std::memcmp(at, at + element_bytes, head_bytes - element_bytes) !=
+              0) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 Workspace& ThreadWorkspace() {
   thread_local const auto workspace = std::make_unique<Workspace>();
   return *workspace;

@@ -85,6 +85,25 @@ inline void PlaceRows(const TileGrid::Tile& tile, size_t head_bytes,
   }
 }
 
+// The one element that all rows are, if they are: it is the first.
+bool IsConst(const TileGrid::Tile& tile, size_t element_bytes,
+             const PlainRows& rows);
+
+// Whether its first row is a sequence's: an attention sink, whose every error
+// is felt by all tokens after it.
+inline bool BeginsSequence(const CodedLayer& layer) {
+  return layer.token_begin == 0 && layer.shape.interleave_index == 0;
+}
+
+// `count` rows of a tile, from row `begin`.
+template <typename Rows>
+Rows SomeRows(const Rows& rows, size_t begin, size_t count) {
+  Rows some = rows;
+  some.data += static_cast<ptrdiff_t>(begin) * rows.token_stride;
+  some.tokens = count;
+  return some;
+}
+
 kernels::ConstTileRows ReadableRows(const TileGrid& grid,
                                     const TileGrid::Tile& tile,
                                     const PlainRows& rows);

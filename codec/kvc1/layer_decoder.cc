@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "codec/kvc1/fixed.h"
 #include "codec/kvc1/layer_context.h"
+#include "codec/selection.h"
 
 namespace larder::kvc1 {
 namespace {
@@ -18,13 +20,13 @@ Status Corrupt(absl::string_view what) {
 }
 
 bool IsSteps(TileMode mode) {
-  return mode >= TileMode::kSteps;
+  return mode >= TileMode::kSteps && !IsFixed(mode);
 }
 
 class LayerDecoder {
  public:
   LayerDecoder(const CodedLayer& layer, Element element)
-      : context_(layer, element) {}
+      : context_(layer, element), box_(layer, {}) {}
 
   Status Open(ByteSpan encoded) {
     LARDER_ASSIGN_OR_RETURN(index_,
@@ -35,38 +37,28 @@ class LayerDecoder {
 
   Status Run(const CodedSelection& selection, MutableByteSpan plain) {
     const TileGrid& grid = context_.grid;
-    head_begin_ = selection.head_begin;
-    head_end_ = selection.head_count != 0 ? head_begin_ + selection.head_count
-                                          : grid.heads();
-    row_begin_ = selection.row_begin;
-    row_end_ = selection.row_count != 0 ? row_begin_ + selection.row_count
-                                        : grid.rows();
+    box_ = SelectedBox(context_.layer, selection);
     planes_ = selection.planes != 0
                   ? std::min(selection.planes, index_.header.planes)
                   : index_.header.planes;
     plain_ = plain;
     for (uint32_t i = 0; i < grid.count(); ++i) {
       const TileGrid::Tile tile = grid.At(i);
-      if (!Wanted(tile)) continue;
+      if (!tile.Overlaps(box_)) continue;
       if (IsSteps(index_.entries[i].mode)) {
         LARDER_RETURN_IF_ERROR(QueueSteps(i, tile));
         if (queued_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeQueued());
       } else if (index_.entries[i].mode == TileMode::kLossless) {
         LARDER_RETURN_IF_ERROR(QueueLossless(i, tile));
         if (kept_ == kTogether) LARDER_RETURN_IF_ERROR(DecodeKept());
+      } else if (IsFixed(index_.entries[i].mode)) {
+        LARDER_RETURN_IF_ERROR(DecodeFixedRate(i, tile));
       } else {
         LARDER_RETURN_IF_ERROR(DecodeExact(i, tile));
       }
     }
     LARDER_RETURN_IF_ERROR(DecodeQueued());
     return DecodeKept();
-  }
-
-  bool Wanted(const TileGrid::Tile& tile) const {
-    return tile.head_begin < head_end_ &&
-           tile.head_begin + tile.head_count > head_begin_ &&
-           tile.row_begin < row_end_ &&
-           tile.row_begin + tile.row_count > row_begin_;
   }
 
  private:
@@ -110,10 +102,10 @@ class LayerDecoder {
 
   // A tile that lies whole in what is wanted is written in place.
   bool InPlace(const TileGrid::Tile& tile) const {
-    return tile.head_begin >= head_begin_ &&
-           tile.head_begin + tile.head_count <= head_end_ &&
-           tile.row_begin >= row_begin_ &&
-           tile.row_begin + tile.row_count <= row_end_;
+    return tile.head_begin >= box_.head_begin &&
+           tile.head_begin + tile.head_count <= box_.head_end &&
+           tile.row_begin >= box_.row_begin &&
+           tile.row_begin + tile.row_count <= box_.row_end;
   }
 
   // Rows of a whole layer, or much of one, go past the caches: others push them
@@ -125,7 +117,7 @@ class LayerDecoder {
 
   DenseBlock Destination() const {
     return {context_.grid, context_.layer.group_descriptor().layout,
-            head_end_ - head_begin_, row_end_ - row_begin_};
+            box_.heads(), box_.rows()};
   }
 
   // Those that are not are decoded aside first, each of those that are decoded
@@ -135,11 +127,11 @@ class LayerDecoder {
       return DenseRows(context_.grid, tile, Aside(place));
     }
     const DenseBlock block = Destination();
-    return {
-        plain_.data() + block.Offset(tile.values, tile.head_begin - head_begin_,
-                                     tile.row_begin - row_begin_),
-        static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
-        static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
+    return {plain_.data() + block.Offset(tile.values,
+                                         tile.head_begin - box_.head_begin,
+                                         tile.row_begin - box_.row_begin),
+            static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
+            static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
   }
 
   std::byte* Aside(size_t place) {
@@ -155,13 +147,13 @@ class LayerDecoder {
     const size_t head_bytes = block.HeadBytes(tile.values);
     for (uint32_t r = 0; r < tile.row_count; ++r) {
       const uint32_t row = tile.row_begin + r;
-      if (row < row_begin_ || row >= row_end_) continue;
+      if (row < box_.row_begin || row >= box_.row_end) continue;
       for (uint32_t h = 0; h < tile.head_count; ++h) {
         const uint32_t head = tile.head_begin + h;
-        if (head < head_begin_ || head >= head_end_) continue;
+        if (head < box_.head_begin || head >= box_.head_end) continue;
         std::memcpy(
-            plain_.data() +
-                block.Offset(tile.values, head - head_begin_, row - row_begin_),
+            plain_.data() + block.Offset(tile.values, head - box_.head_begin,
+                                         row - box_.row_begin),
             aside + (size_t{r} * tile.head_count + h) * head_bytes, head_bytes);
       }
     }
@@ -193,6 +185,30 @@ class LayerDecoder {
         }
       }
     }
+    Finish(tile);
+    return absl::OkStatus();
+  }
+
+  Status DecodeFixedRate(uint32_t i, const TileGrid::Tile& tile) {
+    const TileGrid& grid = context_.grid;
+    const TileMode mode = index_.entries[i].mode;
+    if (ElementBytes(grid.element()) != 2) {
+      return Corrupt("a lossy tile of elements that have none");
+    }
+    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, Plane(i, 0));
+    const uint32_t exact = tile.row_begin == 0 ? index_.header.exact_rows : 0;
+    const size_t exact_bytes = RawBytes(grid, tile, exact);
+    if (exact >= tile.row_count ||
+        bytes.size() !=
+            exact_bytes + FixedBytes(mode, tile, tile.row_count - exact)) {
+      return Corrupt("a tile of a fixed rate of another size");
+    }
+    const PlainRows rows = RowsFor(tile);
+    kernels::TileRows writable = WritableRows(grid, tile, rows);
+    writable.stream = Streams(tile);
+    DecodeFixed(mode, tile, bytes.data() + exact_bytes,
+                SomeRows(writable, exact, tile.row_count - exact));
+    PlaceRows(tile, tile.head_dim * 2, exact, bytes.data(), rows);
     Finish(tile);
     return absl::OkStatus();
   }
@@ -288,7 +304,7 @@ class LayerDecoder {
   LayerIndex index_;
   ByteSpan encoded_;
   MutableByteSpan plain_;
-  uint32_t head_begin_ = 0, head_end_ = 0, row_begin_ = 0, row_end_ = 0;
+  SelectedBox box_;
   int planes_ = 1;
   Workspace& work_ = ThreadWorkspace();
   std::array<StepsDecoder::Input, kTogether> inputs_;

@@ -14,25 +14,6 @@
 namespace larder::kvc1 {
 namespace {
 
-// The one element that all rows are, if they are.
-bool IsConst(const TileGrid::Tile& tile, size_t element_bytes,
-             const PlainRows& rows) {
-  const size_t head_bytes = tile.head_dim * element_bytes;
-  const std::byte* first = rows.data;
-  for (uint32_t row = 0; row < tile.row_count; ++row) {
-    for (uint32_t head = 0; head < tile.head_count; ++head) {
-      const std::byte* at =
-          rows.data + row * rows.token_stride + head * rows.head_stride;
-      if (std::memcmp(at, first, element_bytes) != 0 ||
-          std::memcmp(at, at + element_bytes, head_bytes - element_bytes) !=
-              0) {
-        return false;
-      }
-    }
-  }
-  return true;
-}
-
 class LayerEncoder {
  public:
   LayerEncoder(const CodedLayer& layer, Element element,
@@ -99,7 +80,7 @@ class LayerEncoder {
         context_.tensors[0] = nullptr;
       }
     }
-    if (layer.token_begin == 0 && layer.shape.interleave_index == 0) {
+    if (BeginsSequence(layer)) {
       header_.exact_rows = static_cast<uint8_t>(
           std::min({options_.exact_rows, context_.grid.rows(), kGroupRows}));
     }

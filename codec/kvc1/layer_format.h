@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "codec/codec.h"
+#include "codec/selection.h"
 #include "store/status.h"
 #include "store/units.h"
 
@@ -45,7 +46,19 @@ enum class TileMode : uint8_t {
   kStepsKlt = 4,  // the same, of the profile's transform of a token's channels
   kStepsOwn = 5,  // uniform steps, described by the tile itself
   kStepsPredicted = 6,  // as kSteps, integers told by what differs from a guess
+  // Fixed rates (fixed.h).
+  kFp8 = 16,   // e4m3, a power of two for each head
+  kInt8 = 17,  // 8 bits between the least and the most of a group
+  kInt4 = 18,  // 4 bits
 };
+inline constexpr size_t kTileModesEnd = 19;
+
+constexpr bool IsFixed(TileMode mode) {
+  return mode >= TileMode::kFp8 && mode <= TileMode::kInt4;
+}
+constexpr bool IsKnown(TileMode mode) {
+  return mode <= TileMode::kStepsPredicted || IsFixed(mode);
+}
 
 // The tiles of a layer: [K|V][group of rows][block of heads], in this order. A
 // block has as many heads (a power of two, fewer at the end) as it takes for
@@ -60,6 +73,11 @@ class TileGrid {
 
     uint32_t channels() const { return head_count * head_dim; }
     uint32_t rounds() const { return (row_count + kLanes - 1) / kLanes; }
+    bool Overlaps(const SelectedBox& box) const {
+      return head_begin < box.head_end &&
+             head_begin + head_count > box.head_begin &&
+             row_begin < box.row_end && row_begin + row_count > box.row_begin;
+    }
   };
 
   // REQUIRES: ElementOf(*layer.space) is OK and Kvc1 supports the layer.

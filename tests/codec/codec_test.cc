@@ -11,7 +11,10 @@ namespace {
 INSTANTIATE_TEST_SUITE_P(Codecs, CodecConformance,
                          testing::Values(CodecUnderTest{&RawCodec()},
                                          CodecUnderTest{&LosslessCodec()},
-                                         CodecUnderTest{&Kvc1Codec()}),
+                                         CodecUnderTest{&Kvc1Codec()},
+                                         CodecUnderTest{&Fp8Codec()},
+                                         CodecUnderTest{&Int8Codec()},
+                                         CodecUnderTest{&Int4Codec()}),
                          CodecName);
 
 // The codecs that tests of everything around codecs use.

@@ -238,10 +238,13 @@ void ExpectGolden(const std::string& file, ByteSpan written, Bytes& golden) {
 }
 
 StatusOr<Bytes> EncodeLayer(const CodedLayer& layer, const Bytes& plain,
-                            const EncodeOptions& options) {
+                            const EncodeOptions& options,
+                            const Codec* codec = nullptr) {
   Bytes encoded(LosslessCodec().EncodedBytesMax(layer));
   const auto done =
-      options.level == 0 && !options.absolute_error.has_value()
+      codec != nullptr
+          ? codec->Encode(layer, plain, codec->default_quality(), encoded)
+      : options.level == 0 && !options.absolute_error.has_value()
           ? LosslessCodec().Encode(layer, plain, Lineage::kExact, encoded)
           : Encode(layer, plain, options, encoded);
   if (!done.ok()) return done.status();
@@ -275,6 +278,7 @@ struct Golden {
   bool profile = false;
   TileMode mode;        // of the keys' tile
   const char* decoded;  // SHA-256 of the rows, for each number of planes
+  const Codec* codec = nullptr;  // of a fixed rate
 };
 
 void PrintTo(const Golden& golden, std::ostream* out) {
@@ -298,7 +302,7 @@ TEST_P(Kvc1GoldenTest, Layer) {
   } else if (golden.mode == TileMode::kRaw) {
     for (std::byte& byte : plain) byte = static_cast<std::byte>(random());
   }
-  const auto encoded = EncodeLayer(layer, plain, golden.options);
+  const auto encoded = EncodeLayer(layer, plain, golden.options, golden.codec);
   ASSERT_TRUE(encoded.ok()) << encoded.status();
   Bytes stored;
   ExpectGolden(std::string("kvc1_v1_") + golden.name + ".bin", *encoded,
@@ -385,7 +389,28 @@ INSTANTIATE_TEST_SUITE_P(
                {.level = 1, .planes = 2, .transform = false},
                true,
                TileMode::kStepsPredicted,
-               "0ac74e35b4ac85181da1f6ad11cc3da8"}),
+               "0ac74e35b4ac85181da1f6ad11cc3da8"},
+        Golden{"fp8",
+               kF16,
+               {},
+               false,
+               TileMode::kFp8,
+               "3015645f2cca2aed",
+               &Fp8Codec()},
+        Golden{"int8",
+               kBf16,
+               {},
+               false,
+               TileMode::kInt8,
+               "dae394b193c3bc59",
+               &Int8Codec()},
+        Golden{"int4",
+               kF16,
+               {},
+               false,
+               TileMode::kInt4,
+               "8355d6412515e6e7",
+               &Int4Codec()}),
     Name);
 
 TEST(Kvc1GoldenProfileTest, Profile) {
@@ -477,7 +502,7 @@ TEST(Kvc1GoldenFolderTest, EveryLayerOfTheFolderIsOneOfThese) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("kvc1_v1_")) ++layers;
   }
-  EXPECT_EQ(layers, 13);
+  EXPECT_EQ(layers, 16);
 }
 
 }  // namespace

@@ -175,5 +175,23 @@ TEST(CodingNames, ParseAndFormat) {
   EXPECT_EQ(format(CodecId{77}, kUpperLevel), "codec 77");
 }
 
+// Codecs of one quality are named without it, in both directions.
+TEST(CodingNames, OfOneQuality) {
+  EXPECT_EQ(KnownCodings(), "raw, lossless, kvc1:LEVEL, fp8, int8, int4");
+  const auto int8 = ParseCoding("int8");
+  ASSERT_TRUE(int8.ok()) << int8.status();
+  EXPECT_EQ(*int8, (CodingSpec{CodecId::kInt8, Lineage{1}}));
+  const auto fp8 = ParseCoding("fp8");
+  ASSERT_TRUE(fp8.ok()) << fp8.status();
+  EXPECT_EQ(*fp8, (CodingSpec{CodecId::kFp8, Lineage{2}}));
+  const auto int4 = ParseCoding("int4");
+  ASSERT_TRUE(int4.ok()) << int4.status();
+  EXPECT_EQ(*int4, (CodingSpec{CodecId::kInt4, Lineage{3}}));
+  EXPECT_TRUE(absl::IsInvalidArgument(ParseCoding("int8:1").status()));
+  EXPECT_EQ(FormatCoding(CodecId::kInt4, Lineage{3}), "int4");
+  // Computed over something worse.
+  EXPECT_EQ(FormatCoding(CodecId::kInt4, Lineage{9}), "int4");
+}
+
 }  // namespace
 }  // namespace larder

@@ -41,6 +41,12 @@ class CodecConformance : public testing::TestWithParam<CodecUnderTest> {
   using Bytes = std::vector<std::byte>;
 
   const Codec& codec() const { return *GetParam().codec; }
+  // What is asked for where a user names the codec only; exact if that is not
+  // enough.
+  Lineage asked() const {
+    const Lineage quality = codec().default_quality();
+    return quality == Lineage::kUnknown ? Lineage::kExact : quality;
+  }
 
   CodecConformance() {
     space_.model_name = "conformance";
@@ -169,7 +175,7 @@ class CodecConformance : public testing::TestWithParam<CodecUnderTest> {
   Bytes Encode(const CodedLayer& layer, const Bytes& plain,
                Lineage* quality = nullptr) const {
     Bytes encoded(codec().EncodedBytesMax(layer));
-    const auto result = codec().Encode(layer, plain, Lineage::kExact, encoded);
+    const auto result = codec().Encode(layer, plain, asked(), encoded);
     EXPECT_TRUE(result.ok()) << result.status();
     if (!result.ok()) return {};
     EXPECT_LE(result->bytes, encoded.size());
@@ -202,10 +208,22 @@ TEST_P(CodecConformance, RoundTrip) {
       Lineage quality = Lineage::kUnknown;
       const Bytes encoded = Encode(layer, plain, &quality);
       const Bytes decoded = Decode(layer, {}, encoded);
-      if (codec().lossless()) {
-        EXPECT_EQ(quality, Lineage::kExact);
-        EXPECT_EQ(decoded, plain);
-      }
+      EXPECT_LE(quality, asked());
+      if (quality == Lineage::kExact) EXPECT_EQ(decoded, plain);
+    }
+  }
+}
+
+// Better is never refused: who asks for every bit gets it.
+TEST_P(CodecConformance, IsExactWhereAsked) {
+  for (const CodedLayer& layer : Layers()) {
+    for (const Bytes& plain : Contents(layer)) {
+      Bytes encoded(codec().EncodedBytesMax(layer));
+      const auto made = codec().Encode(layer, plain, Lineage::kExact, encoded);
+      ASSERT_TRUE(made.ok()) << made.status();
+      EXPECT_EQ(made->quality, Lineage::kExact);
+      encoded.resize(made->bytes);
+      EXPECT_EQ(Decode(layer, {}, encoded), plain);
     }
   }
 }
@@ -258,15 +276,14 @@ TEST_P(CodecConformance, RefusesWrongSizes) {
     const Bytes encoded = Encode(layer, plain);
     Bytes room(codec().EncodedBytesMax(layer) + 1);
     for (const size_t size : {size_t{0}, plain.size() - 1}) {
-      EXPECT_EQ(
-          codec()
-              .Encode(layer, ByteSpan(plain).first(size), Lineage::kExact, room)
-              .status()
-              .code(),
-          absl::StatusCode::kInvalidArgument);
+      EXPECT_EQ(codec()
+                    .Encode(layer, ByteSpan(plain).first(size), asked(), room)
+                    .status()
+                    .code(),
+                absl::StatusCode::kInvalidArgument);
     }
     EXPECT_EQ(codec()
-                  .Encode(layer, plain, Lineage::kExact,
+                  .Encode(layer, plain, asked(),
                           MutableByteSpan(room).first(encoded.size() - 1))
                   .status()
                   .code(),

@@ -7,6 +7,10 @@
 //   2  numbers, to be encoded in a quality that the third byte says
 //   3  a profile
 //   4  what an adapter says of a rotation
+//   5  as 0, of a layer of bytes (ByteLayerFor)
+//   6  as 1, of a layer of bytes
+//   7  bytes, to be encoded
+//   8  numbers, to be encoded at a fixed rate that the third byte says
 
 #include <algorithm>
 #include <cstdint>
@@ -144,6 +148,91 @@ Shape& LayerFor(uint8_t choice) {
   return *(*kShapes)[choice % kShapes->size()];
 }
 
+// Layers that are no keys and values: pages of two frames, blocks, a state.
+const CodedLayer& ByteLayerFor(uint8_t choice) {
+  static const auto* const kShapes = [] {
+    auto* shapes = new std::vector<std::unique_ptr<Shape>>;
+    for (const char* dtype : {"bf16", "q8_0", "fp8", "f32"}) {
+      for (const int kind : {0, 1, 2}) {
+        auto shape = std::make_unique<Shape>();
+        shape->space.cache_dtype = dtype;
+        GroupDescriptor group;
+        group.layer_count = 1;
+        group.kv_head_count = kind == 1 ? 3 : 1;
+        group.k_head_bytes = kind == 0 ? 700 : kind == 1 ? 2050 : 331;
+        if (kind == 1) group.v_head_bytes = 34;
+        if (kind == 0) group.layout = SegmentLayout::kOpaque;
+        if (kind == 2) group.kind = GroupKind::kRecurrentState;
+        shape->space.groups = {group};
+        shape->layer = {&shape->space,
+                        GroupIndex{0},
+                        {0, 1, 0, group.kv_head_count, 0, 1},
+                        0,
+                        0,
+                        100};
+        Require(LosslessCodec().Supports(shape->layer).ok());
+        shapes->push_back(std::move(shape));
+      }
+    }
+    return shapes;
+  }();
+  return (*kShapes)[choice % kShapes->size()]->layer;
+}
+
+void ForgeBytes(const CodedLayer& layer, std::vector<std::byte>& encoded) {
+  const uint64_t front = LosslessCodec().IndexBytes(layer);
+  if (encoded.size() < front) return;
+  uint64_t offset = front;
+  for (size_t at = 24; at < front; at += 12) {
+    uint32_t bytes;
+    std::memcpy(&bytes, &encoded[at], 4);
+    if (bytes > encoded.size() - offset) return;
+    const auto check = static_cast<uint32_t>(
+        Fingerprint64(ByteSpan(encoded).subspan(offset, bytes)));
+    std::memcpy(&encoded[at + 8], &check, 4);
+    offset += bytes;
+  }
+  const uint64_t check =
+      Fingerprint64(ByteSpan(encoded).subspan(24, front - 24),
+                    Fingerprint64(ByteSpan(encoded).first(16)));
+  std::memcpy(&encoded[16], &check, 8);
+}
+
+void DecodeBytes(const CodedLayer& layer,
+                 const std::vector<std::byte>& encoded) {
+  CodedSelection some;
+  if (layer.shape.head_count > 1) some = {1, 1, 7, 20, 0};
+  for (const CodedSelection& selection : {CodedSelection{}, some}) {
+    std::vector<std::byte> plain(PlainBytes(layer, selection));
+    LosslessCodec().Decode(layer, selection, encoded, plain).IgnoreError();
+    LosslessCodec()
+        .Ranges(layer, selection, encoded, encoded.size())
+        .IgnoreError();
+  }
+}
+
+std::vector<std::byte> Repeated(ByteSpan bytes, size_t size) {
+  std::vector<std::byte> all(size);
+  for (size_t i = 0; i < size && !bytes.empty(); ++i) {
+    all[i] = bytes[i % bytes.size()];
+  }
+  return all;
+}
+
+// Encodes, decodes; exact if it says so.
+void ThereAndBack(const Codec& codec, const CodedLayer& layer,
+                  ByteSpan numbers) {
+  const std::vector<std::byte> plain = Repeated(numbers, PlainBytes(layer));
+  std::vector<std::byte> encoded(codec.EncodedBytesMax(layer));
+  const auto done =
+      codec.Encode(layer, plain, codec.default_quality(), encoded);
+  Require(done.ok());
+  encoded.resize(done->bytes);
+  std::vector<std::byte> decoded(plain.size());
+  Require(codec.Decode(layer, {}, encoded, decoded).ok());
+  if (done->quality == Lineage::kExact) Require(decoded == plain);
+}
+
 // Checksums of what the index says lies where, then the index's own.
 void Forge(const CodedLayer& layer, std::vector<std::byte>& encoded) {
   const kvc1::TileGrid grid(layer, *kvc1::ElementOf(*layer.space));
@@ -197,10 +286,7 @@ void Decode(const CodedLayer& layer, const std::vector<std::byte>& encoded) {
 }
 
 void Encode(CodedLayer layer, uint8_t quality, ByteSpan bytes) {
-  std::vector<std::byte> plain(PlainBytes(layer));
-  for (size_t i = 0; i < plain.size() && !bytes.empty(); ++i) {
-    plain[i] = bytes[i % bytes.size()];
-  }
+  const std::vector<std::byte> plain = Repeated(bytes, PlainBytes(layer));
   kvc1::EncodeOptions options;
   options.level = quality % 4;
   options.planes = 1 + quality / 4 % 3;
@@ -257,6 +343,25 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         Require(rope->rotary_dim <= data[1] &&
                 rope->frequencies.size() * 2 == rope->rotary_dim);
         kvc1::RotationFor(*rope, 5, 3, 7);
+      }
+      break;
+    }
+    case 5:
+    case 6: {
+      const CodedLayer& other = ByteLayerFor(data[1]);
+      std::vector<std::byte> encoded(rest.begin(), rest.end());
+      if (data[0] == 6) ForgeBytes(other, encoded);
+      DecodeBytes(other, encoded);
+      break;
+    }
+    case 7:
+      ThereAndBack(LosslessCodec(), ByteLayerFor(data[1]), rest);
+      break;
+    case 8: {
+      const Codec* const codecs[] = {&Fp8Codec(), &Int8Codec(), &Int4Codec()};
+      const Codec& codec = *codecs[data[2] % 3];
+      if (codec.Supports(layer).ok()) {
+        ThereAndBack(codec, layer, rest.subspan(1));
       }
       break;
     }

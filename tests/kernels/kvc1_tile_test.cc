@@ -774,6 +774,64 @@ TEST_P(Kvc1TileTest, FindsTheLargestError) {
   }
 }
 
+TEST_P(Kvc1TileTest, GoesBetweenElementsAndFloats) {
+  Random random(33);
+  for (int i = 0; i < 300; ++i) {
+    const Element element = kElements[random() % 3];
+    const size_t tokens = random() % 12, heads = random() % 4;
+    const size_t head_dim = AnyHeadDim(random);
+    RowMemory from(tokens, heads, head_dim, element, random);
+    RowMemory to(tokens, heads, head_dim, element, random);
+    const size_t count = tokens * heads * head_dim;
+    std::vector<float> want;
+    for (size_t t = 0; t < tokens; ++t) {
+      for (size_t c = 0; c < heads * head_dim; ++c) {
+        std::byte* const at = from.At(t, c / head_dim, c % head_dim);
+        if (element == Element::kF32) {
+          want.push_back(AnyFinite(random));
+          std::memcpy(at, &want.back(), 4);
+          continue;
+        }
+        // Subnormal numbers and infinities among them, no NaNs.
+        auto half = static_cast<uint16_t>(random());
+        want.push_back(element == Element::kF16 ? internal::F32FromF16(half)
+                                                : internal::F32FromBf16(half));
+        if (std::isnan(want.back())) {
+          half = 0;
+          want.back() = 0;
+        }
+        std::memcpy(at, &half, 2);
+      }
+    }
+    std::vector<float> floats(count + kFloatsPad, 1.5f);
+    kernel_->to_floats(from.const_rows(), floats.data());
+    ASSERT_TRUE(SameBytes(floats.data(), want.data(), 4 * count));
+    // Back, and other numbers that have to be rounded.
+    for (const bool rounded : {false, true}) {
+      if (rounded) {
+        for (float& value : floats) value = AnyFinite(random);
+      }
+      TileRows rows = to.rows();
+      rows.stream = random() % 2 == 0;
+      kernel_->from_floats(floats.data(), rows);
+      size_t n = 0;
+      for (size_t t = 0; t < tokens; ++t) {
+        for (size_t c = 0; c < heads * head_dim; ++c, ++n) {
+          const std::byte* const at = to.At(t, c / head_dim, c % head_dim);
+          if (element == Element::kF32) {
+            ASSERT_TRUE(SameBytes(at, &floats[n], 4));
+            continue;
+          }
+          const uint16_t half = element == Element::kF16
+                                    ? internal::F16FromF32(floats[n])
+                                    : internal::Bf16FromF32(floats[n]);
+          ASSERT_TRUE(SameBytes(at, &half, 2)) << floats[n];
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Kvc1TileTest, Measures) {
   Random random(33);
   for (int i = 0; i < 200; ++i) {

@@ -364,7 +364,8 @@ StatusOr<EncodedLayer> EncodeOne(const Coded& coded, const CodedLayer& layer,
                                  ByteSpan plain, MutableByteSpan to) {
   return coded.codec == &Kvc1Codec()
              ? kvc1::Encode(layer, plain, coded.options, to)
-             : coded.codec->Encode(layer, plain, Lineage::kExact, to);
+             : coded.codec->Encode(layer, plain, coded.codec->default_quality(),
+                                   to);
 }
 
 Status EncodeAll(Work& work, Coded& coded) {
@@ -714,11 +715,11 @@ Status RunCodec(const BenchOptions& options, Report& report) {
   LARDER_ASSIGN_OR_RETURN(wide_profile, MadeUpProfile(*wide_heads));
   const int level = options.level;
   std::vector<Mode> modes;
-  const auto mode = [&](const char* name, const Codec& codec,
+  const auto mode = [&](std::string name, const Codec& codec,
                         kvc1::EncodeOptions encode,
                         std::shared_ptr<const Profile> with) {
     Mode& made = modes.emplace_back();
-    made.name = name;
+    made.name = std::move(name);
     made.coded.codec = &codec;
     made.coded.options = encode;
     made.coded.profile = std::move(with);
@@ -731,6 +732,9 @@ Status RunCodec(const BenchOptions& options, Report& report) {
   mode("ecsq_planes", Kvc1Codec(),
        {.level = level, .planes = 2, .transform = false}, profile);
   mode("klt", Kvc1Codec(), {.level = level}, profile);
+  for (const Codec* codec : {&Fp8Codec(), &Int8Codec(), &Int4Codec()}) {
+    mode(std::string(codec->name()), *codec, {}, nullptr);
+  }
   LARDER_RETURN_IF_ERROR(RunModes(options, *work, modes, report));
   if (options.Wants({"codec.decode.vs_bitwise_ac"})) {
     Coded& ecsq = modes[2].coded;

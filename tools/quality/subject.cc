@@ -299,7 +299,10 @@ StatusOr<Subjects> MakeSubjects(const std::string& name,
   }
   if (const Codec* codec = CodecOf(name)) {
     LARDER_RETURN_IF_ERROR(Validate(space));
-    if (IsLossy(*codec, space)) {
+    const Lineage only = codec->default_quality();
+    if (only != Lineage::kUnknown) {
+      subjects.push_back(MakeCodecSubject(*codec, only, space));
+    } else if (IsLossy(*codec, space)) {
       for (const uint8_t level : levels) {
         subjects.push_back(
             MakeCodecSubject(*codec, static_cast<Lineage>(level), space));
