@@ -239,6 +239,21 @@ TEST(Subject, RawCostsItsRecord) {
   EXPECT_EQ(prefix.layers[1].values, before.layers[1].values);
 }
 
+TEST(Subject, LosslessOfBf16LeavesTheCacheAlone) {
+  KvPrefix prefix = SmallPrefix();
+  StatusOr<Subjects> subjects = MakeSubjects(kLosslessBf16, {}, SmallSpace());
+  ASSERT_TRUE(subjects.ok()) << subjects.status();
+  ASSERT_EQ(subjects->size(), 1u);
+  const StatusOr<Rate> rate = subjects->front()->Apply(prefix);
+  ASSERT_TRUE(rate.ok()) << rate.status();
+  // Uniform in [-1, 1): some 2 bits of exponent, 8 of sign and mantissa.
+  EXPECT_LT(BitsPerElement(*rate), 11.5);
+  EXPECT_GT(BitsPerElement(*rate), 10);
+  const KvPrefix before = SmallPrefix();
+  EXPECT_EQ(prefix.layers[0].keys, before.layers[0].keys);
+  EXPECT_EQ(prefix.layers[1].values, before.layers[1].values);
+}
+
 TEST(Subject, GetsTheAttentionItNeeds) {
   KvPrefix prefix = SmallPrefix();
   const auto subject = MakeBaselineSubject(baselines::MakeMikv({}));
