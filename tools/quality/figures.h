@@ -29,7 +29,7 @@ struct TextFigures {
 struct PointFigures {
   std::string name;
   std::string parameters;
-  std::string profile;  // QualitySubject::profile_id
+  std::string profile;  // ProfileIdOf
   uint64_t profile_bytes = 0;
   std::vector<TextFigures> texts;
 };

@@ -62,12 +62,9 @@ class ProfileSubject final : public RecordSubject {
   uint64_t profile_bytes() const override {
     return shared_->profile->bytes().size();
   }
-  std::string profile_id() const override {
-    return ToHex(shared_->profile->id());
-  }
+  const Profile* profile() const override { return shared_->profile.get(); }
 
  private:
-  const Profile* profile() const override { return shared_->profile.get(); }
   StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                                 MutableByteSpan encoded) const override {
     return kvc1::Encode(layer, plain, {.level = level_, .planes = planes_},

@@ -17,8 +17,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
+#include "tools/quality/bank_cost.h"
 #include "tools/quality/capture_file.h"
 #include "tools/quality/curve.h"
 #include "tools/quality/engine.h"
@@ -300,6 +303,12 @@ StatusOr<Subjects> MakeAllSubjects(const Arguments& arguments,
   return subjects;
 }
 
+std::string CalibrationPath(const Arguments& arguments) {
+  return !arguments.calibration.empty()
+             ? arguments.calibration
+             : arguments.texts_directory + "/calibration.txt";
+}
+
 Status CalibrateAll(Engines engines, const Arguments& arguments,
                     Subjects& subjects, size_t& texts_used) {
   bool needed = false, queries = false;
@@ -308,13 +317,11 @@ Status CalibrateAll(Engines engines, const Arguments& arguments,
     queries = queries || subject->needs_calibration_queries();
   }
   if (!needed) return absl::OkStatus();
-  const std::string path = !arguments.calibration.empty()
-                               ? arguments.calibration
-                               : arguments.texts_directory + "/calibration.txt";
   LARDER_ASSIGN_OR_RETURN(
       const std::vector<SplitText> texts,
-      ReadTexts(*engines[0], path, arguments.prefix_tokens,
-                arguments.suffix_tokens, arguments.calibration_texts));
+      ReadTexts(*engines[0], CalibrationPath(arguments),
+                arguments.prefix_tokens, arguments.suffix_tokens,
+                arguments.calibration_texts));
   texts_used = texts.size();
   std::fprintf(stderr, "quality: calibrating with %zu texts\n", texts.size());
   LARDER_ASSIGN_OR_RETURN(const std::vector<Capture> captures,
@@ -411,7 +418,7 @@ class Recorder {
                       .domain = domain.name,
                       .codec = subjects[subject]->name(),
                       .parameters = subjects[subject]->parameters(),
-                      .profile = subjects[subject]->profile_id()};
+                      .profile = ProfileIdOf(*subjects[subject])};
     };
     return {.query_stride = query_stride,
             .progress = Progress(domain.name),
@@ -460,6 +467,55 @@ class Recorder {
   const Json& figures_;
   SteadyClock::time_point written_ = SteadyClock::now();
 };
+
+// The bank's row, of the ecsq curve's level nearest to the mark; none if that
+// curve has no profile without transforms.
+Status AddBankRow(Engines engines, const Arguments& arguments,
+                  std::span<const SplitText> texts, const Subjects& subjects,
+                  const SweepFigures& figures, const std::string& ecsq,
+                  std::vector<Row>& rows) {
+  const PointFigures* point = NearestTo(kRowMark, figures.points, ecsq);
+  if (point == nullptr) return absl::OkStatus();
+  const Profile* const profile =
+      subjects[static_cast<size_t>(point - figures.points.data())]->profile();
+  int level = 0;
+  if (profile == nullptr || !BankCost::Takes(*profile) ||
+      !absl::SimpleAtoi(point->parameters.substr(point->parameters.find(' ')),
+                        &level)) {
+    return absl::OkStatus();
+  }
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<SplitText> calibration,
+      ReadTexts(*engines[0], CalibrationPath(arguments),
+                arguments.prefix_tokens, arguments.suffix_tokens,
+                arguments.calibration_texts));
+  BankCost cost(*profile, level);
+  // Captures with queries are large.
+  const auto for_each = [&](std::span<const SplitText> of,
+                            const auto& take) -> Status {
+    for (; !of.empty(); of = of.subspan(std::min(of.size(), engines.size()))) {
+      LARDER_ASSIGN_OR_RETURN(
+          const std::vector<Capture> captures,
+          CaptureTexts(engines, of.first(std::min(of.size(), engines.size())),
+                       /*with_queries=*/true));
+      for (const Capture& capture : captures) {
+        LARDER_RETURN_IF_ERROR(take(capture));
+      }
+    }
+    return absl::OkStatus();
+  };
+  LARDER_RETURN_IF_ERROR(for_each(calibration, [&](const Capture& capture) {
+    return cost.Train(capture);
+  }));
+  std::vector<BankCost::Bits> costs;
+  LARDER_RETURN_IF_ERROR(for_each(texts, [&](const Capture& capture) -> Status {
+    LARDER_ASSIGN_OR_RETURN(const BankCost::Bits bits, cost.Of(capture));
+    costs.push_back(bits);
+    return absl::OkStatus();
+  }));
+  rows.push_back(BankRow(costs, absl::StrCat(ecsq, ", ", point->parameters)));
+  return absl::OkStatus();
+}
 
 Status Run(Arguments arguments) {
   if (arguments.quick) {
@@ -513,7 +569,10 @@ Status Run(Arguments arguments) {
       RowCurves curves = DefaultCurves(figures.points);
       if (!arguments.ecsq.empty()) curves.ecsq = arguments.ecsq;
       if (!arguments.klt.empty()) curves.klt = arguments.klt;
-      PrintRows(MakeRows(figures.points, shape, curves), json["rows"]);
+      std::vector<Row> rows = MakeRows(figures.points, shape, curves);
+      LARDER_RETURN_IF_ERROR(AddBankRow(engines, arguments, domain.texts,
+                                        subjects, figures, curves.ecsq, rows));
+      PrintRows(rows, json["rows"]);
       if (!arguments.plot.empty()) {
         LARDER_RETURN_IF_ERROR(Plot(arguments, domain, figures, shape));
       }

@@ -2,7 +2,6 @@
 #define LARDER_TOOLS_QUALITY_RECORD_SUBJECT_H_
 
 #include "codec/codec.h"
-#include "codec/profile.h"
 #include "store/space.h"
 #include "store/status.h"
 #include "store/units.h"
@@ -19,9 +18,7 @@ class RecordSubject : public QualitySubject {
  protected:
   RecordSubject(const Codec& codec, SpaceDescriptor space);
 
-  // What layers are encoded and decoded with; null: nothing. Known when Apply
-  // is called.
-  virtual const Profile* profile() const { return nullptr; }
+  // Of a layer that says profile().
   virtual StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                                         MutableByteSpan encoded) const = 0;
 

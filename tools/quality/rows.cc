@@ -5,8 +5,9 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
-#include <optional>
+#include <numeric>
 #include <string_view>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -19,17 +20,30 @@ namespace larder::quality {
 namespace {
 
 constexpr double kMarks[] = {0.03, 0.01, 0.003};
-constexpr double kMark = 0.01;  // at which ratios are promised
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr char kBits[] = "bits/el";
 
 using Drawn = std::span<const uint32_t>;
 using Figure = std::function<double(Drawn)>;
 
+Row MakeRow(std::string name, std::string unit, uint32_t texts,
+            const Figure& value, const Figure& limit, std::string note) {
+  std::vector<uint32_t> all(texts);
+  std::iota(all.begin(), all.end(), 0u);
+  Row row{.name = std::move(name),
+          .unit = std::move(unit),
+          .limit = limit(all),
+          .value = value(all),
+          .note = std::move(note)};
+  row.ratio = Bootstrap(
+      texts, [&](Drawn drawn) { return value(drawn) / limit(drawn); });
+  return row;
+}
+
 class Maker {
  public:
   Maker(std::span<const PointFigures> points, const ModelShape& shape)
-      : shape_(shape), curves_(CurvesOf(points)) {}
+      : points_(points), shape_(shape), curves_(CurvesOf(points)) {}
 
   const PointCurve* Find(std::string_view name) const {
     for (const PointCurve& curve : curves_) {
@@ -40,16 +54,8 @@ class Maker {
 
   void Add(std::string name, std::string unit, uint32_t texts,
            const Figure& value, const Figure& limit, std::string note) {
-    std::vector<uint32_t> all(texts);
-    for (uint32_t i = 0; i < texts; ++i) all[i] = i;
-    Row row{.name = std::move(name),
-            .unit = std::move(unit),
-            .limit = limit(all),
-            .value = value(all),
-            .note = std::move(note)};
-    row.ratio = Bootstrap(
-        texts, [&](Drawn drawn) { return value(drawn) / limit(drawn); });
-    rows.push_back(std::move(row));
+    rows.push_back(MakeRow(std::move(name), std::move(unit), texts, value,
+                           limit, std::move(note)));
   }
 
   // Bits at equal divergence, of one curve and another.
@@ -57,8 +63,9 @@ class Maker {
                   const std::string& theirs) {
     const PointCurve *value = Find(ours), *limit = Find(theirs);
     if (value == nullptr || limit == nullptr) return;
-    Add(name, kBits, TextsOf(*value), At(*value, kMark), At(*limit, kMark),
-        absl::StrCat(ours, " and ", theirs, " at mean KL ", kMark));
+    Add(name, kBits, TextsOf(*value), At(*value, kRowMark),
+        At(*limit, kRowMark),
+        absl::StrCat(ours, " and ", theirs, " at mean KL ", kRowMark));
   }
 
   // Bits at equal divergence, of one curve and the lowest of all baselines.
@@ -113,26 +120,18 @@ class Maker {
   void AddPlanes(const std::string& name, const std::string& curve) {
     const PointCurve* const one = Find(curve);
     if (one == nullptr) return;
+    const PointFigures* const limit = NearestTo(kRowMark, points_, curve);
     for (const int planes : {3, 2}) {
-      const PointCurve* const several = Find(PlanesName(curve, planes));
-      if (several == nullptr) continue;
-      const PointFigures *value = nullptr, *limit = nullptr;
-      double nearest = std::numeric_limits<double>::infinity();
-      for (const PointFigures* a : one->points) {
-        for (const PointFigures* b : several->points) {
-          const double distance =
-              std::abs(std::log(MeanKl(*a, AllTexts(*a)) / kMark));
-          if (a->parameters != b->parameters || !(distance < nearest)) continue;
-          nearest = distance;
-          limit = a;
-          value = b;
+      for (const PointFigures& value : points_) {
+        if (value.name != PlanesName(curve, planes) ||
+            value.parameters != limit->parameters) {
+          continue;
         }
+        Add(name, kBits, TextsOf(*one), Of(value), Of(*limit),
+            absl::StrCat(curve, ", ", value.parameters, ": ", planes,
+                         " planes and one"));
+        return;
       }
-      if (value == nullptr) continue;
-      Add(name, kBits, TextsOf(*one), Of(*value), Of(*limit),
-          absl::StrCat(curve, ", ", value->parameters, ": ", planes,
-                       " planes and one"));
-      return;
     }
   }
 
@@ -153,6 +152,7 @@ class Maker {
     };
   }
 
+  const std::span<const PointFigures> points_;
   const ModelShape& shape_;
   const std::vector<PointCurve> curves_;
 };
@@ -170,6 +170,38 @@ RowCurves DefaultCurves(std::span<const PointFigures> points) {
   };
   return {.ecsq = first({"ecsq", "kvc1-predicted", "kvc1-scalar"}),
           .klt = first({"klt", "kvc1-klt"})};
+}
+
+const PointFigures* NearestTo(double kl, std::span<const PointFigures> points,
+                              const std::string& name) {
+  const PointFigures* nearest = nullptr;
+  double least = std::numeric_limits<double>::infinity();
+  for (const PointFigures& point : points) {
+    const double distance =
+        std::abs(std::log(MeanKl(point, AllTexts(point)) / kl));
+    if (point.name != name || !(distance < least)) continue;
+    least = distance;
+    nearest = &point;
+  }
+  return nearest;
+}
+
+Row BankRow(std::span<const BankCost::Bits> texts, const std::string& of) {
+  const auto mean = [texts](double BankCost::Bits::*bits) {
+    return [texts, bits](Drawn drawn) {
+      double sum = 0, elements = 0;
+      for (const uint32_t text : drawn) {
+        sum += texts[text].*bits;
+        elements += texts[text].elements;
+      }
+      return sum / elements;
+    };
+  };
+  return MakeRow("quality.bank", kBits, static_cast<uint32_t>(texts.size()),
+                 mean(&BankCost::Bits::bank), mean(&BankCost::Bits::trained),
+                 absl::StrCat(of,
+                              ": cross-entropy in the bank's tables and in "
+                              "trained ones"));
 }
 
 std::vector<Row> MakeRows(std::span<const PointFigures> points,

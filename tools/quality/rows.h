@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/quality/bank_cost.h"
 #include "tools/quality/figures.h"
 
 namespace larder::quality {
@@ -28,7 +29,18 @@ struct RowCurves {
 // "kvc1-predicted", "kvc1-scalar", and of "klt", "kvc1-klt".
 RowCurves DefaultCurves(std::span<const PointFigures> points);
 
-// Every row for which `points`, all of the same texts, hold the curves.
+// The divergence at which ratios are promised.
+inline constexpr double kRowMark = 0.01;
+
+// The point of the curve `name` whose mean KL divergence is nearest to `kl`;
+// null if there is no such curve.
+const PointFigures* NearestTo(double kl, std::span<const PointFigures> points,
+                              const std::string& name);
+
+// quality.bank, of what texts cost.
+Row BankRow(std::span<const BankCost::Bits> texts, const std::string& of);
+
+// Every other row for which `points`, all of the same texts, hold the curves.
 std::vector<Row> MakeRows(std::span<const PointFigures> points,
                           const ModelShape& shape, const RowCurves& curves);
 

@@ -235,6 +235,11 @@ Status QualitySubject::Calibrate(std::span<const Capture>) {
   return absl::OkStatus();
 }
 
+std::string ProfileIdOf(const QualitySubject& subject) {
+  const Profile* const profile = subject.profile();
+  return profile == nullptr ? "" : ToHex(profile->id());
+}
+
 std::unique_ptr<QualitySubject> MakeIdentity() {
   return std::make_unique<Identity>();
 }

@@ -9,6 +9,7 @@
 
 #include "codec/baselines/baseline.h"
 #include "codec/codec.h"
+#include "codec/profile.h"
 #include "store/space.h"
 #include "store/status.h"
 #include "tools/quality/kv.h"
@@ -54,8 +55,8 @@ class QualitySubject {
   virtual Status Calibrate(std::span<const Capture> captures);
   // What Calibrate learned, as stored once for a model.
   virtual uint64_t profile_bytes() const { return 0; }
-  // Which profile of Larder it codes with, if it does; known after Calibrate.
-  virtual std::string profile_id() const { return ""; }
+  // The profile of Larder's that it codes with, or null; known after Calibrate.
+  virtual const Profile* profile() const { return nullptr; }
 
   // Whether Apply wants KvPrefix::queries.
   virtual bool needs_queries() const { return false; }
@@ -65,6 +66,9 @@ class QualitySubject {
 };
 
 inline constexpr char kLosslessBf16[] = "lossless-bf16";
+
+// The profile's id in hexadecimal, or "".
+std::string ProfileIdOf(const QualitySubject& subject);
 
 using Subjects = std::vector<std::unique_ptr<QualitySubject>>;
 

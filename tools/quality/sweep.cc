@@ -273,7 +273,7 @@ StatusOr<SweepFigures> RunSweep(Engines engines,
     PointFigures& point = figures.points.emplace_back();
     point.name = subject->name();
     point.parameters = subject->parameters();
-    point.profile = subject->profile_id();
+    point.profile = ProfileIdOf(*subject);
     point.profile_bytes = subject->profile_bytes();
     point.texts.resize(texts.size());
   }
