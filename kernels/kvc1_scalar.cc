@@ -598,6 +598,7 @@ const Kvc1Kernel kKvc1Scalar = {
     ChannelSums,
     ChannelDeviations,
     FieldSums,
+    FieldCounts,
     LargestBits,
     SplitWide,
     JoinWide,

@@ -1037,8 +1037,8 @@ const Kvc1Kernel kKvc1Avx2 = {
     SplitRefinement,   RefinementContext,  MergeRefinement,  SplitF16,
     MergeF16,          SplitBf16,          MergeBf16,        Predict,
     Unpredict,         MaxError,           LargestMagnitude, ChannelSums,
-    ChannelDeviations, FieldSums,          LargestBits,      SplitWide,
-    JoinWide,
+    ChannelDeviations, FieldSums,          FieldCounts,      LargestBits,
+    SplitWide,         JoinWide,
 };
 
 }  // namespace larder::kernels::internal

@@ -1036,8 +1036,8 @@ const Kvc1Kernel kKvc1Avx512 = {
     Unpredict,         MaxError,
     LargestMagnitude,  ChannelSums,
     ChannelDeviations, FieldSums,
-    LargestBits,       SplitWide,
-    JoinWide,
+    FieldCounts,       LargestBits,
+    SplitWide,         JoinWide,
 };
 
 }  // namespace larder::kernels::internal
