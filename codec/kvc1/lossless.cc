@@ -184,7 +184,7 @@ void Choose(double mean, const int16_t* counts, int& first, int& kind) {
   static const auto* const kCosts = new TableCosts;
   int32_t least = std::numeric_limits<int32_t>::max();
   for (int k = 0; k < kShapes * kHalves; ++k) {
-    const auto low = static_cast<int>(SteadyFloor(mean + kCosts->mean[k]));
+    const auto low = static_cast<int>(mean + kCosts->mean[k]);  // not negative
     for (const int candidate : {low, low + 1}) {
       const int16_t* const costs = &kCosts->of[k][-candidate & 31];
       int32_t cost = 0;
@@ -209,11 +209,18 @@ bool PrepareWide(LosslessEncoder::Job& job, Element element,
   const kernels::ConstTileRows rows = Readable(tile, element, job.rows);
   // Exponent fields of every number, to choose tables by.
   const bool f16 = element == Element::kF16;
-  std::array<uint32_t, kernels::kTileChannelsMax> sum;
-  kernels::FieldSums(rows, f16 ? 10 : 7, f16 ? 31 : 255, sum.data());
-  // At most a tile's rows: signed ones are multiplied faster.
   int16_t* const counts = room.counts.Get(channels * 32);
   kernels::FieldCounts(rows, f16 ? 10 : 7, counts);
+  std::array<uint32_t, kernels::kTileChannelsMax> sum;
+  if (f16) {
+    for (size_t c = 0; c < channels; ++c) {
+      int32_t all = 0;
+      for (int16_t e = 0; e < 32; ++e) all += e * counts[c * 32 + e];
+      sum[c] = static_cast<uint32_t>(all);
+    }
+  } else {
+    kernels::FieldSums(rows, 7, 255, sum.data());
+  }
   std::array<int, kernels::kTileChannelsMax> first;
   std::vector<uint8_t>& ids = room.ids;
   ids.resize(channels);
