@@ -215,9 +215,12 @@ void ChannelDeviations(const int16_t* q, size_t channels, size_t rounds,
   BestKvc1Kernel().channel_deviations(q, channels, rounds, centre, deviation);
 }
 
-void FieldSums(const ConstTileRows& rows, int shift, int mask, uint32_t* sum,
-               uint32_t* squares) {
-  BestKvc1Kernel().field_sums(rows, shift, mask, sum, squares);
+void FieldSums(const ConstTileRows& rows, int shift, int mask, uint32_t* sum) {
+  BestKvc1Kernel().field_sums(rows, shift, mask, sum);
+}
+
+void FieldCounts(const ConstTileRows& rows, int shift, int16_t* counts) {
+  BestKvc1Kernel().field_counts(rows, shift, counts);
 }
 
 uint16_t LargestBits(const ConstTileRows& rows) {

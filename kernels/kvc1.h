@@ -142,10 +142,11 @@ void ChannelSums(const int16_t* q, size_t channels, size_t rounds, int64_t* sum,
                  int64_t* squares);
 void ChannelDeviations(const int16_t* q, size_t channels, size_t rounds,
                        const int32_t* centre, int64_t* deviation);
-// Of each channel of 16-bit rows: the sums of (bits >> shift & mask) and of
-// its squares, modulo 2^32.
-void FieldSums(const ConstTileRows& rows, int shift, int mask, uint32_t* sum,
-               uint32_t* squares);
+// Of each channel of 16-bit rows: the sum of (bits >> shift & mask), modulo
+// 2^32; and how often each (bits >> shift & 31) is there, as [channel][32].
+// REQUIRES: no more than 32767 tokens.
+void FieldSums(const ConstTileRows& rows, int shift, int mask, uint32_t* sum);
+void FieldCounts(const ConstTileRows& rows, int shift, int16_t* counts);
 // The largest (bits & 0x7fff) of 16-bit rows: which is the largest magnitude.
 uint16_t LargestBits(const ConstTileRows& rows);
 // The largest |a - b|, infinity if there is a NaN. REQUIRES: the same shape,

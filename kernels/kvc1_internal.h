@@ -75,7 +75,8 @@ struct Kvc1Kernel {
   void (*channel_deviations)(const int16_t* q, size_t channels, size_t rounds,
                              const int32_t* centre, int64_t* deviation);
   void (*field_sums)(const ConstTileRows& rows, int shift, int mask,
-                     uint32_t* sum, uint32_t* squares);
+                     uint32_t* sum);
+  void (*field_counts)(const ConstTileRows& rows, int shift, int16_t* counts);
   uint16_t (*largest_bits)(const ConstTileRows& rows);
   void (*split_wide)(const uint16_t* wide, size_t count, int16_t* round,
                      int16_t* low);

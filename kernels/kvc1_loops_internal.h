@@ -86,21 +86,29 @@ inline void ForEachHead(const ConstTileRows& rows, const Function& function) {
 }
 
 inline void FieldSums(const ConstTileRows& rows, int shift, int mask,
-                      uint32_t* sum, uint32_t* squares) {
-  for (size_t c = 0; c < rows.heads * rows.head_dim; ++c) {
-    sum[c] = squares[c] = 0;
-  }
+                      uint32_t* sum) {
+  for (size_t c = 0; c < rows.heads * rows.head_dim; ++c) sum[c] = 0;
   const size_t dims = rows.head_dim;
   const auto bits = static_cast<uint32_t>(mask);
   ForEachHead(rows, [&](const std::byte* from, size_t channel) {
     uint32_t* __restrict sums = sum + channel;
-    uint32_t* __restrict square_sums = squares + channel;
     for (size_t d = 0; d < dims; ++d) {
       uint16_t half;
       __builtin_memcpy(&half, from + 2 * d, sizeof half);
-      const uint32_t field = (uint32_t{half} >> shift) & bits;
-      sums[d] += field;
-      square_sums[d] += field * field;
+      sums[d] += (uint32_t{half} >> shift) & bits;
+    }
+  });
+}
+
+inline void FieldCounts(const ConstTileRows& rows, int shift, int16_t* counts) {
+  for (size_t i = 0; i < rows.heads * rows.head_dim * 32; ++i) counts[i] = 0;
+  const size_t dims = rows.head_dim;
+  ForEachHead(rows, [&](const std::byte* from, size_t channel) {
+    int16_t* of = counts + channel * 32;
+    for (size_t d = 0; d < dims; ++d, of += 32) {
+      uint16_t half;
+      __builtin_memcpy(&half, from + 2 * d, sizeof half);
+      ++of[half >> shift & 31];
     }
   });
 }

@@ -618,6 +618,7 @@ const Kvc1Kernel kKvc1Scalar = {
     ChannelSums,
     ChannelDeviations,
     FieldSums,
+    FieldCounts,
     LargestBits,
     SplitWide,
     JoinWide,

@@ -1085,7 +1085,7 @@ const Kvc1Kernel kKvc1Avx2 = {
     MergeF16,         SplitBf16,          MergeBf16,         Predict,
     Unpredict,        MaxError,           ToFloats,          FromFloats,
     LargestMagnitude, ChannelSums,        ChannelDeviations, FieldSums,
-    LargestBits,      SplitWide,          JoinWide,
+    FieldCounts,      LargestBits,        SplitWide,         JoinWide,
 };
 
 }  // namespace larder::kernels::internal

@@ -1084,8 +1084,8 @@ const Kvc1Kernel kKvc1Avx512 = {
     ToFloats,          FromFloats,
     LargestMagnitude,  ChannelSums,
     ChannelDeviations, FieldSums,
-    LargestBits,       SplitWide,
-    JoinWide,
+    FieldCounts,       LargestBits,
+    SplitWide,         JoinWide,
 };
 
 }  // namespace larder::kernels::internal

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 
@@ -154,46 +154,44 @@ void UseTables(Element element, int tile_first, const uint8_t* ids,
   }
 }
 
-// What a channel's exponents look like: their mean, and how much they vary.
-struct Moments {
-  double mean = 0, variance = 0;
-};
-
-// The nearest of the eight tables and its first exponent, by what the tables'
-// own exponents have for moments.
-struct TableMoments {
-  Moments of[kShapes * kHalves];
-  TableMoments() {
+// What numbers cost in each table, in 1024ths of a bit: by how far the exponent
+// lies above the first, modulo 32, twice over.
+struct TableCosts {
+  int16_t of[kShapes * kHalves][64];
+  double mean[kShapes * kHalves];  // of how far exponents lie below the first
+  TableCosts() {
     for (int kind = 0; kind < kShapes * kHalves; ++kind) {
-      double sum = 0, squares = 0, total = 0;
-      for (int d = 0; d < 32; ++d) {
-        if (kCounts[kind][d] <= 1) continue;  // room for what is never seen
-        total += kCounts[kind][d];
-        sum += kCounts[kind][d] * d;
-        squares += kCounts[kind][d] * d * d;
+      double sum = 0, total = 0;
+      for (int above = 0; above < 64; ++above) {
+        const double bits =
+            12 - SteadyLog(kCounts[kind][-above & 31]) / SteadyLog(2);
+        of[kind][above] = static_cast<int16_t>(SteadyFloor(1024 * bits + 0.5));
       }
-      of[kind].mean = sum / total;
-      of[kind].variance = squares / total - of[kind].mean * of[kind].mean;
+      for (int below = 0; below < 32; ++below) {
+        if (kCounts[kind][below] <= 1) continue;  // room for what is never seen
+        total += kCounts[kind][below];
+        sum += kCounts[kind][below] * below;
+      }
+      mean[kind] = sum / total;
     }
   }
 };
 
-void Choose(const Moments& seen, int& first, int& kind) {
-  static const auto* const kTables = new TableMoments;
-  double best = INFINITY;
+// A channel's cheapest table, and its first exponent: of every kind, those two
+// are tried which put the table's mean next to the channel's. `counts` are of
+// exponents modulo 32.
+void Choose(double mean, const int16_t* counts, int& first, int& kind) {
+  static const auto* const kCosts = new TableCosts;
+  int32_t least = std::numeric_limits<int32_t>::max();
   for (int k = 0; k < kShapes * kHalves; ++k) {
-    const Moments& table = kTables->of[k];
-    const double exact = seen.mean + table.mean;
-    const double rounded = std::floor(exact + 0.5);
-    // Octaves off, and how far the widths differ.
-    const double off = (exact - rounded) * (exact - rounded) / table.variance;
-    if (!(off < best)) continue;
-    const double width =
-        SteadyLog(std::max(seen.variance, 0.05) / table.variance);
-    const double cost = off + 0.5 * width * width;
-    if (cost < best) {
-      best = cost;
-      first = static_cast<int>(rounded);
+    const auto low = static_cast<int>(mean + kCosts->mean[k]);  // not negative
+    for (const int candidate : {low, low + 1}) {
+      const int16_t* const costs = &kCosts->of[k][-candidate & 31];
+      int32_t cost = 0;
+      for (int e = 0; e < 32; ++e) cost += counts[e] * costs[e];
+      if (cost >= least) continue;
+      least = cost;
+      first = candidate;
       kind = k;
     }
   }
@@ -210,21 +208,27 @@ bool PrepareWide(LosslessEncoder::Job& job, Element element,
   const size_t numbers = rounds * channels * kLanes;
   const kernels::ConstTileRows rows = Readable(tile, element, job.rows);
   // Exponent fields of every number, to choose tables by.
-  std::array<uint32_t, kernels::kTileChannelsMax> sum, squares;
-  kernels::FieldSums(rows, element == Element::kF16 ? 10 : 7,
-                     element == Element::kF16 ? 31 : 255, sum.data(),
-                     squares.data());
+  const bool f16 = element == Element::kF16;
+  int16_t* const counts = room.counts.Get(channels * 32);
+  kernels::FieldCounts(rows, f16 ? 10 : 7, counts);
+  std::array<uint32_t, kernels::kTileChannelsMax> sum;
+  if (f16) {
+    for (size_t c = 0; c < channels; ++c) {
+      int32_t all = 0;
+      for (int16_t e = 0; e < 32; ++e) all += e * counts[c * 32 + e];
+      sum[c] = static_cast<uint32_t>(all);
+    }
+  } else {
+    kernels::FieldSums(rows, 7, 255, sum.data());
+  }
   std::array<int, kernels::kTileChannelsMax> first;
   std::vector<uint8_t>& ids = room.ids;
   ids.resize(channels);
   int tile_first = 0;
   for (size_t c = 0; c < channels; ++c) {
-    Moments seen;
-    seen.mean = static_cast<double>(sum[c]) / tile.row_count;
-    seen.variance = static_cast<double>(squares[c]) / tile.row_count -
-                    seen.mean * seen.mean;
     int kind = 0;
-    Choose(seen, first[c], kind);
+    Choose(static_cast<double>(sum[c]) / tile.row_count, counts + c * 32,
+           first[c], kind);
     first[c] = std::clamp(first[c], 0, 255);
     ids[c] = static_cast<uint8_t>(kind);
     tile_first = std::max(tile_first, first[c]);

@@ -29,6 +29,7 @@ struct LosslessRoom {
   Scratch<std::byte> bits;   // f16: three words for each step
   Scratch<std::byte> words;
   Scratch<uint8_t> escapes;
+  Scratch<int16_t> counts;  // [channel][32]: exponents, for the encoder
   std::vector<uint8_t> offsets, ids;
   std::vector<const kernels::SymbolTable*> tables;
   std::vector<kernels::SymbolTable> own_tables;  // fp8

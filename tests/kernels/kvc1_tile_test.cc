@@ -871,22 +871,22 @@ TEST_P(Kvc1TileTest, Measures) {
     RowMemory rows(random() % 200, random() % 4, AnyHeadDim(random),
                    kElements[random() % 2], random);
     const size_t count = rows.heads * rows.head_dim;
-    std::vector<uint32_t> fields(count), field_squares(count);
-    std::vector<uint32_t> fields2(count), field_squares2(count);
+    std::vector<uint32_t> fields(count), fields2(count);
+    std::vector<int16_t> counts(count * 32, 77), counts2(count * 32);
     uint16_t most = 0;
     for (size_t t = 0; t < rows.tokens; ++t) {
       for (size_t c = 0; c < count; ++c) {
         const auto half = static_cast<uint16_t>(random());
         std::memcpy(rows.At(t, c / rows.head_dim, c % rows.head_dim), &half, 2);
         fields2[c] += half >> 7 & 255;
-        field_squares2[c] += (half >> 7 & 255) * (half >> 7 & 255);
+        ++counts2[c * 32 + (half >> 10 & 31)];
         most = std::max<uint16_t>(most, half & 0x7fff);
       }
     }
-    kernel_->field_sums(rows.const_rows(), 7, 255, fields.data(),
-                        field_squares.data());
+    kernel_->field_sums(rows.const_rows(), 7, 255, fields.data());
+    kernel_->field_counts(rows.const_rows(), 10, counts.data());
     ASSERT_EQ(fields, fields2);
-    ASSERT_EQ(field_squares, field_squares2);
+    ASSERT_EQ(counts, counts2);
     ASSERT_EQ(kernel_->largest_bits(rows.const_rows()), most);
   }
 }

@@ -219,7 +219,7 @@ TEST_F(QualityEngineTest, SweepsTextsAndFindsThePassKey) {
   EXPECT_EQ(summaries[0].max_kl, 0);
   EXPECT_EQ(summaries[0].top1.mean, 1);
   EXPECT_EQ(summaries[0].attention, 0);
-  EXPECT_TRUE(figures->reference_found[2]);
+  EXPECT_TRUE(figures->points[0].texts[2].retrievable);
   EXPECT_TRUE(figures->points[0].texts[2].retrieved);
   // One quantizer, two ways to store what it gives.
   EXPECT_EQ(summaries[1].kl.mean, summaries[2].kl.mean);
@@ -231,6 +231,47 @@ TEST_F(QualityEngineTest, SweepsTextsAndFindsThePassKey) {
   EXPECT_LT(summaries[3].attention, summaries[1].attention);
   EXPECT_LE(summaries[1].kl.low, summaries[1].kl.mean);
   EXPECT_GE(summaries[1].kl.high, summaries[1].kl.mean);
+
+  // A later run takes up what is known, but of the last subject, which gave
+  // other bits then, nothing; and the second text of the first is missing.
+  std::vector<PointFigures> known = figures->points;
+  known[0].texts[1] = {};
+  known[3].texts[0].rate.bits += 8;
+  known[3].texts[2].same_top = 1000;
+  std::vector<std::pair<size_t, size_t>> measured;
+  std::vector<size_t> outdated;
+  const StatusOr<SweepFigures> again = RunSweep(
+      engines, *texts, subjects,
+      {.query_stride = 8,
+       .known =
+           [&](size_t subject, size_t text) {
+             const TextFigures& of = known[subject].texts[text];
+             return of.kl.empty() ? nullptr : &of;
+           },
+       .measured =
+           [&](size_t subject, size_t text, const TextFigures&) {
+             measured.emplace_back(subject, text);
+           },
+       .outdated = [&](size_t subject) { outdated.push_back(subject); }});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_THAT(outdated, testing::ElementsAre(3));
+  EXPECT_THAT(measured, testing::UnorderedElementsAre(
+                            std::pair(0u, 1u), std::pair(3u, 0u),
+                            std::pair(3u, 1u), std::pair(3u, 2u)));
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    for (size_t text = 0; text < texts->size(); ++text) {
+      const TextFigures& was = figures->points[i].texts[text];
+      const TextFigures& is = again->points[i].texts[text];
+      EXPECT_EQ(is.kl, was.kl);
+      EXPECT_EQ(is.rate.bits, was.rate.bits);
+      EXPECT_EQ(is.same_top, was.same_top);
+      EXPECT_EQ(is.delta_nll, was.delta_nll);
+      EXPECT_EQ(is.attention, was.attention);
+      EXPECT_EQ(is.retrieved, was.retrieved);
+      EXPECT_EQ(is.retrievable, was.retrievable);
+      EXPECT_EQ(is.values, was.values);
+    }
+  }
 }
 
 }  // namespace

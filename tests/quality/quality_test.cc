@@ -8,6 +8,8 @@
 #include "gtest/gtest.h"
 
 #include "codec/baselines/half.h"
+#include "codec/kvc1/bank.h"
+#include "tools/quality/bank_cost.h"
 #include "tools/quality/capture_file.h"
 #include "tools/quality/curve.h"
 #include "tools/quality/metrics.h"
@@ -239,6 +241,21 @@ TEST(Subject, RawCostsItsRecord) {
   EXPECT_EQ(prefix.layers[1].values, before.layers[1].values);
 }
 
+TEST(Subject, LosslessOfBf16LeavesTheCacheAlone) {
+  KvPrefix prefix = SmallPrefix();
+  StatusOr<Subjects> subjects = MakeSubjects(kLosslessBf16, {}, SmallSpace());
+  ASSERT_TRUE(subjects.ok()) << subjects.status();
+  ASSERT_EQ(subjects->size(), 1u);
+  const StatusOr<Rate> rate = subjects->front()->Apply(prefix);
+  ASSERT_TRUE(rate.ok()) << rate.status();
+  // Uniform in [-1, 1): some 2 bits of exponent, 8 of sign and mantissa.
+  EXPECT_LT(BitsPerElement(*rate), 11.5);
+  EXPECT_GT(BitsPerElement(*rate), 10);
+  const KvPrefix before = SmallPrefix();
+  EXPECT_EQ(prefix.layers[0].keys, before.layers[0].keys);
+  EXPECT_EQ(prefix.layers[1].values, before.layers[1].values);
+}
+
 TEST(Subject, GetsTheAttentionItNeeds) {
   KvPrefix prefix = SmallPrefix();
   const auto subject = MakeBaselineSubject(baselines::MakeMikv({}));
@@ -259,6 +276,48 @@ TEST(Subject, EveryNameMakesSome) {
   }
   EXPECT_EQ(MakeSubjects("nonsense", levels, SmallSpace()).status().code(),
             absl::StatusCode::kNotFound);
+}
+
+TEST(BankCost, ComparesCrossEntropies) {
+  Capture capture = SmallCapture();
+  const size_t row = capture.shape.row();
+  Profile::Contents contents{.model_name = "tiny", .level_count = 1};
+  contents.divergence = {0.01f};
+  Profile::Group& group = contents.groups.emplace_back();
+  group = {.layer_count = 2, .kv_head_count = 2, .key_dim = 8, .value_dim = 8};
+  constexpr uint8_t kId = 20;
+  const TensorProfile tensor{
+      .mean = std::vector<float>(row, 1),
+      .weight = std::vector<float>(row, 2),
+      .step = {0.25f},
+      .tables = {.base = std::vector<uint8_t>(3 * row, kId),
+                 .refinement = std::vector<uint8_t>(2 * row, kId)}};
+  group.keys = group.values = {tensor, tensor};
+  const auto profile = Profile::Make(contents);
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  ASSERT_TRUE(BankCost::Takes(**profile));
+  // One step above the mean, everywhere.
+  capture.position_begin = 5;
+  for (CapturedLayer& layer : capture.layers) {
+    layer.keys_before_rope.assign(3 * row, FloatToHalf(1.5f));
+    layer.values = layer.keys_before_rope;
+  }
+  BankCost cost(**profile, 1);
+  const StatusOr<BankCost::Bits> before = cost.Of(capture);
+  ASSERT_TRUE(before.ok()) << before.status();
+  EXPECT_EQ(before->elements, 3.0 * row * 2 * 2);
+  EXPECT_NEAR(before->trained / before->elements, 5, 1e-9);
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(cost.Train(capture).ok());
+  const StatusOr<BankCost::Bits> after = cost.Of(capture);
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_EQ(after->bank, before->bank);
+  EXPECT_LT(after->trained / after->elements, 0.01);
+  const kernels::SymbolTable& table = kvc1::BankTable(kId);
+  EXPECT_NEAR(after->bank / after->elements,
+              12 - std::log2(table.start[17] - table.start[16]), 1e-9);
+  // Another model's.
+  capture.layers.pop_back();
+  EXPECT_FALSE(cost.Of(capture).ok());
 }
 
 TEST(AttentionMass, IsAShareOfEachQuery) {

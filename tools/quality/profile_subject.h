@@ -18,8 +18,12 @@ struct ProfileSubjectOptions {
   std::string measurements;
   int parents = 8;
   uint32_t threads = 1;
-  int planes = 1;  // that objects are encoded in
+  std::vector<int> planes = {1};  // that objects are encoded in: a curve each
 };
+
+// What the curve of `name` is called with objects in so many planes: `name`
+// itself for one.
+std::string PlanesName(const std::string& name, int planes);
 
 // kvc1 with a profile that is given: each of its levels. Its bytes count.
 Subjects MakeProfileSubjects(const std::string& name,

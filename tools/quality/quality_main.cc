@@ -17,13 +17,18 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
+#include "tools/quality/bank_cost.h"
 #include "tools/quality/capture_file.h"
 #include "tools/quality/curve.h"
 #include "tools/quality/engine.h"
 #include "tools/quality/levels.h"
 #include "tools/quality/profile_subject.h"
+#include "tools/quality/results.h"
+#include "tools/quality/rows.h"
 #include "tools/quality/sensitivity.h"
 #include "tools/quality/subject.h"
 #include "tools/quality/sweep.h"
@@ -53,12 +58,14 @@ struct Arguments {
   uint32_t suffix_tokens = 128;
   uint32_t workers = std::max(1u, std::thread::hardware_concurrency());
   bool quick = false;
+  bool fresh = false;
   std::string json;
   std::string plot;
   std::vector<std::string> profiles;  // NAME=FILE
   std::string measurements;
   int parents = 8;
-  int planes = 1;
+  std::vector<int> planes = {1};
+  std::string ecsq, klt;  // curves that rows are of
   // levels
   std::string profile;
   std::string captures;
@@ -104,6 +111,9 @@ Status WriteFile(const std::string& path, const std::string& contents) {
   return absl::OkStatus();
 }
 
+// How often what was measured is written meanwhile.
+constexpr std::chrono::seconds kWritten(10);
+
 Json ToJson(const Interval& interval) {
   return Json::array({interval.mean, interval.low, interval.high});
 }
@@ -113,6 +123,7 @@ Json ToJson(const Domain& domain, const PointFigures& point,
   return {{"domain", domain.name},
           {"codec", point.name},
           {"parameters", point.parameters},
+          {"profile", point.profile},
           {"texts", point.texts.size()},
           {"bits_per_element", ToJson(summary.bits)},
           {"profile_bytes", point.profile_bytes},
@@ -147,30 +158,6 @@ void PrintPoints(const Domain& domain, const SweepFigures& figures,
   std::fflush(stdout);
 }
 
-// Points of one name, in their order.
-std::vector<std::pair<std::string, std::vector<const PointFigures*>>> CurvesOf(
-    const SweepFigures& figures) {
-  std::vector<std::pair<std::string, std::vector<const PointFigures*>>> curves;
-  for (const PointFigures& point : figures.points) {
-    if (curves.empty() || curves.back().first != point.name) {
-      curves.push_back({point.name, {}});
-    }
-    curves.back().second.push_back(&point);
-  }
-  return curves;
-}
-
-double BitsAtOrNan(const std::vector<const PointFigures*>& points,
-                   const ModelShape& shape, double kl,
-                   std::span<const uint32_t> texts) {
-  std::vector<CurvePoint> curve;
-  for (const PointFigures* point : points) {
-    curve.push_back(
-        {BitsPerElement(*point, shape, texts), MeanKl(*point, texts)});
-  }
-  return BitsAt(curve, kl).value_or(std::numeric_limits<double>::quiet_NaN());
-}
-
 void PrintBitsAt(const Domain& domain, const SweepFigures& figures,
                  const ModelShape& shape, Json& json) {
   std::printf("\n%s: bits per element at a mean KL divergence of\n",
@@ -178,17 +165,16 @@ void PrintBitsAt(const Domain& domain, const SweepFigures& figures,
   std::printf("%-18s", "codec");
   for (const double mark : kMarks) std::printf(" %8g%16s", mark, "");
   std::printf("\n");
-  for (const auto& curve : CurvesOf(figures)) {
-    const std::string& name = curve.first;
-    const std::vector<const PointFigures*>& points = curve.second;
-    std::printf("%-18s", name.c_str());
+  for (const PointCurve& curve : CurvesOf(figures.points)) {
+    std::printf("%-18s", curve.name.c_str());
     for (const double mark : kMarks) {
-      const auto count = static_cast<uint32_t>(points[0]->texts.size());
+      const auto count = static_cast<uint32_t>(curve.points[0]->texts.size());
       const Interval bits =
           Bootstrap(count, [&](std::span<const uint32_t> texts) {
-            return BitsAtOrNan(points, shape, mark, texts);
+            return BitsAtOrNan(curve, shape, mark, texts);
           });
-      Json entry = {{"domain", domain.name}, {"codec", name}, {"kl", mark}};
+      Json entry = {
+          {"domain", domain.name}, {"codec", curve.name}, {"kl", mark}};
       if (std::isnan(bits.mean)) {
         std::printf(" %-24s", " not reached");
         entry["bits_per_element"] = nullptr;
@@ -199,6 +185,38 @@ void PrintBitsAt(const Domain& domain, const SweepFigures& figures,
       json.push_back(entry);
     }
     std::printf("\n");
+  }
+  std::fflush(stdout);
+}
+
+Json NumberOrNull(double number) {
+  return std::isnan(number) ? Json() : Json(number);
+}
+
+void PrintRows(const std::vector<Row>& rows, Json& json) {
+  if (rows.empty()) return;
+  std::printf("\n%-32s %9s %9s %7s %-16s  %s\n", "figure", "limit", "larder",
+              "ratio", "", "unit");
+  for (const Row& row : rows) {
+    Json entry = {{"name", row.name},
+                  {"unit", row.unit},
+                  {"limit", NumberOrNull(row.limit)},
+                  {"value", NumberOrNull(row.value)},
+                  {"ratio", NumberOrNull(row.ratio.mean)},
+                  {"ratio_interval", nullptr},
+                  {"note", row.note}};
+    if (std::isnan(row.ratio.mean)) {
+      std::printf("%-32s %9.4g %9.4g   not reached             %s; %s\n",
+                  row.name.c_str(), row.limit, row.value, row.unit.c_str(),
+                  row.note.c_str());
+    } else {
+      entry["ratio_interval"] = {row.ratio.low, row.ratio.high};
+      std::printf("%-32s %9.4g %9.4g %7.3f [%.3f, %.3f]  %s; %s\n",
+                  row.name.c_str(), row.limit, row.value, row.ratio.mean,
+                  row.ratio.low, row.ratio.high, row.unit.c_str(),
+                  row.note.c_str());
+    }
+    json.push_back(entry);
   }
   std::fflush(stdout);
 }
@@ -225,7 +243,7 @@ void PrintPassKeys(const Domain& domain, const SweepFigures& figures,
     for (const double depth : depths) {
       size_t found = 0, possible = 0;
       for (size_t i = 0; i < texts; ++i) {
-        if (domain.texts[i].depth != depth || !figures.reference_found[i]) {
+        if (domain.texts[i].depth != depth || !point.texts[i].retrievable) {
           continue;
         }
         ++possible;
@@ -285,6 +303,12 @@ StatusOr<Subjects> MakeAllSubjects(const Arguments& arguments,
   return subjects;
 }
 
+std::string CalibrationPath(const Arguments& arguments) {
+  return !arguments.calibration.empty()
+             ? arguments.calibration
+             : arguments.texts_directory + "/calibration.txt";
+}
+
 Status CalibrateAll(Engines engines, const Arguments& arguments,
                     Subjects& subjects, size_t& texts_used) {
   bool needed = false, queries = false;
@@ -293,13 +317,11 @@ Status CalibrateAll(Engines engines, const Arguments& arguments,
     queries = queries || subject->needs_calibration_queries();
   }
   if (!needed) return absl::OkStatus();
-  const std::string path = !arguments.calibration.empty()
-                               ? arguments.calibration
-                               : arguments.texts_directory + "/calibration.txt";
   LARDER_ASSIGN_OR_RETURN(
       const std::vector<SplitText> texts,
-      ReadTexts(*engines[0], path, arguments.prefix_tokens,
-                arguments.suffix_tokens, arguments.calibration_texts));
+      ReadTexts(*engines[0], CalibrationPath(arguments),
+                arguments.prefix_tokens, arguments.suffix_tokens,
+                arguments.calibration_texts));
   texts_used = texts.size();
   std::fprintf(stderr, "quality: calibrating with %zu texts\n", texts.size());
   LARDER_ASSIGN_OR_RETURN(const std::vector<Capture> captures,
@@ -355,10 +377,10 @@ StatusOr<std::vector<Domain>> ReadDomains(const QualityEngine& engine,
 Status Plot(const Arguments& arguments, const Domain& domain,
             const SweepFigures& figures, const ModelShape& shape) {
   std::vector<NamedCurve> curves;
-  for (const auto& [name, points] : CurvesOf(figures)) {
+  for (const PointCurve& of : CurvesOf(figures.points)) {
     NamedCurve& curve = curves.emplace_back();
-    curve.name = name;
-    for (const PointFigures* point : points) {
+    curve.name = of.name;
+    for (const PointFigures* point : of.points) {
       const std::vector<uint32_t> all = AllTexts(*point);
       curve.points.push_back(
           {BitsPerElement(*point, shape, all), MeanKl(*point, all)});
@@ -371,6 +393,128 @@ Status Plot(const Arguments& arguments, const Domain& domain,
                           domain.texts.size(), domain.name,
                           arguments.prefix_tokens, arguments.suffix_tokens),
           curves, kMarks));
+}
+
+// Takes up what an earlier run measured, and writes what this one does.
+class Recorder {
+ public:
+  // No path: nothing is written. Refers to the others.
+  Recorder(std::string path, std::string weights, Results& results,
+           const Json& figures)
+      : path_(std::move(path)),
+        weights_(std::move(weights)),
+        results_(results),
+        figures_(figures) {}
+
+  // For a sweep, which `domain` and `subjects` must outlive.
+  SweepOptions Options(const Domain& domain, const Subjects& subjects,
+                       uint32_t query_stride) {
+    std::vector<std::string> digests;
+    for (const SplitText& text : domain.texts) {
+      digests.push_back(TextDigest(text));
+    }
+    const auto key = [this, &domain, &subjects](size_t subject) {
+      return PointKey{.weights = weights_,
+                      .domain = domain.name,
+                      .codec = subjects[subject]->name(),
+                      .parameters = subjects[subject]->parameters(),
+                      .profile = ProfileIdOf(*subjects[subject])};
+    };
+    return {.query_stride = query_stride,
+            .progress = Progress(domain.name),
+            .known =
+                [this, key, digests](size_t subject, size_t text) {
+                  return results_.Find(key(subject), digests[text]);
+                },
+            .measured =
+                [this, key, digests](size_t subject, size_t text,
+                                     const TextFigures& figures) {
+                  results_.Put(key(subject), digests[text], figures);
+                  WriteNowAndThen();
+                },
+            .outdated =
+                [this, key](size_t subject) {
+                  const PointKey of = key(subject);
+                  std::fprintf(stderr,
+                               "quality: %s: %s %s gives other bits than the "
+                               "run before; measured anew\n",
+                               of.domain.c_str(), of.codec.c_str(),
+                               of.parameters.c_str());
+                  results_.Forget(of);
+                }};
+  }
+
+  Status Write() const {
+    if (path_.empty()) return absl::OkStatus();
+    return results_.Write(path_, figures_.dump(2));
+  }
+
+ private:
+  void WriteNowAndThen() {
+    const auto now = SteadyClock::now();
+    if (now - written_ < kWritten) return;
+    written_ = now;
+    // Not worth stopping for: the last one says so.
+    if (const Status status = Write(); !status.ok()) {
+      std::fprintf(stderr, "quality: %s\n",
+                   std::string(status.message()).c_str());
+    }
+  }
+
+  const std::string path_;
+  const std::string weights_;
+  Results& results_;
+  const Json& figures_;
+  SteadyClock::time_point written_ = SteadyClock::now();
+};
+
+// The bank's row, of the ecsq curve's level nearest to the mark; none if that
+// curve has no profile without transforms.
+Status AddBankRow(Engines engines, const Arguments& arguments,
+                  std::span<const SplitText> texts, const Subjects& subjects,
+                  const SweepFigures& figures, const std::string& ecsq,
+                  std::vector<Row>& rows) {
+  const PointFigures* point = NearestTo(kRowMark, figures.points, ecsq);
+  if (point == nullptr) return absl::OkStatus();
+  const Profile* const profile =
+      subjects[static_cast<size_t>(point - figures.points.data())]->profile();
+  int level = 0;
+  if (profile == nullptr || !BankCost::Takes(*profile) ||
+      !absl::SimpleAtoi(point->parameters.substr(point->parameters.find(' ')),
+                        &level)) {
+    return absl::OkStatus();
+  }
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<SplitText> calibration,
+      ReadTexts(*engines[0], CalibrationPath(arguments),
+                arguments.prefix_tokens, arguments.suffix_tokens,
+                arguments.calibration_texts));
+  BankCost cost(*profile, level);
+  // Captures with queries are large.
+  const auto for_each = [&](std::span<const SplitText> of,
+                            const auto& take) -> Status {
+    for (; !of.empty(); of = of.subspan(std::min(of.size(), engines.size()))) {
+      LARDER_ASSIGN_OR_RETURN(
+          const std::vector<Capture> captures,
+          CaptureTexts(engines, of.first(std::min(of.size(), engines.size())),
+                       /*with_queries=*/true));
+      for (const Capture& capture : captures) {
+        LARDER_RETURN_IF_ERROR(take(capture));
+      }
+    }
+    return absl::OkStatus();
+  };
+  LARDER_RETURN_IF_ERROR(for_each(calibration, [&](const Capture& capture) {
+    return cost.Train(capture);
+  }));
+  std::vector<BankCost::Bits> costs;
+  LARDER_RETURN_IF_ERROR(for_each(texts, [&](const Capture& capture) -> Status {
+    LARDER_ASSIGN_OR_RETURN(const BankCost::Bits bits, cost.Of(capture));
+    costs.push_back(bits);
+    return absl::OkStatus();
+  }));
+  rows.push_back(BankRow(costs, absl::StrCat(ecsq, ", ", point->parameters)));
+  return absl::OkStatus();
 }
 
 Status Run(Arguments arguments) {
@@ -399,27 +543,41 @@ Status Run(Arguments arguments) {
   LARDER_RETURN_IF_ERROR(
       CalibrateAll(engines, arguments, subjects, calibration_texts));
 
+  Results results;
+  if (!arguments.json.empty() && !arguments.fresh) {
+    LARDER_ASSIGN_OR_RETURN(results, Results::Read(arguments.json));
+  }
   Json json = {{"model", shape.model},
+               {"weights", ToHex(engine->weights())},
                {"prefix_tokens", arguments.prefix_tokens},
                {"suffix_tokens", arguments.suffix_tokens},
                {"calibration_texts", calibration_texts},
                {"profile_tokens", kProfileTokens},
                {"points", Json::array()},
                {"bits_at", Json::array()},
+               {"rows", Json::array()},
                {"pass_keys", Json::array()}};
+  Recorder recorder(arguments.json, ToHex(engine->weights()), results, json);
   for (const Domain& domain : domains) {
-    LARDER_ASSIGN_OR_RETURN(const SweepFigures figures,
-                            RunSweep(engines, domain.texts, subjects,
-                                     {.progress = Progress(domain.name)}));
+    LARDER_ASSIGN_OR_RETURN(
+        const SweepFigures figures,
+        RunSweep(engines, domain.texts, subjects,
+                 recorder.Options(domain, subjects, /*query_stride=*/4)));
     PrintPoints(domain, figures, shape, json["points"]);
     PrintBitsAt(domain, figures, shape, json["bits_at"]);
-    if (&domain == &domains.front() && !arguments.plot.empty()) {
-      LARDER_RETURN_IF_ERROR(Plot(arguments, domain, figures, shape));
+    if (&domain == &domains.front()) {
+      RowCurves curves = DefaultCurves(figures.points);
+      if (!arguments.ecsq.empty()) curves.ecsq = arguments.ecsq;
+      if (!arguments.klt.empty()) curves.klt = arguments.klt;
+      std::vector<Row> rows = MakeRows(figures.points, shape, curves);
+      LARDER_RETURN_IF_ERROR(AddBankRow(engines, arguments, domain.texts,
+                                        subjects, figures, curves.ecsq, rows));
+      PrintRows(rows, json["rows"]);
+      if (!arguments.plot.empty()) {
+        LARDER_RETURN_IF_ERROR(Plot(arguments, domain, figures, shape));
+      }
     }
-    // What there is by now is worth having if the rest is interrupted.
-    if (!arguments.json.empty()) {
-      LARDER_RETURN_IF_ERROR(WriteFile(arguments.json, json.dump(2) + "\n"));
-    }
+    LARDER_RETURN_IF_ERROR(recorder.Write());
   }
   if (arguments.pass_keys > 0) {
     const Domain keys{
@@ -428,13 +586,10 @@ Status Run(Arguments arguments) {
     LARDER_ASSIGN_OR_RETURN(
         const SweepFigures figures,
         RunSweep(engines, keys.texts, subjects,
-                 {.query_stride = 0, .progress = Progress(keys.name)}));
+                 recorder.Options(keys, subjects, /*query_stride=*/0)));
     PrintPassKeys(keys, figures, json["pass_keys"]);
   }
-  if (!arguments.json.empty()) {
-    LARDER_RETURN_IF_ERROR(WriteFile(arguments.json, json.dump(2) + "\n"));
-  }
-  return absl::OkStatus();
+  return recorder.Write();
 }
 
 Status RunCapture(Arguments arguments) {
@@ -581,12 +736,22 @@ int Main(int argc, char** argv) {
   run->add_option("--parents", arguments.parents, "of kvc1-predicted")
       ->check(CLI::Range(0, 32))
       ->capture_default_str();
-  run->add_option("--planes", arguments.planes, "of kvc1 with profiles")
+  run->add_option("--planes", arguments.planes,
+                  "of kvc1 with profiles; 1,3: a curve of each")
+      ->delimiter(',')
       ->check(CLI::Range(1, 3))
       ->capture_default_str();
+  run->add_option("--ecsq", arguments.ecsq,
+                  "curve that the rows quality.ecsq_* are of (ecsq, "
+                  "kvc1-predicted or kvc1-scalar)");
+  run->add_option("--klt", arguments.klt,
+                  "curve that the rows quality.klt_* are of (klt or kvc1-klt)");
   run->add_flag("--quick", arguments.quick,
                 "4 texts, no other domains, no pass keys");
-  run->add_option("--json", arguments.json, "file for all figures");
+  run->add_option("--json", arguments.json,
+                  "file for all figures; what an earlier run left in it is "
+                  "not measured again");
+  run->add_flag("--fresh", arguments.fresh, "measure everything again");
   run->add_option("--plot", arguments.plot, "SVG file of the curves");
 
   CLI::App* const capture = app.add_subcommand(

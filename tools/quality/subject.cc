@@ -1,16 +1,16 @@
 #include "tools/quality/subject.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_join.h"
 
 #include "codec/baselines/half.h"
-#include "store/record.h"
 #include "store/units.h"
 #include "tools/quality/metrics.h"
+#include "tools/quality/record_subject.h"
 
 namespace larder::quality {
 namespace {
@@ -20,15 +20,6 @@ using baselines::Baseline;
 // MiKV and ZipCache look at the queries that come last; the longer the window,
 // the better they know.
 constexpr uint32_t kObservedQueries = 128;
-
-uint64_t ElementsPerToken(const ModelShape& shape) {
-  return uint64_t{2} * shape.row() * shape.layers;
-}
-
-// Is the chunk of tokens from `begin` one that counts?
-bool Counts(const KvPrefix& prefix, uint32_t begin) {
-  return prefix.tokens - begin >= kChunkTokens || prefix.tokens < kChunkTokens;
-}
 
 class Identity final : public QualitySubject {
  public:
@@ -75,7 +66,7 @@ class BaselineSubject final : public QualitySubject {
         const uint32_t tokens = std::min(step, prefix.tokens - begin);
         LARDER_ASSIGN_OR_RETURN(const Rate rate,
                                 ApplyTo(prefix, layer, begin, tokens));
-        if (whole || Counts(prefix, begin)) sum += rate;
+        if (whole || CountsChunk(prefix, begin)) sum += rate;
       }
     }
     return sum;
@@ -140,78 +131,66 @@ class BaselineSubject final : public QualitySubject {
   const std::unique_ptr<Baseline> baseline_;
 };
 
-class CodecSubject final : public QualitySubject {
+class CodecSubject final : public RecordSubject {
  public:
   CodecSubject(const Codec& codec, Lineage quality, SpaceDescriptor space)
-      : codec_(codec), quality_(quality), space_(std::move(space)) {}
+      : RecordSubject(codec, std::move(space)), quality_(quality) {}
 
-  std::string name() const override { return std::string(codec_.name()); }
+  std::string name() const override { return std::string(codec().name()); }
   std::string parameters() const override {
     return quality_ == Lineage::kExact
                ? "exact"
                : absl::StrCat("level ", static_cast<int>(Raw(quality_)));
   }
 
+ private:
+  StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
+                                MutableByteSpan encoded) const override {
+    return codec().Encode(layer, plain, quality_, encoded);
+  }
+
+  const Lineage quality_;
+};
+
+// Of the same KV as an engine that computes in bfloat16 would hold it: nothing
+// that is judged changes, what it costs is the figure.
+class LosslessBf16 final : public RecordSubject {
+ public:
+  explicit LosslessBf16(SpaceDescriptor space)
+      : RecordSubject(LosslessCodec(), std::move(space)) {}
+
+  std::string name() const override { return kLosslessBf16; }
+  std::string parameters() const override { return "exact"; }
+
   StatusOr<Rate> Apply(KvPrefix& prefix) const override {
-    Rate sum;
-    for (uint32_t begin = 0; begin < prefix.tokens; begin += kChunkTokens) {
-      const uint32_t tokens = std::min(kChunkTokens, prefix.tokens - begin);
-      std::vector<uint64_t> bytes(prefix.shape.layers);
-      for (uint32_t layer = 0; layer < prefix.shape.layers; ++layer) {
-        LARDER_ASSIGN_OR_RETURN(bytes[layer],
-                                ApplyTo(prefix, layer, begin, tokens));
+    KvPrefix rounded = prefix;
+    for (KvLayer& layer : rounded.layers) {
+      for (HalfRows* rows : {&layer.keys, &layer.values}) {
+        for (uint16_t& value : *rows) value = Bf16(value);
       }
-      if (!Counts(prefix, begin)) continue;
-      // A record of one stripe per layer has tables no larger than raw's.
-      LARDER_ASSIGN_OR_RETURN(const RecordLayout layout,
-                              LayoutRecord(space_.groups[0], Part(), tokens));
-      uint64_t record = layout.payload_offset;
-      for (const uint64_t layer : bytes) {
-        record = RoundUp(record, kSegmentAlign) + layer;
-      }
-      sum += Rate{8 * record, tokens * ElementsPerToken(prefix.shape)};
     }
-    return sum;
+    KvPrefix decoded = rounded;
+    LARDER_ASSIGN_OR_RETURN(const Rate rate, RecordSubject::Apply(decoded));
+    for (size_t i = 0; i < rounded.layers.size(); ++i) {
+      if (decoded.layers[i].keys != rounded.layers[i].keys ||
+          decoded.layers[i].values != rounded.layers[i].values) {
+        return absl::InternalError("lossless changed a bfloat16");
+      }
+    }
+    return rate;
   }
 
  private:
-  PartShape Part() const {
-    return {.layer_begin = 0,
-            .layer_count = space_.groups[0].layer_count,
-            .head_begin = 0,
-            .head_count = space_.groups[0].kv_head_count};
+  // To the nearest, ties to even. REQUIRES: finite, as binary16 of a cache is.
+  static uint16_t Bf16(uint16_t half) {
+    const auto bits = std::bit_cast<uint32_t>(baselines::HalfToFloat(half));
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
   }
 
-  StatusOr<uint64_t> ApplyTo(KvPrefix& prefix, uint32_t index, uint32_t begin,
-                             uint32_t tokens) const {
-    const CodedLayer layer{.space = &space_,
-                           .group = GroupIndex{0},
-                           .shape = Part(),
-                           .layer = index,
-                           .token_begin = begin,
-                           .token_count = tokens};
-    LARDER_RETURN_IF_ERROR(ValidateCoded(layer, {}));
-    LARDER_RETURN_IF_ERROR(codec_.Supports(layer));
-    const size_t row = prefix.shape.row();
-    const size_t half = tokens * row * sizeof(uint16_t);
-    uint16_t* const keys = prefix.layers[index].keys.data() + begin * row;
-    uint16_t* const values = prefix.layers[index].values.data() + begin * row;
-    std::vector<std::byte> plain(2 * half);
-    std::memcpy(plain.data(), keys, half);
-    std::memcpy(plain.data() + half, values, half);
-    std::vector<std::byte> encoded(codec_.EncodedBytesMax(layer));
-    LARDER_ASSIGN_OR_RETURN(const EncodedLayer result,
-                            codec_.Encode(layer, plain, quality_, encoded));
-    LARDER_RETURN_IF_ERROR(
-        codec_.Decode(layer, {}, ByteSpan(encoded).first(result.bytes), plain));
-    std::memcpy(keys, plain.data(), half);
-    std::memcpy(values, plain.data() + half, half);
-    return result.bytes;
+  StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
+                                MutableByteSpan encoded) const override {
+    return codec().Encode(layer, plain, Lineage::kExact, encoded);
   }
-
-  const Codec& codec_;
-  const Lineage quality_;
-  const SpaceDescriptor space_;
 };
 
 const Codec* CodecOf(const std::string& name) {
@@ -244,8 +223,21 @@ bool IsLossy(const Codec& codec, const SpaceDescriptor& space) {
 
 }  // namespace
 
+uint64_t ElementsPerToken(const ModelShape& shape) {
+  return uint64_t{2} * shape.row() * shape.layers;
+}
+
+bool CountsChunk(const KvPrefix& prefix, uint32_t begin) {
+  return prefix.tokens - begin >= kChunkTokens || prefix.tokens < kChunkTokens;
+}
+
 Status QualitySubject::Calibrate(std::span<const Capture>) {
   return absl::OkStatus();
+}
+
+std::string ProfileIdOf(const QualitySubject& subject) {
+  const Profile* const profile = subject.profile();
+  return profile == nullptr ? "" : ToHex(profile->id());
 }
 
 std::unique_ptr<QualitySubject> MakeIdentity() {
@@ -297,6 +289,12 @@ StatusOr<Subjects> MakeSubjects(const std::string& name,
     subjects.push_back(MakeIdentity());
     return subjects;
   }
+  if (name == kLosslessBf16) {
+    SpaceDescriptor bf16 = space;
+    bf16.cache_dtype = "bf16";
+    subjects.push_back(std::make_unique<LosslessBf16>(std::move(bf16)));
+    return subjects;
+  }
   if (const Codec* codec = CodecOf(name)) {
     LARDER_RETURN_IF_ERROR(Validate(space));
     const Lineage only = codec->default_quality();
@@ -331,6 +329,7 @@ std::vector<std::string> SubjectNames() {
       names.emplace_back(codec->name());
     }
   }
+  names.emplace_back(kLosslessBf16);
   for (const std::string_view name : baselines::CurveNames()) {
     names.emplace_back(name);
   }

@@ -9,6 +9,7 @@
 
 #include "codec/baselines/baseline.h"
 #include "codec/codec.h"
+#include "codec/profile.h"
 #include "store/space.h"
 #include "store/status.h"
 #include "tools/quality/kv.h"
@@ -32,6 +33,10 @@ struct Rate {
   }
 };
 
+uint64_t ElementsPerToken(const ModelShape& shape);
+// Does the chunk of tokens from `begin` count?
+bool CountsChunk(const KvPrefix& prefix, uint32_t begin);
+
 // What is judged: something that takes a prefix's KV, and gives back another
 // and what its storage would cost. Immutable after Calibrate, and then
 // thread-safe.
@@ -50,6 +55,8 @@ class QualitySubject {
   virtual Status Calibrate(std::span<const Capture> captures);
   // What Calibrate learned, as stored once for a model.
   virtual uint64_t profile_bytes() const { return 0; }
+  // The profile of Larder's that it codes with, or null; known after Calibrate.
+  virtual const Profile* profile() const { return nullptr; }
 
   // Whether Apply wants KvPrefix::queries.
   virtual bool needs_queries() const { return false; }
@@ -57,6 +64,11 @@ class QualitySubject {
   // Encodes to bytes, decodes these, and puts what came out into `prefix`.
   virtual StatusOr<Rate> Apply(KvPrefix& prefix) const = 0;
 };
+
+inline constexpr char kLosslessBf16[] = "lossless-bf16";
+
+// The profile's id in hexadecimal, or "".
+std::string ProfileIdOf(const QualitySubject& subject);
 
 using Subjects = std::vector<std::unique_ptr<QualitySubject>>;
 
@@ -83,7 +95,7 @@ SpaceDescriptor MakeSpace(const ModelShape& shape, const Sha256Digest& weights);
 StatusOr<Subjects> MakeSubjects(const std::string& name,
                                 std::span<const uint8_t> levels,
                                 const SpaceDescriptor& space);
-// "identity", then the build's codecs, then baselines.
+// "identity", then the build's codecs, "lossless-bf16", then baselines.
 std::vector<std::string> SubjectNames();
 
 }  // namespace larder::quality

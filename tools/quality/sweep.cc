@@ -1,12 +1,15 @@
 #include "tools/quality/sweep.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <numeric>
 #include <thread>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 #include "store/checksum.h"
 
@@ -70,6 +73,12 @@ Checksum ChecksumOf(const KvPrefix& prefix) {
 // store the same values are judged once.
 using Judged = std::map<std::pair<uint64_t, uint64_t>, TextFigures>;
 
+// Figures as results hold them, so that they do not depend on which of them
+// were measured by an earlier run.
+double Rounded(double value) {
+  return std::strtod(absl::StrFormat("%.7g", value).c_str(), nullptr);
+}
+
 StatusOr<TextFigures> Judge(QualityEngine& engine, const SplitText& text,
                             const Reference& reference,
                             const AttentionError* attention,
@@ -83,23 +92,27 @@ StatusOr<TextFigures> Judge(QualityEngine& engine, const SplitText& text,
     figures.rate = rate;
     return figures;
   }
-  TextFigures figures;
-  figures.rate = rate;
+  TextFigures figures{.rate = rate, .values = values};
   LARDER_RETURN_IF_ERROR(engine.Replace(prefix));
   LARDER_RETURN_IF_ERROR(
       engine.Decode(text.suffix, prefix.tokens, /*logits=*/true));
   const auto count = static_cast<uint32_t>(text.suffix.size());
-  std::vector<int32_t> top;
+  std::vector<int32_t> top, true_top;
   for (uint32_t i = 0; i < count; ++i) {
     const Divergence divergence = reference.logits[i].Compare(engine.Logits(i));
-    figures.kl.push_back(divergence.kl);
+    figures.kl.push_back(Rounded(divergence.kl));
     figures.same_top += divergence.same_top;
     figures.delta_nll += divergence.delta_nll;
     top.push_back(divergence.top);
+    true_top.push_back(reference.logits[i].top());
   }
+  figures.delta_nll = Rounded(figures.delta_nll);
   figures.retrieved = Retrieved(text, top);
+  figures.retrievable = Retrieved(text, true_top);
   if (attention != nullptr) {
-    figures.attention = attention->Relative(prefix);
+    for (const double error : attention->Relative(prefix)) {
+      figures.attention.push_back(Rounded(error));
+    }
   }
   judged[{values.low, values.high}] = figures;
   return figures;
@@ -137,47 +150,93 @@ Status Spread(Engines engines, size_t count,
   return failed;
 }
 
-// One text, every subject.
+std::string NameOf(const QualitySubject& subject) {
+  return absl::StrCat(subject.name(), " ", subject.parameters());
+}
+
+bool IsKnown(const TextFigures& figures) {
+  return !figures.kl.empty();
+}
+
+// One text, every subject that it is not known of.
 Status JudgeAll(QualityEngine& engine, const SplitText& text,
                 const Subjects& subjects, bool queries,
                 const SweepOptions& options, size_t index,
-                const std::function<void()>& progress, SweepFigures& figures) {
-  LARDER_ASSIGN_OR_RETURN(const std::unique_ptr<Reference> reference,
-                          RunReference(engine, text, queries));
-  std::vector<int32_t> top;
-  for (const ReferenceLogits& logits : reference->logits) {
-    top.push_back(logits.top());
-  }
-  figures.reference_found[index] = Retrieved(text, top);
-  std::unique_ptr<AttentionError> attention;
-  if (options.query_stride > 0) {
-    attention = std::make_unique<AttentionError>(
-        reference->prefix, reference->suffix, options.query_stride);
-  }
+                const std::function<void(size_t subject)>& measured,
+                SweepFigures& figures) {
   Judged known;
+  for (const PointFigures& point : figures.points) {
+    const TextFigures& of = point.texts[index];
+    if (IsKnown(of)) known[{of.values.low, of.values.high}] = of;
+  }
+  std::unique_ptr<Reference> reference;
+  std::unique_ptr<AttentionError> attention;
   for (size_t i = 0; i < subjects.size(); ++i) {
+    TextFigures& to = figures.points[i].texts[index];
+    if (IsKnown(to)) continue;
+    if (reference == nullptr) {
+      LARDER_ASSIGN_OR_RETURN(reference, RunReference(engine, text, queries));
+      if (options.query_stride > 0) {
+        attention = std::make_unique<AttentionError>(
+            reference->prefix, reference->suffix, options.query_stride);
+      }
+    }
     StatusOr<TextFigures> judged =
         Judge(engine, text, *reference, attention.get(), *subjects[i], known);
-    if (!judged.ok()) {
-      return Annotate(judged.status(), absl::StrCat(subjects[i]->name(), " ",
-                                                    subjects[i]->parameters()));
-    }
-    figures.points[i].texts[index] = *std::move(judged);
-    progress();
+    if (!judged.ok()) return Annotate(judged.status(), NameOf(*subjects[i]));
+    to = *std::move(judged);
+    measured(i);
   }
   return absl::OkStatus();
 }
 
-template <typename Figure>
-double Sum(const PointFigures& point, std::span<const uint32_t> texts,
-           Figure figure) {
-  double sum = 0;
-  for (const uint32_t text : texts) sum += figure(point.texts[text]);
-  return sum;
-}
-
-double Positions(const TextFigures& text) {
-  return static_cast<double>(text.kl.size());
+// Takes what is known, of subjects that still make the same of the first text.
+Status TakeKnown(Engines engines, std::span<const SplitText> texts,
+                 const Subjects& subjects, bool queries,
+                 const SweepOptions& options, SweepFigures& figures) {
+  bool any = false;
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    for (size_t text = 0; text < texts.size(); ++text) {
+      const TextFigures* const known = options.known(i, text);
+      if (known == nullptr) continue;
+      any = true;
+      figures.points[i].texts[text] = *known;
+    }
+  }
+  if (!any) return absl::OkStatus();
+  QualityEngine& first = *engines[0];
+  Capture run;
+  KvPrefix prefix;
+  first.Clear();
+  LARDER_RETURN_IF_ERROR(first.Decode(texts[0].prefix, 0, /*logits=*/false,
+                                      queries ? &run : nullptr));
+  LARDER_ASSIGN_OR_RETURN(
+      prefix, first.Read(static_cast<uint32_t>(texts[0].prefix.size())));
+  for (CapturedLayer& layer : run.layers) {
+    prefix.queries.push_back(std::move(layer.queries));
+  }
+  // Each subject's result is its own.
+  std::vector<char> same(subjects.size());
+  LARDER_RETURN_IF_ERROR(
+      Spread(engines, subjects.size(), [&](QualityEngine&, size_t i) -> Status {
+        const TextFigures& known = figures.points[i].texts[0];
+        if (!IsKnown(known)) return absl::OkStatus();
+        KvPrefix applied = prefix;
+        const StatusOr<Rate> rate = subjects[i]->Apply(applied);
+        if (!rate.ok()) return Annotate(rate.status(), NameOf(*subjects[i]));
+        same[i] = rate->bits == known.rate.bits &&
+                  rate->elements == known.rate.elements &&
+                  ChecksumOf(applied) == known.values;
+        return absl::OkStatus();
+      }));
+  for (size_t i = 0; i < subjects.size(); ++i) {
+    if (same[i]) continue;
+    std::vector<TextFigures>& of = figures.points[i].texts;
+    if (std::none_of(of.begin(), of.end(), IsKnown)) continue;
+    of.assign(texts.size(), {});
+    if (options.outdated) options.outdated(i);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -214,103 +273,41 @@ StatusOr<SweepFigures> RunSweep(Engines engines,
     PointFigures& point = figures.points.emplace_back();
     point.name = subject->name();
     point.parameters = subject->parameters();
+    point.profile = ProfileIdOf(*subject);
     point.profile_bytes = subject->profile_bytes();
     point.texts.resize(texts.size());
   }
-  figures.reference_found.resize(texts.size());
+  if (options.known) {
+    LARDER_RETURN_IF_ERROR(
+        TakeKnown(engines, texts, subjects, queries, options, figures));
+  }
+  size_t missing = 0;
+  for (const PointFigures& point : figures.points) {
+    missing += static_cast<size_t>(
+        std::count_if(point.texts.begin(), point.texts.end(),
+                      [](const TextFigures& text) { return !IsKnown(text); }));
+  }
 
   // Workers write to texts of their own.
   std::mutex mutex;
   size_t done = 0;
-  const auto progress = [&] {
-    const std::lock_guard lock(mutex);
-    ++done;
-    if (options.progress) {
-      options.progress(static_cast<double>(done) /
-                       static_cast<double>(texts.size() * subjects.size()));
-    }
-  };
   LARDER_RETURN_IF_ERROR(
       Spread(engines, texts.size(), [&](QualityEngine& engine, size_t index) {
+        const auto measured = [&](size_t subject) {
+          const std::lock_guard lock(mutex);
+          if (options.measured) {
+            options.measured(subject, index,
+                             figures.points[subject].texts[index]);
+          }
+          if (options.progress) {
+            options.progress(static_cast<double>(++done) /
+                             static_cast<double>(missing));
+          }
+        };
         return JudgeAll(engine, texts[index], subjects, queries, options, index,
-                        progress, figures);
+                        measured, figures);
       }));
   return figures;
-}
-
-std::vector<uint32_t> AllTexts(const PointFigures& point) {
-  std::vector<uint32_t> texts(point.texts.size());
-  std::iota(texts.begin(), texts.end(), 0u);
-  return texts;
-}
-
-double BitsPerElement(const PointFigures& point, const ModelShape& shape,
-                      std::span<const uint32_t> texts) {
-  const double bits = Sum(point, texts, [](const TextFigures& text) {
-    return static_cast<double>(text.rate.bits);
-  });
-  const double elements = Sum(point, texts, [](const TextFigures& text) {
-    return static_cast<double>(text.rate.elements);
-  });
-  const double per_token = 2.0 * shape.row() * shape.layers;
-  return bits / elements + static_cast<double>(point.profile_bytes) * 8 /
-                               (kProfileTokens * per_token);
-}
-
-double MeanKl(const PointFigures& point, std::span<const uint32_t> texts) {
-  return Sum(point, texts,
-             [](const TextFigures& text) {
-               return std::accumulate(text.kl.begin(), text.kl.end(), 0.0);
-             }) /
-         Sum(point, texts, Positions);
-}
-
-Summary Summarize(const PointFigures& point, const ModelShape& shape) {
-  const auto count = static_cast<uint32_t>(point.texts.size());
-  const std::vector<uint32_t> all = AllTexts(point);
-  Summary summary;
-  using Drawn = std::span<const uint32_t>;
-  summary.bits = Bootstrap(
-      count, [&](Drawn texts) { return BitsPerElement(point, shape, texts); });
-  summary.kl =
-      Bootstrap(count, [&](Drawn texts) { return MeanKl(point, texts); });
-  summary.top1 = Bootstrap(count, [&](Drawn texts) {
-    return Sum(point, texts,
-               [](const TextFigures& text) { return double(text.same_top); }) /
-           Sum(point, texts, Positions);
-  });
-  summary.delta_nll = Bootstrap(count, [&](Drawn texts) {
-    // The last position of a text has no next token.
-    return Sum(point, texts,
-               [](const TextFigures& text) { return text.delta_nll; }) /
-           Sum(point, texts,
-               [](const TextFigures& text) { return Positions(text) - 1; });
-  });
-  std::vector<double> kl;
-  for (const TextFigures& text : point.texts) {
-    kl.insert(kl.end(), text.kl.begin(), text.kl.end());
-  }
-  std::sort(kl.begin(), kl.end());
-  summary.max_kl = kl.back();
-  summary.p99_kl =
-      kl[static_cast<size_t>(0.99 * static_cast<double>(kl.size() - 1) + 0.5)];
-  for (const TextFigures& text : point.texts) {
-    summary.attention_of_layers.resize(text.attention.size());
-    for (size_t layer = 0; layer < text.attention.size(); ++layer) {
-      summary.attention_of_layers[layer] += text.attention[layer] / count;
-    }
-  }
-  if (!summary.attention_of_layers.empty()) {
-    const std::vector<double>& layers = summary.attention_of_layers;
-    summary.attention = std::accumulate(layers.begin(), layers.end(), 0.0) /
-                        static_cast<double>(layers.size());
-    summary.worst_attention = *std::max_element(layers.begin(), layers.end());
-  }
-  summary.retrieved =
-      Sum(point, all,
-          [](const TextFigures& text) { return text.retrieved ? 1.0 : 0.0; }) /
-      count;
-  return summary;
 }
 
 }  // namespace larder::quality

@@ -6,6 +6,9 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+#include "store/checksum.h"
 
 namespace larder::quality {
 namespace {
@@ -20,6 +23,16 @@ SplitText Split(const std::vector<llama_token>& tokens, size_t begin,
 }
 
 }  // namespace
+
+std::string TextDigest(const SplitText& text) {
+  std::vector<llama_token> all = {static_cast<llama_token>(text.prefix.size()),
+                                  static_cast<llama_token>(text.suffix.size()),
+                                  static_cast<llama_token>(text.answer_tokens)};
+  all.insert(all.end(), text.prefix.begin(), text.prefix.end());
+  all.insert(all.end(), text.suffix.begin(), text.suffix.end());
+  const Checksum sum = ComputeChecksum(std::as_bytes(std::span(all)));
+  return absl::StrFormat("%016x%016x", sum.high, sum.low);
+}
 
 StatusOr<std::vector<SplitText>> ReadTexts(const QualityEngine& engine,
                                            const std::string& path,

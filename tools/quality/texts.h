@@ -21,6 +21,9 @@ struct SplitText {
   double depth = 0;  // of the pass key: 0 at the beginning, 1 at the end
 };
 
+// Of its tokens and of where it is split; hexadecimal.
+std::string TextDigest(const SplitText& text);
+
 // Up to `count` texts out of a file: passages are divided by form feeds, each
 // gives its first prefix + suffix tokens, or nothing if it is shorter. A file
 // of one passage is cut into texts from its beginning to its end.
