@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "kernels/kvc1_loops_internal.h"
+#include "kernels/kvc1_trellis_internal.h"
 
 namespace larder::kernels::internal {
 namespace {
@@ -899,11 +900,11 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
 template <int kRounds>
 LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
                          size_t count, const int16_t* q, size_t stride,
-                         __m512i* guess) {
+                         int half, __m512i* guess) {
   __m512i low[kRounds], high[kRounds];
 #pragma GCC unroll 4
   for (int r = 0; r < kRounds; ++r) {
-    low[r] = high[r] = _mm512_set1_epi32(2048);
+    low[r] = high[r] = _mm512_set1_epi32(half);
   }
   const auto add = [&](const int16_t* first, const int16_t* second,
                        __m512i weights) __attribute__((always_inline)) {
@@ -937,55 +938,99 @@ LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
   }
 }
 
-template <int kRounds, bool kBack>
+// Whether the numbers of 32 lanes are even or odd.
+struct Trellis {
+  __m512i s = _mm512_setzero_si512(), a = s, b = s;
+  LARDER_INLINE void Pass(__m512i q) {
+    const __m512i next = _mm512_xor_si512(s, a);
+    a = _mm512_xor_si512(
+        b, _mm512_and_si512(_mm512_srli_epi16(q, 1), _mm512_set1_epi16(1)));
+    b = s;
+    s = next;
+  }
+};
+
+// The number that k tells, and the other way round.
+LARDER_INLINE __m512i TrellisNumber(__m512i guess, __m512i s, __m512i k) {
+  const __mmask32 other = _mm512_test_epi16_mask(_mm512_xor_si512(guess, s),
+                                                 _mm512_set1_epi16(1));
+  const __m512i twice = _mm512_add_epi16(k, k);
+  return _mm512_mask_sub_epi16(
+      _mm512_add_epi16(guess, twice), other,
+      _mm512_add_epi16(guess, _mm512_set1_epi16(1)), twice);
+}
+
+LARDER_INLINE __m512i TrellisDifference(__m512i guess, __m512i q) {
+  const __m512i difference = _mm512_sub_epi16(q, guess);
+  const __m512i half = _mm512_srai_epi16(difference, 1);
+  const __mmask32 other =
+      _mm512_test_epi16_mask(difference, _mm512_set1_epi16(1));
+  return _mm512_mask_sub_epi16(half, other, _mm512_setzero_si512(), half);
+}
+
+template <int kRounds, bool kBack, bool kTrellis>
 void PredictRounds(const Prediction& prediction, const int16_t* q,
                    size_t stride, int16_t* out, size_t out_stride) {
+  Trellis trellis[kRounds];
   size_t at = 0;
   for (size_t i = 0; i < prediction.channels; ++i) {
     const size_t count = prediction.parent_counts[i];
     const size_t first = prediction.order[i] * kLanes;
     __m512i guess[kRounds];
     Guess<kRounds>(prediction.parents + at, prediction.factors + at, count, q,
-                   stride, guess);
+                   stride, kTrellis ? 0 : 2048, guess);
     at += count;
 #pragma GCC unroll 4
     for (int r = 0; r < kRounds; ++r) {
       const size_t where = static_cast<size_t>(r) * stride + first;
       const __m512i value = _mm512_loadu_si512(q + where);
+      __m512i to;
+      if (!kTrellis) {
+        to = kBack ? _mm512_add_epi16(value, guess[r])
+                   : _mm512_sub_epi16(value, guess[r]);
+      } else if (kBack) {
+        to = TrellisNumber(guess[r], trellis[r].s, value);
+        trellis[r].Pass(to);
+      } else {
+        to = TrellisDifference(guess[r], value);
+      }
       _mm512_storeu_si512(out + static_cast<size_t>(r) * out_stride + first,
-                          kBack ? _mm512_add_epi16(value, guess[r])
-                                : _mm512_sub_epi16(value, guess[r]));
+                          to);
     }
   }
 }
 
 // A channel waits for the one before it: rounds go together.
-template <bool kBack>
+template <bool kBack, bool kTrellis>
 void PredictAll(const Prediction& prediction, const int16_t* q, size_t rounds,
                 size_t stride, int16_t* out, size_t out_stride) {
   size_t r = 0;
   for (; r + 4 <= rounds; r += 4) {
-    PredictRounds<4, kBack>(prediction, q + r * stride, stride,
+    PredictRounds<4, kBack, kTrellis>(prediction, q + r * stride, stride,
                             out + r * out_stride, out_stride);
   }
   for (; r + 2 <= rounds; r += 2) {
-    PredictRounds<2, kBack>(prediction, q + r * stride, stride,
+    PredictRounds<2, kBack, kTrellis>(prediction, q + r * stride, stride,
                             out + r * out_stride, out_stride);
   }
   if (r < rounds) {
-    PredictRounds<1, kBack>(prediction, q + r * stride, stride,
+    PredictRounds<1, kBack, kTrellis>(prediction, q + r * stride, stride,
                             out + r * out_stride, out_stride);
   }
 }
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
              size_t stride, int16_t* differences, size_t out_stride) {
-  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
+  const auto predict =
+      prediction.trellis ? PredictAll<false, true> : PredictAll<false, false>;
+  predict(prediction, q, rounds, stride, differences, out_stride);
 }
 
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q) {
-  PredictAll<true>(prediction, q, rounds, stride, q, stride);
+  const auto unpredict =
+      prediction.trellis ? PredictAll<true, true> : PredictAll<true, false>;
+  unpredict(prediction, q, rounds, stride, q, stride);
 }
 
 // --- Measures ----------------------------------------------------------------
@@ -1033,8 +1078,8 @@ const Kvc1Kernel kKvc1Avx512 = {
     MergeRefinement,   SplitF16,
     MergeF16,          SplitBf16,
     MergeBf16,         Predict,
-    Unpredict,         MaxError,
-    LargestMagnitude,  ChannelSums,
+    Unpredict,         SearchTrellis,
+    MaxError,          LargestMagnitude,  ChannelSums,
     ChannelDeviations, FieldSums,
     LargestBits,       SplitWide,
     JoinWide,

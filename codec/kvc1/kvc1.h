@@ -31,9 +31,10 @@ struct EncodeOptions {
   // sinks, whose every error is felt by all tokens after them.
   uint32_t exact_rows = 1;
   // Use what the profile has beside steps and tables: transforms first, then
-  // predictions.
+  // predictions along a trellis, if there is one plane, then predictions.
   bool transform = true;
   bool prediction = true;
+  bool trellis = true;
 };
 
 inline constexpr int kMaxLevel = 9;
@@ -59,7 +60,7 @@ struct Description {
   ProfileId profile;  // zero: none
   float max_error[2] = {0, 0};
   uint64_t plane_bytes[3] = {0, 0, 0};  // the index counts with plane 0
-  uint32_t tiles = 0, tiles_by_mode[7] = {};
+  uint32_t tiles = 0, tiles_by_mode[8] = {};
   uint64_t escapes = 0;
 };
 StatusOr<Description> Describe(const CodedLayer& layer, ByteSpan front,

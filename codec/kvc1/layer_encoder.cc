@@ -241,9 +241,14 @@ class LayerEncoder {
                       StepsPlan& plan) {
     if (tensor == nullptr) return TileMode::kStepsOwn;
     for (const TileMode mode :
-         {TileMode::kStepsKlt, TileMode::kStepsPredicted, TileMode::kSteps}) {
+         {TileMode::kStepsKlt, TileMode::kStepsTrellis,
+          TileMode::kStepsPredicted, TileMode::kSteps}) {
       if (mode == TileMode::kStepsKlt && !options_.transform) continue;
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
+      if (mode == TileMode::kStepsTrellis &&
+          (!options_.trellis || !options_.prediction || options_.planes > 1)) {
+        continue;
+      }
       if (PlanFromProfile(*tensor, options_.level, options_.planes,
                           context_.layer.shape.head_begin, tile, mode, plan)) {
         return mode;

@@ -19,9 +19,10 @@ namespace larder::calibrate {
 enum class Mode {
   kScalar,     // nothing
   kPredicted,  // integers from other channels'
+  kTrellis,    // likewise, and those also along a trellis
   kKlt,        // a transform of each block of heads
 };
-// "scalar", "predicted", "klt"; InvalidArgument names these.
+// "scalar", "predicted", "trellis", "klt"; InvalidArgument names these.
 StatusOr<Mode> ParseMode(const std::string& name);
 
 struct Options {
