@@ -317,7 +317,8 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
     at += n;
     LARDER_RETURN_IF_ERROR(CheckPrediction(prediction));
     LARDER_RETURN_IF_ERROR(CheckTables(prediction.tables, n, levels));
-    if (prediction.trellis_tables.size() != (trellis ? size_t{n} * levels : 0)) {
+    if (prediction.trellis_tables.size() !=
+        (trellis ? size_t{n} * levels : 0)) {
       return Invalid("number of table ids of a trellis");
     }
     for (const uint8_t id : prediction.trellis_tables) {
@@ -382,8 +383,8 @@ Status Complete(Profile::Contents& contents) {
           Complete(keys, heads, group.key_dim, contents.level_count, trellis));
     }
     for (TensorProfile& values : group.values) {
-      LARDER_RETURN_IF_ERROR(
-          Complete(values, heads, group.value_dim, contents.level_count, trellis));
+      LARDER_RETURN_IF_ERROR(Complete(values, heads, group.value_dim,
+                                      contents.level_count, trellis));
     }
   }
   return absl::OkStatus();

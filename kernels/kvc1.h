@@ -128,9 +128,9 @@ void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
 // Of a token's positions the nearest numbers that a trellis allows: the sum of
 // squared distances is the least there is. Of several such, and as the sum is
 // of whole parts, the one that is found as follows. Each of the eight states
-// (s, a, b) of a channel is reached from two, of which b = 1 is taken if its sum
-// is smaller; after the last channel, the state s + 2a + 4b that is the first
-// with the smallest sum. A number j mod 4 is at the distance
+// (s, a, b) of a channel is reached from two, of which b = 1 is taken if its
+// sum is smaller; after the last channel, the state s + 2a + 4b that is the
+// first with the smallest sum. A number j mod 4 is at the distance
 //   ((position - 16 j + 32) mod 64) - 32
 // In place. Rounds follow each other at `stride`.
 // REQUIRES: |positions| <= kTrellisMost; at most kTileChannelsMax channels.

@@ -592,8 +592,8 @@ int TrellisDistance(int position, int j) {
 void SearchLane(const Prediction& prediction, int16_t* lane) {
   // From which b each state of each channel is reached, a bit for each state.
   uint8_t reached[kTileChannelsMax];
-  int sums[8] = {0, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20,
-                 1 << 20};
+  int sums[8] = {0,       1 << 20, 1 << 20, 1 << 20,
+                 1 << 20, 1 << 20, 1 << 20, 1 << 20};
   for (size_t i = 0; i < prediction.channels; ++i) {
     const int position = lane[prediction.order[i] * kLanes];
     int next[8];

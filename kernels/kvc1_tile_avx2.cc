@@ -984,8 +984,7 @@ LARDER_INLINE __m256i LowestBit(__m256i odd) {
 // The number that k tells, and the other way round.
 LARDER_INLINE __m256i TrellisNumber(__m256i guess, __m256i s, __m256i k) {
   const __m256i other = LowestBit(_mm256_xor_si256(guess, s));
-  const __m256i turned =
-      _mm256_sub_epi16(_mm256_xor_si256(k, other), other);
+  const __m256i turned = _mm256_sub_epi16(_mm256_xor_si256(k, other), other);
   return _mm256_sub_epi16(
       _mm256_add_epi16(guess, _mm256_add_epi16(turned, turned)), other);
 }
@@ -1050,6 +1049,13 @@ void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
   }
 }
 
+void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
+                   int16_t* positions) {
+  for (size_t r = 0; r < rounds; ++r) {
+    SearchTrellisRound(prediction, positions + r * stride);
+  }
+}
+
 // --- Measures ----------------------------------------------------------------
 
 template <Element kElement>
@@ -1087,13 +1093,13 @@ float MaxError(const ConstTileRows& a, const ConstTileRows& b) {
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx2 = {
-    avx2::Decode,      avx2::DecodeRefine, avx2::Encode,     avx2::EncodeRefine,
-    Reconstruct,       Quantize,           SplitSymbols,     MergeSymbols,
-    SplitRefinement,   RefinementContext,  MergeRefinement,  SplitF16,
-    MergeF16,          SplitBf16,          MergeBf16,        Predict,
-    Unpredict,         SearchTrellis,      MaxError,         LargestMagnitude,    ChannelSums,
-    ChannelDeviations, FieldSums,          LargestBits,      SplitWide,
-    JoinWide,
+    avx2::Decode,    avx2::DecodeRefine, avx2::Encode,    avx2::EncodeRefine,
+    Reconstruct,     Quantize,           SplitSymbols,    MergeSymbols,
+    SplitRefinement, RefinementContext,  MergeRefinement, SplitF16,
+    MergeF16,        SplitBf16,          MergeBf16,       Predict,
+    Unpredict,       SearchTrellis,      MaxError,        LargestMagnitude,
+    ChannelSums,     ChannelDeviations,  FieldSums,       LargestBits,
+    SplitWide,       JoinWide,
 };
 
 }  // namespace larder::kernels::internal

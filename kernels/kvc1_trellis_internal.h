@@ -1,7 +1,7 @@
 #ifndef LARDER_KERNELS_KVC1_TRELLIS_INTERNAL_H_
 #define LARDER_KERNELS_KVC1_TRELLIS_INTERNAL_H_
 
-// The search of a trellis, 32 lanes at a time, for every level that has
+// The search of a trellis, one round at a time, for every level that has
 // vectors: its own copy, compiled with its flags. What it does is said in
 // kvc1.h.
 
@@ -32,7 +32,8 @@ inline void SearchTrellisRound(const Prediction& prediction,
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const int16_t offset = static_cast<int16_t>(32 - kTrellisParts * j);
-      const Numbers distance = ((position + offset) & int16_t{63}) - int16_t{32};
+      const Numbers distance =
+          ((position + offset) & int16_t{63}) - int16_t{32};
       costs[j] = reinterpret_cast<Counts>(distance * distance);
     }
     Counts next[8];
@@ -67,19 +68,13 @@ inline void SearchTrellisRound(const Prediction& prediction,
     const Counts b = (reached[i] >> state) & uint16_t{1};
     const Counts s = state >> uint16_t{2};
     const Counts a = (state ^ s) & uint16_t{1};
-    const auto j = reinterpret_cast<Numbers>(s + ((state & uint16_t{2}) ^ (b + b)));
+    const auto j =
+        reinterpret_cast<Numbers>(s + ((state & uint16_t{2}) ^ (b + b)));
     const Numbers quads =
         (position - j * int16_t{kTrellisParts} + int16_t{32}) >> int16_t{6};
     const Numbers number = j + quads * int16_t{4};
     __builtin_memcpy(at, &number, sizeof number);
     state = s + a + a + b * uint16_t{4};
-  }
-}
-
-inline void SearchTrellis(const Prediction& prediction, size_t rounds,
-                          size_t stride, int16_t* positions) {
-  for (size_t r = 0; r < rounds; ++r, positions += stride) {
-    SearchTrellisRound(prediction, positions);
   }
 }
 

@@ -240,9 +240,8 @@ class LayerEncoder {
   TileMode ChooseMode(const TensorProfile* tensor, const TileGrid::Tile& tile,
                       StepsPlan& plan) {
     if (tensor == nullptr) return TileMode::kStepsOwn;
-    for (const TileMode mode :
-         {TileMode::kStepsKlt, TileMode::kStepsTrellis,
-          TileMode::kStepsPredicted, TileMode::kSteps}) {
+    for (const TileMode mode : {TileMode::kStepsKlt, TileMode::kStepsTrellis,
+                                TileMode::kStepsPredicted, TileMode::kSteps}) {
       if (mode == TileMode::kStepsKlt && !options_.transform) continue;
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
       if (mode == TileMode::kStepsTrellis &&

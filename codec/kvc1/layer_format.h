@@ -45,7 +45,7 @@ enum class TileMode : uint8_t {
   kStepsKlt = 4,  // the same, of the profile's transform of a token's channels
   kStepsOwn = 5,  // uniform steps, described by the tile itself
   kStepsPredicted = 6,  // as kSteps, integers told by what differs from a guess
-  kStepsTrellis = 7,  // likewise, in smaller steps along a trellis; one plane
+  kStepsTrellis = 7,    // likewise, in smaller steps along a trellis; one plane
 };
 
 // The tiles of a layer: [K|V][group of rows][block of heads], in this order. A

@@ -35,7 +35,7 @@ struct StepsPlan {
   std::span<const float> mean;      // by channel
   const TensorProfile::Transform* transform = nullptr;
   const TensorProfile::Prediction* prediction = nullptr;
-  bool trellis = false;  // along it, by the prediction
+  bool trellis = false;         // along it, by the prediction
   std::vector<float> own_mean;  // what `mean` points to in kStepsOwn
 };
 

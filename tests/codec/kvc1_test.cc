@@ -494,9 +494,9 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
     const Bytes plain = Numbers(layer);
     double error = 0;
     for (const int level : {1, 3, 5}) {
-      const Bytes encoded =
-          MustEncode(layer, plain,
-                     {.level = level, .planes = with == With::kTrellis ? 1 : 2});
+      const Bytes encoded = MustEncode(
+          layer, plain,
+          {.level = level, .planes = with == With::kTrellis ? 1 : 2});
       const auto description = Describe(layer, encoded, encoded.size());
       ASSERT_TRUE(description.ok());
       EXPECT_EQ(description->profile, profile->id());
@@ -568,13 +568,14 @@ TEST_F(Kvc1Test, ATrellisErrsLikeStepsAndIsSmaller) {
 
   // A tile of another number of planes than a trellis has is refused.
   Bytes wrong = planes;
-  const auto index = ReadIndex(TileGrid(layer, Element::kF16), wrong,
-                               wrong.size());
+  const auto element = ElementOf(space_);
+  ASSERT_TRUE(element.ok()) << element.status();
+  const TileGrid grid(layer, *element);
+  const auto index = ReadIndex(grid, wrong, wrong.size());
   ASSERT_TRUE(index.ok()) << index.status();
   LayerIndex changed = *index;
   changed.entries[0].mode = TileMode::kStepsTrellis;
-  WriteIndex(TileGrid(layer, Element::kF16), changed.header, changed.entries,
-             wrong);
+  WriteIndex(grid, changed.header, changed.entries, wrong);
   Bytes out(plain.size());
   EXPECT_EQ(Kvc1Codec().Decode(layer, {}, wrong, out).code(),
             absl::StatusCode::kDataLoss);

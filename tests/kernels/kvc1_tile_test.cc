@@ -727,8 +727,11 @@ TEST_P(Kvc1TileTest, Predicts) {
       v = static_cast<int16_t>(wild ? random() : random() % 200 - 100);
       if (wild && random() % 4 == 0) v = INT16_MIN;
     }
-    if (trellis) {  // numbers that the trellis allows
-      for (int16_t& v : q) v = static_cast<int16_t>(v % (kTrellisMost + 1));
+    if (trellis) {                           // numbers that the trellis allows
+      const int coarse = 1 << random() % 6;  // where costs are the extremes
+      for (int16_t& v : q) {
+        v = static_cast<int16_t>(v % (kTrellisMost + 1) / coarse * coarse);
+      }
       std::vector<int16_t> searched = q;
       scalar_.search_trellis(prediction, rounds, stride, searched.data());
       kernel_->search_trellis(prediction, rounds, stride, q.data());

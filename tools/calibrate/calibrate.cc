@@ -288,13 +288,12 @@ Integers TrellisDifferences(const TensorProfile::Prediction& prediction,
                             const Eigen::VectorXf& factors) {
   const size_t n = prediction.channel_count;
   const auto begin = static_cast<Eigen::Index>(prediction.channel_begin);
-  const kernels::Prediction kernel = {
-      n,
-      prediction.order.data(),
-      prediction.parents.data(),
-      prediction.parent.data(),
-      prediction.factor.data(),
-      true};
+  const kernels::Prediction kernel = {n,
+                                      prediction.order.data(),
+                                      prediction.parents.data(),
+                                      prediction.parent.data(),
+                                      prediction.factor.data(),
+                                      true};
   Integers out;
   out.channels = n;
   out.rows = static_cast<size_t>(numbers.rows());
@@ -308,10 +307,9 @@ Integers TrellisDifferences(const TensorProfile::Prediction& prediction,
           factors[begin + at] / kvc1::kTrellisStep * kernels::kTrellisParts;
       const float* from = numbers.col(begin + at).data() + r;
       for (size_t lane = 0; lane < rows; ++lane) {
-        lanes[c * kernels::kLanes + lane] =
-            std::clamp(Quantize(from[lane] * factor),
-                       int16_t{-kernels::kTrellisMost},
-                       int16_t{kernels::kTrellisMost});
+        lanes[c * kernels::kLanes + lane] = std::clamp(
+            Quantize(from[lane] * factor), int16_t{-kernels::kTrellisMost},
+            int16_t{kernels::kTrellisMost});
       }
     }
     kernels::SearchTrellis(kernel, 1, 0, lanes.data());
@@ -384,8 +382,8 @@ Eigen::MatrixXf RowsOf(const Samples& samples, const Task& task,
       channels);
 }
 
-// All tables of one tensor (those of a trellis if wanted), whose steps and all else are there. What it takes
-// in each level, for each element.
+// All tables of one tensor (those of a trellis if wanted), whose steps and all
+// else are there. What it takes in each level, for each element.
 std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred, bool trellis,
                              TensorProfile& tensor) {
   const size_t channels = tensor.mean.size();
