@@ -24,7 +24,7 @@ struct CalibrateArgs {
   std::string captures;
   std::string measurements;
   std::string out;
-  std::string mode = "predicted";
+  std::string mode = "trellis";
   calibrate::Options options;
   uint32_t threads = std::max(1u, std::thread::hardware_concurrency());
   bool quiet = false;

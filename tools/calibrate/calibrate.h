@@ -26,8 +26,8 @@ enum class Mode {
 StatusOr<Mode> ParseMode(const std::string& name);
 
 struct Options {
-  Mode mode = Mode::kPredicted;
-  int parents = 16;  // of a channel at most, at most 32
+  Mode mode = Mode::kTrellis;
+  int parents = 32;  // of a channel at most, at most 32
   // How much of the metric's diagonal is added to it, so that no direction is
   // taken for worthless because few queries looked there.
   double ridge = 0.1;
