@@ -558,8 +558,15 @@ TEST_F(Kvc1Test, ATrellisErrsLikeStepsAndIsSmaller) {
   const Bytes planes = MustEncode(layer, plain, {.level = 3, .planes = 2});
   EXPECT_EQ(modes(planes).tiles_by_mode[kPredicted], modes(planes).tiles);
 
-  // More than 2000 numbers from the mean: the tile is kept as it is.
-  const uint16_t far = 0x7bff;  // 65504
+  // More than 2000 numbers from the mean: steps reach further.
+  const uint16_t away = 0x4396;  // 300 as bfloat16
+  std::memcpy(&plain[plain.size() - 2], &away, 2);
+  const Bytes mixed = MustEncode(layer, plain, {.level = 3});
+  EXPECT_EQ(modes(mixed).tiles_by_mode[kTrellis], modes(mixed).tiles - 1);
+  EXPECT_EQ(modes(mixed).tiles_by_mode[kPredicted], 1u);
+  EXPECT_LT(MeanSquaredError(plain, MustDecode(layer, mixed)), 0.01);
+  // But not everywhere: the tile is kept as it is.
+  const uint16_t far = 0x4780;  // 65536
   std::memcpy(&plain[plain.size() - 2], &far, 2);
   const Bytes kept = MustEncode(layer, plain, {.level = 3});
   EXPECT_EQ(modes(kept).tiles_by_mode[kTrellis], modes(kept).tiles - 1);
