@@ -20,6 +20,8 @@ constexpr uint32_t kMaxText = 1024;
 constexpr uint32_t kMaxLayers = 4096, kMaxChannels = 1 << 16;
 constexpr uint32_t kMaxTransformChannels = 1024;
 constexpr int kMaxParents = 32;
+// Bits of what is said of a profile as a whole.
+constexpr uint8_t kUnrotated = 1, kTrellis = 2;
 
 // ---- Writing ----
 
@@ -69,7 +71,22 @@ void Write(Writer& writer, const TensorProfile& tensor) {
     writer.Numbers(prediction.factor);
     writer.Numbers(prediction.tables.base);
     writer.Numbers(prediction.tables.refinement);
+    writer.Numbers(prediction.trellis_tables);
   }
+}
+
+// What every prediction has or none has, which Complete() sees to.
+bool HasTrellis(const Profile::Contents& contents) {
+  for (const Profile::Group& group : contents.groups) {
+    for (const auto* tensors : {&group.keys, &group.values}) {
+      for (const TensorProfile& tensor : *tensors) {
+        for (const TensorProfile::Prediction& prediction : tensor.predictions) {
+          if (!prediction.trellis_tables.empty()) return true;
+        }
+      }
+    }
+  }
+  return false;
 }
 
 std::string Write(const Profile::Contents& contents) {
@@ -77,7 +94,9 @@ std::string Write(const Profile::Contents& contents) {
   writer.Text(contents.model_name);
   writer.Text(contents.made_by);
   writer.Number(contents.weights.bytes);
-  writer.Number(static_cast<uint8_t>(contents.unrotated_keys));
+  writer.Number(
+      static_cast<uint8_t>((contents.unrotated_keys ? kUnrotated : 0) |
+                           (HasTrellis(contents) ? kTrellis : 0)));
   writer.Number(contents.level_count);
   writer.Numbers(contents.divergence);
   writer.Number(static_cast<uint16_t>(contents.groups.size()));
@@ -140,7 +159,7 @@ void Read(Reader& reader, size_t count, uint8_t levels,
   reader.Numbers(tables.refinement, levels * 2 * count);
 }
 
-void Read(Reader& reader, uint32_t channels, uint8_t levels,
+void Read(Reader& reader, uint32_t channels, uint8_t levels, bool trellis,
           TensorProfile& tensor) {
   reader.Numbers(tensor.step, levels);
   reader.Numbers(tensor.mean, channels);
@@ -169,6 +188,7 @@ void Read(Reader& reader, uint32_t channels, uint8_t levels,
     reader.Numbers(prediction.parent, all);
     reader.Numbers(prediction.factor, all);
     Read(reader, count, levels, prediction.tables);
+    if (trellis) reader.Numbers(prediction.trellis_tables, levels * count);
   }
 }
 
@@ -279,7 +299,7 @@ Status CheckPrediction(const TensorProfile::Prediction& prediction) {
 }
 
 Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
-                uint8_t levels) {
+                uint8_t levels, bool trellis) {
   const uint32_t channels = heads * head_dim;
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.step, levels, true, "steps"));
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.mean, channels, false, "means"));
@@ -297,6 +317,13 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
     at += n;
     LARDER_RETURN_IF_ERROR(CheckPrediction(prediction));
     LARDER_RETURN_IF_ERROR(CheckTables(prediction.tables, n, levels));
+    if (prediction.trellis_tables.size() !=
+        (trellis ? size_t{n} * levels : 0)) {
+      return Invalid("number of table ids of a trellis");
+    }
+    for (const uint8_t id : prediction.trellis_tables) {
+      if (id >= kvc1::kBankIds) return Invalid("an id of no table");
+    }
   }
   if (at != channels && !tensor.predictions.empty()) {
     return Invalid("channels without a prediction");
@@ -339,6 +366,7 @@ Status Complete(Profile::Contents& contents) {
   if (contents.groups.empty() || contents.groups.size() > kMaxGroups) {
     return Invalid("1 to 16 groups");
   }
+  const bool trellis = HasTrellis(contents);
   for (Profile::Group& group : contents.groups) {
     const uint32_t heads = group.kv_head_count;
     if (group.layer_count < 1 || group.layer_count > kMaxLayers || heads < 1 ||
@@ -352,11 +380,11 @@ Status Complete(Profile::Contents& contents) {
     }
     for (TensorProfile& keys : group.keys) {
       LARDER_RETURN_IF_ERROR(
-          Complete(keys, heads, group.key_dim, contents.level_count));
+          Complete(keys, heads, group.key_dim, contents.level_count, trellis));
     }
     for (TensorProfile& values : group.values) {
-      LARDER_RETURN_IF_ERROR(
-          Complete(values, heads, group.value_dim, contents.level_count));
+      LARDER_RETURN_IF_ERROR(Complete(values, heads, group.value_dim,
+                                      contents.level_count, trellis));
     }
   }
   return absl::OkStatus();
@@ -388,8 +416,8 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes) {
   contents.model_name = reader.Text();
   contents.made_by = reader.Text();
   contents.weights.bytes = reader.Number<std::array<uint8_t, 32>>();
-  const auto unrotated = reader.Number<uint8_t>();
-  contents.unrotated_keys = unrotated != 0;
+  const auto flags = reader.Number<uint8_t>();
+  contents.unrotated_keys = (flags & kUnrotated) != 0;
   contents.level_count = reader.Number<uint8_t>();
   reader.Numbers(contents.divergence, contents.level_count);
   const auto groups = reader.Number<uint16_t>();
@@ -403,11 +431,13 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes) {
                                 std::pair(&group.values, group.value_dim)}) {
       for (uint32_t l = 0; l < group.layer_count && reader.ok(); ++l) {
         Read(reader, uint32_t{group.kv_head_count} * dim, contents.level_count,
-             tensors->emplace_back());
+             (flags & kTrellis) != 0, tensors->emplace_back());
       }
     }
   }
-  if (!reader.AtEnd() || groups != contents.groups.size() || unrotated > 1) {
+  if (!reader.AtEnd() || groups != contents.groups.size() ||
+      (flags & ~(kUnrotated | kTrellis)) != 0 ||
+      HasTrellis(contents) != ((flags & kTrellis) != 0)) {
     return absl::DataLossError("profile: cut short, or more than a profile");
   }
   return Make(std::move(contents));

@@ -63,6 +63,9 @@ struct TensorProfile {
     std::vector<uint16_t> parent;  // all of them; earlier in the order
     std::vector<int16_t> factor;   // in 4096ths
     CoefficientTables tables;      // of the differences
+    // Of the differences along a trellis, [level][channel]; empty: there is no
+    // trellis, in this prediction and in all others of the profile.
+    std::vector<uint8_t> trellis_tables;
   };
   std::vector<Prediction> predictions;  // none, or one for each block of heads
 };

@@ -192,6 +192,11 @@ void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
   BestKvc1Kernel().unpredict(prediction, rounds, stride, q);
 }
 
+void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
+                   int16_t* positions) {
+  BestKvc1Kernel().search_trellis(prediction, rounds, stride, positions);
+}
+
 void SplitWide(std::span<const uint16_t> wide, int16_t* round, int16_t* low) {
   BestKvc1Kernel().split_wide(wide.data(), wide.size(), round, low);
 }

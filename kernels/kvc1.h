@@ -125,6 +125,18 @@ void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q);
 
+// Of a token's positions the nearest numbers that a trellis allows: the sum of
+// squared distances is the least there is. Of several such, and as the sum is
+// of whole parts, the one that is found as follows. Each of the eight states
+// (s, a, b) of a channel is reached from two, of which b = 1 is taken if its
+// sum is smaller; after the last channel, the state s + 2a + 4b that is the
+// first with the smallest sum. A number j mod 4 is at the distance
+//   ((position - 16 j + 32) mod 64) - 32
+// In place. Rounds follow each other at `stride`.
+// REQUIRES: |positions| <= kTrellisMost; at most kTileChannelsMax channels.
+void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
+                   int16_t* positions);
+
 // Numbers of the channels `wide` in two parts, 16 * high + low with low in
 // -8..7: high in place, low to [i][32]. And back, modulo 2^16. One round.
 void SplitWide(std::span<const uint16_t> wide, int16_t* round, int16_t* low);

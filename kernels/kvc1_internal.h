@@ -66,6 +66,8 @@ struct Kvc1Kernel {
                   size_t stride, int16_t* differences, size_t out_stride);
   void (*unpredict)(const Prediction& prediction, size_t rounds, size_t stride,
                     int16_t* q);
+  void (*search_trellis)(const Prediction& prediction, size_t rounds,
+                         size_t stride, int16_t* positions);
   float (*max_error)(const ConstTileRows& a, const ConstTileRows& b);
   void (*to_floats)(const ConstTileRows& rows, float* floats);
   void (*from_floats)(const float* floats, const TileRows& rows);

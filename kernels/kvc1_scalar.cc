@@ -518,9 +518,20 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
 
 // --- Prediction --------------------------------------------------------------
 
+// Whether numbers are even or odd, along one lane.
+struct Trellis {
+  int s = 0, a = 0, b = 0;
+  void Pass(int16_t q) {
+    const int next = s ^ a;
+    a = b ^ (q >> 1 & 1);
+    b = s;
+    s = next;
+  }
+};
+
 int16_t Guess(const Prediction& prediction, const int16_t* round, size_t at,
               int count, size_t lane) {
-  uint32_t sum = 2048;
+  uint32_t sum = prediction.trellis ? 0 : 2048;
   for (int p = 0; p < count; ++p, ++at) {
     const int value = round[prediction.parents[at] * kLanes + lane];
     sum += static_cast<uint32_t>(prediction.factors[at] * value);
@@ -536,8 +547,12 @@ void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
       const int count = prediction.parent_counts[i];
       const size_t first = prediction.order[i] * kLanes;
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        differences[first + lane] = static_cast<int16_t>(
+        const auto difference = static_cast<int16_t>(
             q[first + lane] - Guess(prediction, q, at, count, lane));
+        differences[first + lane] =
+            !prediction.trellis ? difference
+            : difference & 1    ? static_cast<int16_t>(-(difference >> 1))
+                                : static_cast<int16_t>(difference >> 1);
       }
       at += static_cast<size_t>(count);
     }
@@ -547,15 +562,76 @@ void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q) {
   for (size_t r = 0; r < rounds; ++r, q += stride) {
+    Trellis trellis[kLanes];
     size_t at = 0;
     for (size_t i = 0; i < prediction.channels; ++i) {
       const int count = prediction.parent_counts[i];
       const size_t first = prediction.order[i] * kLanes;
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        q[first + lane] = static_cast<int16_t>(
-            q[first + lane] + Guess(prediction, q, at, count, lane));
+        int16_t& number = q[first + lane];
+        const int guess = Guess(prediction, q, at, count, lane);
+        if (!prediction.trellis) {
+          number = static_cast<int16_t>(number + guess);
+        } else if ((guess & 1) == trellis[lane].s) {
+          number = static_cast<int16_t>(guess + 2 * number);
+        } else {
+          number = static_cast<int16_t>(guess + 1 - 2 * number);
+        }
+        trellis[lane].Pass(number);
       }
       at += static_cast<size_t>(count);
+    }
+  }
+}
+
+// Of position and number mod 4.
+int TrellisDistance(int position, int j) {
+  return ((position - kTrellisParts * j + 32) & 63) - 32;
+}
+
+void SearchLane(const Prediction& prediction, int16_t* lane) {
+  // From which b each state of each channel is reached, a bit for each state.
+  uint8_t reached[kTileChannelsMax];
+  int sums[8] = {0,       1 << 20, 1 << 20, 1 << 20,
+                 1 << 20, 1 << 20, 1 << 20, 1 << 20};
+  for (size_t i = 0; i < prediction.channels; ++i) {
+    const int position = lane[prediction.order[i] * kLanes];
+    int next[8];
+    reached[i] = 0;
+    for (int state = 0; state < 8; ++state) {
+      const int s = state >> 2, a = (state ^ state >> 2) & 1;
+      int sum[2];
+      for (int b = 0; b < 2; ++b) {
+        const int distance =
+            TrellisDistance(position, s + 2 * ((state >> 1 & 1) ^ b));
+        sum[b] = sums[s + 2 * a + 4 * b] + distance * distance;
+      }
+      const bool one = sum[1] < sum[0];
+      next[state] = sum[one];
+      reached[i] = static_cast<uint8_t>(reached[i] | one << state);
+    }
+    memcpy(sums, next, sizeof sums);
+  }
+  int state = 0;
+  for (int other = 1; other < 8; ++other) {
+    if (sums[other] < sums[state]) state = other;
+  }
+  for (size_t i = prediction.channels; i-- > 0;) {
+    int16_t& number = lane[prediction.order[i] * kLanes];
+    const int b = reached[i] >> state & 1;
+    const int s = state >> 2, a = (state ^ state >> 2) & 1;
+    const int j = s + 2 * ((state >> 1 & 1) ^ b);
+    number =
+        static_cast<int16_t>(j + 4 * ((number - kTrellisParts * j + 32) >> 6));
+    state = s + 2 * a + 4 * b;
+  }
+}
+
+void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
+                   int16_t* positions) {
+  for (size_t r = 0; r < rounds; ++r, positions += stride) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      SearchLane(prediction, positions + lane);
     }
   }
 }
@@ -611,6 +687,7 @@ const Kvc1Kernel kKvc1Scalar = {
     MergeBf16,
     Predict,
     Unpredict,
+    SearchTrellis,
     MaxError,
     ToFloats,
     FromFloats,

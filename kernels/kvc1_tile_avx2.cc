@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "kernels/kvc1_loops_internal.h"
+#include "kernels/kvc1_trellis_internal.h"
 
 namespace larder::kernels::internal {
 namespace {
@@ -937,8 +938,8 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
 
 // 16 lanes of one channel, of which `q` has lane 0.
 LARDER_INLINE __m256i Guess(const uint16_t* parents, const int16_t* factors,
-                            size_t count, const int16_t* q) {
-  __m256i low = _mm256_set1_epi32(2048), high = low;
+                            size_t count, const int16_t* q, int half) {
+  __m256i low = _mm256_set1_epi32(half), high = low;
   const auto add = [&](__m256i a, __m256i b, int32_t both)
       __attribute__((always_inline)) {
     const __m256i weights = _mm256_set1_epi32(both);
@@ -963,22 +964,65 @@ LARDER_INLINE __m256i Guess(const uint16_t* parents, const int16_t* factors,
       _mm256_and_si256(_mm256_srli_epi32(high, 12), mask));
 }
 
-template <bool kBack>
+// Whether the numbers of 16 lanes are even or odd.
+struct Trellis {
+  __m256i s = _mm256_setzero_si256(), a = s, b = s;
+  LARDER_INLINE void Pass(__m256i q) {
+    const __m256i next = _mm256_xor_si256(s, a);
+    a = _mm256_xor_si256(
+        b, _mm256_and_si256(_mm256_srli_epi16(q, 1), _mm256_set1_epi16(1)));
+    b = s;
+    s = next;
+  }
+};
+
+// All ones where the lowest bit is set.
+LARDER_INLINE __m256i LowestBit(__m256i odd) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(odd, 15), 15);
+}
+
+// The number that k tells, and the other way round.
+LARDER_INLINE __m256i TrellisNumber(__m256i guess, __m256i s, __m256i k) {
+  const __m256i other = LowestBit(_mm256_xor_si256(guess, s));
+  const __m256i turned = _mm256_sub_epi16(_mm256_xor_si256(k, other), other);
+  return _mm256_sub_epi16(
+      _mm256_add_epi16(guess, _mm256_add_epi16(turned, turned)), other);
+}
+
+LARDER_INLINE __m256i TrellisDifference(__m256i guess, __m256i q) {
+  const __m256i difference = _mm256_sub_epi16(q, guess);
+  const __m256i other = LowestBit(difference);
+  return _mm256_sub_epi16(
+      _mm256_xor_si256(_mm256_srai_epi16(difference, 1), other), other);
+}
+
+template <bool kBack, bool kTrellis>
 LARDER_INLINE void PredictAll(const Prediction& prediction, const int16_t* q,
                               size_t rounds, size_t stride, int16_t* out,
                               size_t out_stride) {
   for (size_t r = 0; r < rounds; ++r, q += stride, out += out_stride) {
+    Trellis trellis[2];
     size_t at = 0;
     for (size_t i = 0; i < prediction.channels; ++i) {
       const size_t count = prediction.parent_counts[i];
       const size_t first = prediction.order[i] * kLanes;
 #pragma GCC unroll 2
       for (size_t half = 0; half < kLanes; half += 16) {
-        const __m256i guess = Guess(prediction.parents + at,
-                                    prediction.factors + at, count, q + half);
+        const __m256i guess =
+            Guess(prediction.parents + at, prediction.factors + at, count,
+                  q + half, kTrellis ? 0 : 2048);
         const __m256i value = Load(q + first + half);
-        Store(out + first + half, kBack ? _mm256_add_epi16(value, guess)
-                                        : _mm256_sub_epi16(value, guess));
+        __m256i to;
+        if (!kTrellis) {
+          to = kBack ? _mm256_add_epi16(value, guess)
+                     : _mm256_sub_epi16(value, guess);
+        } else if (kBack) {
+          to = TrellisNumber(guess, trellis[half / 16].s, value);
+          trellis[half / 16].Pass(to);
+        } else {
+          to = TrellisDifference(guess, value);
+        }
+        Store(out + first + half, to);
       }
       at += count;
     }
@@ -987,12 +1031,29 @@ LARDER_INLINE void PredictAll(const Prediction& prediction, const int16_t* q,
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
              size_t stride, int16_t* differences, size_t out_stride) {
-  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
+  if (prediction.trellis) {
+    PredictAll<false, true>(prediction, q, rounds, stride, differences,
+                            out_stride);
+  } else {
+    PredictAll<false, false>(prediction, q, rounds, stride, differences,
+                             out_stride);
+  }
 }
 
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q) {
-  PredictAll<true>(prediction, q, rounds, stride, q, stride);
+  if (prediction.trellis) {
+    PredictAll<true, true>(prediction, q, rounds, stride, q, stride);
+  } else {
+    PredictAll<true, false>(prediction, q, rounds, stride, q, stride);
+  }
+}
+
+void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
+                   int16_t* positions) {
+  for (size_t r = 0; r < rounds; ++r) {
+    SearchTrellisRound(prediction, positions + r * stride);
+  }
 }
 
 // --- Measures ----------------------------------------------------------------
@@ -1079,13 +1140,14 @@ void FromFloats(const float* floats, const TileRows& rows) {
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx2 = {
-    avx2::Decode,     avx2::DecodeRefine, avx2::Encode,      avx2::EncodeRefine,
-    Reconstruct,      Quantize,           SplitSymbols,      MergeSymbols,
-    SplitRefinement,  RefinementContext,  MergeRefinement,   SplitF16,
-    MergeF16,         SplitBf16,          MergeBf16,         Predict,
-    Unpredict,        MaxError,           ToFloats,          FromFloats,
-    LargestMagnitude, ChannelSums,        ChannelDeviations, FieldSums,
-    FieldCounts,      LargestBits,        SplitWide,         JoinWide,
+    avx2::Decode,    avx2::DecodeRefine, avx2::Encode,    avx2::EncodeRefine,
+    Reconstruct,     Quantize,           SplitSymbols,    MergeSymbols,
+    SplitRefinement, RefinementContext,  MergeRefinement, SplitF16,
+    MergeF16,        SplitBf16,          MergeBf16,       Predict,
+    Unpredict,       SearchTrellis,      MaxError,        ToFloats,
+    FromFloats,      LargestMagnitude,   ChannelSums,     ChannelDeviations,
+    FieldSums,       FieldCounts,        LargestBits,     SplitWide,
+    JoinWide,
 };
 
 }  // namespace larder::kernels::internal

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "kernels/kvc1_loops_internal.h"
+#include "kernels/kvc1_trellis_internal.h"
 
 namespace larder::kernels::internal {
 namespace {
@@ -899,11 +900,11 @@ void MergeBf16(const Bf16Planes& planes, size_t rounds,
 template <int kRounds>
 LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
                          size_t count, const int16_t* q, size_t stride,
-                         __m512i* guess) {
+                         int half, __m512i* guess) {
   __m512i low[kRounds], high[kRounds];
 #pragma GCC unroll 4
   for (int r = 0; r < kRounds; ++r) {
-    low[r] = high[r] = _mm512_set1_epi32(2048);
+    low[r] = high[r] = _mm512_set1_epi32(half);
   }
   const auto add = [&](const int16_t* first, const int16_t* second,
                        __m512i weights) __attribute__((always_inline)) {
@@ -937,55 +938,236 @@ LARDER_INLINE void Guess(const uint16_t* parents, const int16_t* factors,
   }
 }
 
-template <int kRounds, bool kBack>
+// Whether the numbers of 32 lanes are even or odd.
+struct Trellis {
+  __m512i s = _mm512_setzero_si512(), a = s, b = s;
+  LARDER_INLINE void Pass(__m512i q) {
+    const __m512i next = _mm512_xor_si512(s, a);
+    a = _mm512_xor_si512(
+        b, _mm512_and_si512(_mm512_srli_epi16(q, 1), _mm512_set1_epi16(1)));
+    b = s;
+    s = next;
+  }
+};
+
+// The number that k tells, and the other way round.
+LARDER_INLINE __m512i TrellisNumber(__m512i guess, __m512i s, __m512i k) {
+  const __mmask32 other =
+      _mm512_test_epi16_mask(_mm512_xor_si512(guess, s), _mm512_set1_epi16(1));
+  const __m512i twice = _mm512_add_epi16(k, k);
+  return _mm512_mask_sub_epi16(_mm512_add_epi16(guess, twice), other,
+                               _mm512_add_epi16(guess, _mm512_set1_epi16(1)),
+                               twice);
+}
+
+LARDER_INLINE __m512i TrellisDifference(__m512i guess, __m512i q) {
+  const __m512i difference = _mm512_sub_epi16(q, guess);
+  const __m512i half = _mm512_srai_epi16(difference, 1);
+  const __mmask32 other =
+      _mm512_test_epi16_mask(difference, _mm512_set1_epi16(1));
+  return _mm512_mask_sub_epi16(half, other, _mm512_setzero_si512(), half);
+}
+
+template <int kRounds, bool kBack, bool kTrellis>
 void PredictRounds(const Prediction& prediction, const int16_t* q,
                    size_t stride, int16_t* out, size_t out_stride) {
+  Trellis trellis[kRounds];
   size_t at = 0;
   for (size_t i = 0; i < prediction.channels; ++i) {
     const size_t count = prediction.parent_counts[i];
     const size_t first = prediction.order[i] * kLanes;
     __m512i guess[kRounds];
     Guess<kRounds>(prediction.parents + at, prediction.factors + at, count, q,
-                   stride, guess);
+                   stride, kTrellis ? 0 : 2048, guess);
     at += count;
 #pragma GCC unroll 4
     for (int r = 0; r < kRounds; ++r) {
       const size_t where = static_cast<size_t>(r) * stride + first;
       const __m512i value = _mm512_loadu_si512(q + where);
+      __m512i to;
+      if (!kTrellis) {
+        to = kBack ? _mm512_add_epi16(value, guess[r])
+                   : _mm512_sub_epi16(value, guess[r]);
+      } else if (kBack) {
+        to = TrellisNumber(guess[r], trellis[r].s, value);
+        trellis[r].Pass(to);
+      } else {
+        to = TrellisDifference(guess[r], value);
+      }
       _mm512_storeu_si512(out + static_cast<size_t>(r) * out_stride + first,
-                          kBack ? _mm512_add_epi16(value, guess[r])
-                                : _mm512_sub_epi16(value, guess[r]));
+                          to);
     }
   }
 }
 
 // A channel waits for the one before it: rounds go together.
-template <bool kBack>
+template <bool kBack, bool kTrellis>
 void PredictAll(const Prediction& prediction, const int16_t* q, size_t rounds,
                 size_t stride, int16_t* out, size_t out_stride) {
   size_t r = 0;
   for (; r + 4 <= rounds; r += 4) {
-    PredictRounds<4, kBack>(prediction, q + r * stride, stride,
-                            out + r * out_stride, out_stride);
+    PredictRounds<4, kBack, kTrellis>(prediction, q + r * stride, stride,
+                                      out + r * out_stride, out_stride);
   }
   for (; r + 2 <= rounds; r += 2) {
-    PredictRounds<2, kBack>(prediction, q + r * stride, stride,
-                            out + r * out_stride, out_stride);
+    PredictRounds<2, kBack, kTrellis>(prediction, q + r * stride, stride,
+                                      out + r * out_stride, out_stride);
   }
   if (r < rounds) {
-    PredictRounds<1, kBack>(prediction, q + r * stride, stride,
-                            out + r * out_stride, out_stride);
+    PredictRounds<1, kBack, kTrellis>(prediction, q + r * stride, stride,
+                                      out + r * out_stride, out_stride);
   }
 }
 
 void Predict(const Prediction& prediction, const int16_t* q, size_t rounds,
              size_t stride, int16_t* differences, size_t out_stride) {
-  PredictAll<false>(prediction, q, rounds, stride, differences, out_stride);
+  const auto predict =
+      prediction.trellis ? PredictAll<false, true> : PredictAll<false, false>;
+  predict(prediction, q, rounds, stride, differences, out_stride);
 }
 
 void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
                int16_t* q) {
-  PredictAll<true>(prediction, q, rounds, stride, q, stride);
+  const auto unpredict =
+      prediction.trellis ? PredictAll<true, true> : PredictAll<true, false>;
+  unpredict(prediction, q, rounds, stride, q, stride);
+}
+
+// --- Trellis -----------------------------------------------------------------
+//
+// Two rounds side by side, a byte for each lane. What numbers j mod 4 cost is
+// taken as (distance^2 - that of j = 0) / 32: whole, and within -24..32, so
+// that sums modulo 2^8 can be compared. The sums of two states of which only b
+// differs are at most 32 + 32 + 24 from each other, as any state is three
+// channels from any other and the last of these three has an odd and an even
+// number; what is added to them differs by at most 32.
+
+alignas(16) constexpr uint8_t kTrellisBits[16] = {1, 2, 4, 8, 16, 32, 64, 128};
+
+// By the state reached, plus 8 if from b = 1: the number mod 4, and the state
+// it was reached from.
+struct TrellisSteps {
+  alignas(16) uint8_t number[16] = {};
+  alignas(16) uint8_t from[16] = {};
+};
+constexpr TrellisSteps kTrellisSteps = [] {
+  TrellisSteps steps;
+  for (int i = 0; i < 16; ++i) {
+    const int state = i & 7, b = i >> 3;
+    const int s = state >> 2, a = (state ^ s) & 1;
+    steps.number[i] = static_cast<uint8_t>(s + 2 * ((state >> 1 & 1) ^ b));
+    steps.from[i] = static_cast<uint8_t>(s + 2 * a + 4 * b);
+  }
+  return steps;
+}();
+
+LARDER_INLINE __m512i EachOf16(const uint8_t* bytes) {
+  return _mm512_broadcast_i32x4(
+      _mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+}
+
+// One channel: kFree is false for the first three, of which the states before
+// have b = 0.
+template <bool kFree>
+LARDER_INLINE __m512i PassTrellis(const int16_t* one, const int16_t* other,
+                                  __m512i* sums) {
+  const auto set = [](int value) __attribute__((always_inline)) {
+    return _mm512_set1_epi8(static_cast<char>(value));
+  };
+  const __m512i low = _mm512_set1_epi16(63), near = _mm512_set1_epi16(32);
+  const auto part = [&](const int16_t* from) __attribute__((always_inline)) {
+    return _mm512_and_si512(_mm512_add_epi16(_mm512_loadu_si512(from), near),
+                            low);
+  };
+  const __m512i c =
+      _mm512_sub_epi8(_mm512_packus_epi16(part(one), part(other)), set(32));
+  const __m512i magnitude = _mm512_abs_epi8(c);
+  const __m512i thrice = _mm512_add_epi8(c, _mm512_add_epi8(c, c));
+  const __m512i costs[4] = {
+      _mm512_setzero_si512(),
+      _mm512_min_epi8(_mm512_sub_epi8(set(8), c),
+                      _mm512_adds_epi8(set(72), thrice)),
+      _mm512_sub_epi8(set(32), _mm512_add_epi8(magnitude, magnitude)),
+      _mm512_min_epi8(_mm512_add_epi8(set(8), c),
+                      _mm512_subs_epi8(set(72), thrice))};
+  __m512i next[8];
+  __m512i reached = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int state = 0; state < 8; ++state) {
+    const int s = state >> 2, a = (state ^ s) & 1;
+    const int j = s + (state & 2);
+    const __m512i zero =
+        j == 0 ? sums[s + 2 * a] : _mm512_add_epi8(sums[s + 2 * a], costs[j]);
+    next[state] = zero;
+    if (!kFree) continue;
+    const __m512i one_sum =
+        j == 2 ? sums[s + 2 * a + 4]
+               : _mm512_add_epi8(sums[s + 2 * a + 4], costs[j ^ 2]);
+    const __mmask64 less = _mm512_movepi8_mask(_mm512_sub_epi8(one_sum, zero));
+    next[state] = _mm512_mask_mov_epi8(zero, less, one_sum);
+    reached = _mm512_mask_add_epi8(reached, less, reached, set(1 << state));
+  }
+#pragma GCC unroll 8
+  for (int state = 0; state < 8; ++state) sums[state] = next[state];
+  return reached;
+}
+
+void SearchTwoRounds(const Prediction& prediction, int16_t* one,
+                     int16_t* other) {
+  alignas(64) uint8_t reached[kTileChannelsMax][64];
+  __m512i sums[8];
+  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+  size_t i = 0;
+  for (; i < 3; ++i) {
+    const size_t at = prediction.order[i] * kLanes;
+    _mm512_store_si512(reached[i],
+                       PassTrellis<false>(one + at, other + at, sums));
+  }
+  for (; i < prediction.channels; ++i) {
+    const size_t at = prediction.order[i] * kLanes;
+    _mm512_store_si512(reached[i],
+                       PassTrellis<true>(one + at, other + at, sums));
+  }
+  __m512i state = _mm512_setzero_si512(), least = sums[0];
+  for (int s = 1; s < 8; ++s) {
+    const __mmask64 less = _mm512_movepi8_mask(_mm512_sub_epi8(sums[s], least));
+    least = _mm512_mask_mov_epi8(least, less, sums[s]);
+    state = _mm512_mask_mov_epi8(state, less,
+                                 _mm512_set1_epi8(static_cast<char>(s)));
+  }
+  const __m512i bits = EachOf16(kTrellisBits);
+  const __m512i number = EachOf16(kTrellisSteps.number);
+  const __m512i from = EachOf16(kTrellisSteps.from);
+  const auto round =
+      [](__m512i j, int16_t * at) __attribute__((always_inline)) {
+    const __m512i offset = _mm512_sub_epi16(
+        _mm512_loadu_si512(at),
+        _mm512_sub_epi16(_mm512_slli_epi16(j, 4), _mm512_set1_epi16(32)));
+    const __m512i quads = _mm512_slli_epi16(_mm512_srai_epi16(offset, 6), 2);
+    _mm512_storeu_si512(at, _mm512_add_epi16(j, quads));
+  };
+  while (i-- > 0) {
+    const size_t at = prediction.order[i] * kLanes;
+    const __mmask64 b = _mm512_test_epi8_mask(_mm512_load_si512(reached[i]),
+                                              _mm512_shuffle_epi8(bits, state));
+    const __m512i step =
+        _mm512_mask_add_epi8(state, b, state, _mm512_set1_epi8(8));
+    const __m512i j = _mm512_shuffle_epi8(number, step);
+    state = _mm512_shuffle_epi8(from, step);
+    round(_mm512_unpacklo_epi8(j, _mm512_setzero_si512()), one + at);
+    round(_mm512_unpackhi_epi8(j, _mm512_setzero_si512()), other + at);
+  }
+}
+
+void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
+                   int16_t* positions) {
+  size_t r = 0;
+  for (; r + 2 <= rounds && prediction.channels >= 3; r += 2) {
+    SearchTwoRounds(prediction, positions + r * stride,
+                    positions + (r + 1) * stride);
+  }
+  for (; r < rounds; ++r)
+    SearchTrellisRound(prediction, positions + r * stride);
 }
 
 // --- Measures ----------------------------------------------------------------
@@ -1072,20 +1254,21 @@ void FromFloats(const float* floats, const TileRows& rows) {
 }  // namespace
 
 const Kvc1Kernel kKvc1Avx512 = {
-    avx512::Decode,    avx512::DecodeRefine,
-    avx512::Encode,    avx512::EncodeRefine,
-    Reconstruct,       Quantize,
-    SplitSymbols,      MergeSymbols,
-    SplitRefinement,   RefinementContext,
-    MergeRefinement,   SplitF16,
-    MergeF16,          SplitBf16,
-    MergeBf16,         Predict,
-    Unpredict,         MaxError,
-    ToFloats,          FromFloats,
-    LargestMagnitude,  ChannelSums,
-    ChannelDeviations, FieldSums,
-    FieldCounts,       LargestBits,
-    SplitWide,         JoinWide,
+    avx512::Decode,  avx512::DecodeRefine,
+    avx512::Encode,  avx512::EncodeRefine,
+    Reconstruct,     Quantize,
+    SplitSymbols,    MergeSymbols,
+    SplitRefinement, RefinementContext,
+    MergeRefinement, SplitF16,
+    MergeF16,        SplitBf16,
+    MergeBf16,       Predict,
+    Unpredict,       SearchTrellis,
+    MaxError,        ToFloats,
+    FromFloats,      LargestMagnitude,
+    ChannelSums,     ChannelDeviations,
+    FieldSums,       FieldCounts,
+    LargestBits,     SplitWide,
+    JoinWide,
 };
 
 }  // namespace larder::kernels::internal

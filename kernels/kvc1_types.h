@@ -193,13 +193,29 @@ struct QuantizeTile {
 // come before it in `order`, a permutation.
 //   guess[c] = (sum over its parents of factor * q[parent] + 2048) >> 12
 // where the sum is modulo 2^32 and the guess modulo 2^16.
+//
+// Along a trellis the channels of a token, in this order, are even or odd by
+// turns that depend on all before them, from three bits that begin as 0:
+//   q is odd if s is 1
+//   (s, a, b) = (s ^ a, b ^ (q >> 1 & 1), s)
+// and only which of the even, or of the odd, it is has to be told. That is the
+// difference k in
+//   guess = (sum over its parents of factor * q[parent]) >> 12
+//   q = guess + 2 * k if the guess is even or odd as q is, or
+//   q = guess + 1 - 2 * k, so that k tends to be a little above 0 in both
 struct Prediction {
   size_t channels = 0;
   const uint16_t* order = nullptr;
   const uint8_t* parent_counts = nullptr;  // of each of the order
   const uint16_t* parents = nullptr;       // all of them
   const int16_t* factors = nullptr;
+  bool trellis = false;
 };
+
+// Positions are in so many parts of the distance of neighbouring numbers.
+inline constexpr int kTrellisParts = 16;
+// The largest magnitude of a position.
+inline constexpr int kTrellisMost = 32000;
 
 // The planes of a tile of f16: per (round, channel, lane) the exponent field is
 // the symbol; the mantissa's low 8 bits are the low byte; the bits 8 and 9 of

@@ -24,7 +24,7 @@ struct CalibrateArgs {
   std::string captures;
   std::string measurements;
   std::string out;
-  std::string mode = "predicted";
+  std::string mode = "trellis";
   calibrate::Options options;
   uint32_t threads = std::max(1u, std::thread::hardware_concurrency());
   bool quiet = false;
@@ -138,7 +138,8 @@ int RunCalibrate(const GlobalOptions& global, CalibrateArgs& args) {
     table.Add({absl::StrCat(i + 1), text[0], text[1], text[2]});
   }
   table.Print();
-  if (*mode == calibrate::Mode::kPredicted) {
+  if (*mode == calibrate::Mode::kPredicted ||
+      *mode == calibrate::Mode::kTrellis) {
     std::printf("%.1f parents for each channel\n", summary.parents);
   }
   return kExitOk;
@@ -167,7 +168,7 @@ void AddCalibrateCommand(CLI::App& app, GlobalOptions& options) {
       ->required();
   calibrate
       ->add_option("--mode", args->mode,
-                   "scalar, predicted (fast) or klt (smallest)")
+                   "scalar, predicted, trellis (fast) or klt (smallest)")
       ->capture_default_str();
   calibrate
       ->add_option("--parents", args->options.parents,

@@ -16,6 +16,10 @@ constexpr Entry kBank[kBankTables] = {
 #include "codec/kvc1/bank_tables.inc"
 };
 
+constexpr kernels::SymbolTable kTrellisTables[kBankTables] = {
+#include "codec/kvc1/trellis_tables.inc"
+};
+
 // Where one scale ends and the next begins: 0.08 * 3^((k + 0.5) / 6), as bit
 // patterns so that no compiler and no libm has a say.
 constexpr uint32_t kScaleEnds[kScalePositions - 1] = {
@@ -26,6 +30,10 @@ constexpr uint32_t kScaleEnds[kScalePositions - 1] = {
 
 const kernels::SymbolTable& BankTable(int id) {
   return kBank[id].table;
+}
+
+const kernels::SymbolTable& TrellisTable(int id) {
+  return kTrellisTables[id];
 }
 
 const kernels::SymbolTable& LowTable() {

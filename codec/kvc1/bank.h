@@ -25,6 +25,9 @@ constexpr bool IsWide(int id) {
 
 // REQUIRES: 0 <= id < kBankTables.
 const kernels::SymbolTable& BankTable(int id);
+// The same for numbers along a trellis, which are a quarter too large on
+// average.
+const kernels::SymbolTable& TrellisTable(int id);
 // Of the low part of wide coefficients.
 const kernels::SymbolTable& LowTable();
 

@@ -32,9 +32,10 @@ struct EncodeOptions {
   // sinks, whose every error is felt by all tokens after them.
   uint32_t exact_rows = 1;
   // Use what the profile has beside steps and tables: transforms first, then
-  // predictions.
+  // predictions along a trellis, if there is one plane, then predictions.
   bool transform = true;
   bool prediction = true;
+  bool trellis = true;
 };
 
 inline constexpr int kMaxLevel = 9;

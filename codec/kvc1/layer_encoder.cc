@@ -46,7 +46,8 @@ class LayerEncoder {
             static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
             static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
         given.raw_bytes = RawBytes(grid, tile, tile.row_count);
-        given.steps = given.lossless = kNone;
+        given.trellis = true;
+        given.lossless = kNone;
         entries_[index] = {};
       }
       EncodeTiles(count);
@@ -100,6 +101,7 @@ class LayerEncoder {
     size_t raw_bytes = 0;
     bool constant = false;
     TileMode mode = TileMode::kRaw;
+    bool trellis = true;  // it may be tried
     float allowed = INFINITY, error = 0;
     size_t steps = kNone, lossless = kNone;
   };
@@ -108,17 +110,14 @@ class LayerEncoder {
   // nothing, are kept.
   void EncodeTiles(size_t count) {
     const TileGrid& grid = context_.grid;
-    size_t steps = 0, lossless = 0;
+    size_t lossless = 0;
     for (size_t i = 0; i < count; ++i) {
       Given& given = given_[i];
       given.constant =
           IsConst(given.tile, ElementBytes(grid.element()), given.rows);
-      if (!given.constant && lossy_ && QueueSteps(given, steps)) {
-        given.steps = steps++;
-      }
     }
-    const std::span jobs(steps_);
-    work_.steps_encoder.Encode(jobs.first(steps), options_.planes);
+    while (!EncodeSteps(count)) {
+    }
     for (size_t i = 0; i < count; ++i) {
       Given& given = given_[i];
       if (given.constant) continue;
@@ -132,6 +131,31 @@ class LayerEncoder {
     }
     work_.lossless_encoder.Encode(std::span(lossless_).first(lossless),
                                   grid.element());
+  }
+
+  // False: again, for some number is too far out for a trellis. That is rare,
+  // so all are coded again that were coded together.
+  bool EncodeSteps(size_t count) {
+    size_t steps = 0;
+    for (size_t i = 0; i < count; ++i) {
+      Given& given = given_[i];
+      given.steps = kNone;
+      if (!given.constant && lossy_ && QueueSteps(given, steps)) {
+        given.steps = steps++;
+      }
+    }
+    work_.steps_encoder.Encode(std::span(steps_).first(steps), options_.planes);
+    bool done = true;
+    for (size_t i = 0; i < count; ++i) {
+      Given& given = given_[i];
+      if (given.steps == kNone || given.mode != TileMode::kStepsTrellis ||
+          steps_[given.steps].ok) {
+        continue;
+      }
+      given.trellis = false;
+      done = false;
+    }
+    return done;
   }
 
   // Room for the next bytes of plane 0, or null.
@@ -219,12 +243,17 @@ class LayerEncoder {
 
   // The first mode that the profile has for this tile; the plan is then made.
   TileMode ChooseMode(const TensorProfile* tensor, const TileGrid::Tile& tile,
-                      StepsPlan& plan) {
+                      bool trellis, StepsPlan& plan) {
     if (tensor == nullptr) return TileMode::kStepsOwn;
-    for (const TileMode mode :
-         {TileMode::kStepsKlt, TileMode::kStepsPredicted, TileMode::kSteps}) {
+    for (const TileMode mode : {TileMode::kStepsKlt, TileMode::kStepsTrellis,
+                                TileMode::kStepsPredicted, TileMode::kSteps}) {
       if (mode == TileMode::kStepsKlt && !options_.transform) continue;
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
+      if (mode == TileMode::kStepsTrellis &&
+          (!trellis || !options_.trellis || !options_.prediction ||
+           options_.planes > 1)) {
+        continue;
+      }
       if (PlanFromProfile(*tensor, options_.level, options_.planes,
                           context_.layer.shape.head_begin, tile, mode, plan)) {
         return mode;
@@ -245,7 +274,8 @@ class LayerEncoder {
     if (job.exact_rows >= tile.row_count) return false;
     job.rows = ReadableRows(grid, tile, given.rows);
     job.rotary = context_.RotaryOf(tile);
-    given.mode = ChooseMode(context_.tensors[tile.values], tile, plan);
+    given.mode =
+        ChooseMode(context_.tensors[tile.values], tile, given.trellis, plan);
     given.allowed = INFINITY;
     if (given.mode != TileMode::kStepsOwn) return true;
     OwnSteps& own = work_.own[at];

@@ -205,7 +205,9 @@ StatusOr<LayerIndex> ReadIndex(const TileGrid& grid, ByteSpan front,
     entry.escapes = Get<uint16_t>(front, at + 6);
     entry.words = Get<std::array<uint16_t, 2>>(front, at + 8);
     entry.checks = Get<std::array<uint32_t, 3>>(front, at + 12);
-    if (!IsKnown(entry.mode) || Get<uint8_t>(front, at + 5) != 0) {
+    if (!IsKnown(entry.mode) ||
+        (entry.mode == TileMode::kStepsTrellis && header.planes > 1) ||
+        Get<uint8_t>(front, at + 5) != 0) {
       return Corrupt("a tile of unknown mode");
     }
     for (int plane = header.planes; plane < kMaxPlanes; ++plane) {

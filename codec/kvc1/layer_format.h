@@ -46,6 +46,7 @@ enum class TileMode : uint8_t {
   kStepsKlt = 4,  // the same, of the profile's transform of a token's channels
   kStepsOwn = 5,  // uniform steps, described by the tile itself
   kStepsPredicted = 6,  // as kSteps, integers told by what differs from a guess
+  kStepsTrellis = 7,    // likewise, in smaller steps along a trellis; one plane
   // Fixed rates (fixed.h).
   kFp8 = 16,   // e4m3, a power of two for each head
   kInt8 = 17,  // 8 bits between the least and the most of a group
@@ -57,7 +58,7 @@ constexpr bool IsFixed(TileMode mode) {
   return mode >= TileMode::kFp8 && mode <= TileMode::kInt4;
 }
 constexpr bool IsKnown(TileMode mode) {
-  return mode <= TileMode::kStepsPredicted || IsFixed(mode);
+  return mode <= TileMode::kStepsTrellis || IsFixed(mode);
 }
 
 // The tiles of a layer: [K|V][group of rows][block of heads], in this order. A

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the tables of KVC1: bank_tables.inc, or exponent_tables.inc.
+"""Writes the tables of KVC1.
 
 usage: make_bank.py steps > bank_tables.inc
+       make_bank.py trellis > trellis_tables.inc
        make_bank.py exponents > exponent_tables.inc
 
 The files are checked in and are what counts: the tables are part of the format
@@ -10,7 +11,8 @@ and never change (FORMAT.md). This program says where the numbers come from.
 A table of the bank is the distribution of round(x) where x has a generalized
 Gaussian density of shape BETA and standard deviation r, in 4096ths. Its
 refinement says, for every magnitude of round(x), how likely each third of that
-interval is. Needs nothing but Python.
+interval is. A table for numbers along a trellis is the distribution of
+round(x + 1/4). Needs nothing but Python.
 """
 
 import math
@@ -83,6 +85,23 @@ def table(beta, sigma):
     return starts
 
 
+def trellis_table(beta, sigma):
+    def between(lower, upper):
+        if lower < 0 < upper:
+            return interval(beta, sigma, 0, -lower) + interval(beta, sigma, 0, upper)
+        return interval(beta, sigma, *sorted((abs(lower), abs(upper))))
+
+    masses = [between(q - 0.75, q + 0.25) for q in range(-REACH, REACH + 1)]
+    far = 30 * sigma
+    masses.append(between(REACH + 0.25, REACH + 0.25 + far) +
+                  between(REACH + 0.75, REACH + 0.75 + far))
+    starts, at = [], 0
+    for count in to_counts(masses, TOTAL):
+        starts.append(at)
+        at += count
+    return starts
+
+
 def refinement(beta, sigma):
     first, second = [], []
     for q in range(CONTEXTS):
@@ -136,6 +155,15 @@ def steps_main():
     sys.stdout.write("\n".join(out) + "\n")
 
 
+def trellis_main():
+    out = ["// Written by make_bank.py. Part of the format: never changes."]
+    for beta in SHAPES:
+        for k in range(SCALES):
+            starts = trellis_table(beta, FIRST_SCALE * 3 ** (k / 6))
+            out.append("{{%s}}," % ", ".join(map(str, starts)))
+    sys.stdout.write("\n".join(out) + "\n")
+
+
 def exponents_main():
     out = ["// Written by make_bank.py. Part of the format: never changes."]
     for shape in (0.7, 1.0, 2.0, "arc"):
@@ -145,7 +173,7 @@ def exponents_main():
 
 
 def main():
-    mains = {"steps": steps_main, "exponents": exponents_main}
+    mains = {"steps": steps_main, "trellis": trellis_main, "exponents": exponents_main}
     if len(sys.argv) != 2 or sys.argv[1] not in mains:
         sys.exit(__doc__.strip())
     mains[sys.argv[1]]()

@@ -110,12 +110,13 @@ void ChooseBase(size_t count, IdOf id_of, StepsPlan& plan) {
   plan.tables.resize(count);
   plan.wide.clear();
   for (size_t k = 0; k < count; ++k) {
-    int id = id_of(k);
+    const int id = id_of(k);
     if (IsWide(id)) {
-      id -= kBankTables;
+      plan.tables[k] = &BankTable(id - kBankTables);
       plan.wide.push_back(static_cast<uint16_t>(k));
+    } else {
+      plan.tables[k] = plan.trellis ? &TrellisTable(id) : &BankTable(id);
     }
-    plan.tables[k] = &BankTable(id);
   }
   plan.tables.resize(count + plan.wide.size(), &LowTable());
 }
@@ -169,21 +170,35 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
   plan.scale.resize(count);
   plan.transform = nullptr;
   plan.prediction = nullptr;
+  plan.trellis = mode == TileMode::kStepsTrellis;
   if (mode != TileMode::kStepsKlt) {
     for (size_t c = 0; c < count; ++c) {
       plan.scale[c] = tensor.weight[begin + c] * step;
+      if (plan.trellis) plan.scale[c] *= kTrellisStep;
     }
     InvertSteps(plan);
+    for (size_t c = 0; c < count && plan.trellis; ++c) {
+      plan.inverse_step[c] *= kernels::kTrellisParts;
+    }
   }
   if (mode == TileMode::kSteps) {
     ChooseTables(tensor.tables, level, all, begin, count, planes, plan);
     return true;
   }
-  if (mode == TileMode::kStepsPredicted) {
+  if (mode == TileMode::kStepsPredicted || plan.trellis) {
     for (const TensorProfile::Prediction& prediction : tensor.predictions) {
       if (prediction.channel_begin == begin &&
           prediction.channel_count == count) {
         plan.prediction = &prediction;
+        if (plan.trellis) {
+          if (prediction.trellis_tables.empty()) return false;
+          const uint8_t* ids =
+              &prediction
+                   .trellis_tables[static_cast<size_t>(level - 1) * count];
+          ChooseBase(
+              count, [ids](size_t k) { return ids[k]; }, plan);
+          return true;
+        }
         ChooseTables(prediction.tables, level, count, 0, count, planes, plan);
         return true;
       }
@@ -256,6 +271,7 @@ Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
   plan.mean = plan.own_mean;
   plan.transform = nullptr;
   plan.prediction = nullptr;
+  plan.trellis = false;
   InvertSteps(plan);
   ChooseBase(
       count,
@@ -285,10 +301,11 @@ namespace {
 
 // Lanes of the first rows, and those that no row is behind, become zeros:
 // nothing is cheaper.
-void ClearRows(const TileGrid::Tile& tile, uint32_t exact_rows, int16_t* q) {
+void ClearRows(const TileGrid::Tile& tile, uint32_t exact_rows, int16_t* q,
+               size_t stride) {
   const size_t channels = tile.channels();
   const auto clear = [&](size_t row) {
-    int16_t* lane = q + row / kLanes * channels * kLanes + row % kLanes;
+    int16_t* lane = q + row / kLanes * stride + row % kLanes;
     for (size_t k = 0; k < channels; ++k) lane[k * kLanes] = 0;
   };
   for (size_t row = 0; row < exact_rows; ++row) clear(row);
@@ -338,7 +355,7 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
     if (1.5f * most / unit + 0.5f < 1 << 11) continue;
     std::fill_n(inverse.begin(), channels, 1.0f / unit);
     if (!kernels::Quantize(quantize)) return false;
-    ClearRows(tile, exact_rows, q);
+    ClearRows(tile, exact_rows, q, channels * kLanes);
     if (kernels::LargestMagnitude(q, rounds * channels) >= 1 << 11) break;
   }
   kernels::ChannelSums(q, channels, rounds, sum.data(), squares.data());
@@ -395,9 +412,10 @@ bool MeasureOwn(const TileGrid::Tile& tile, const kernels::ConstTileRows& rows,
 
 namespace {
 
-kernels::Prediction KernelPrediction(const TensorProfile::Prediction& from) {
-  return {from.channel_count, from.order.data(), from.parents.data(),
-          from.parent.data(), from.factor.data()};
+kernels::Prediction KernelPrediction(const StepsPlan& plan) {
+  const TensorProfile::Prediction& from = *plan.prediction;
+  return {from.channel_count, from.order.data(),  from.parents.data(),
+          from.parent.data(), from.factor.data(), plan.trellis};
 }
 
 }  // namespace
@@ -433,11 +451,16 @@ bool StepsEncoder::Prepare(Job& job, int planes, Room& room) {
   quantize.q = q;
   quantize.rounds = rounds;
   if (!kernels::Quantize(quantize)) return false;
-  ClearRows(*job.tile, job.exact_rows, q);
+  ClearRows(*job.tile, job.exact_rows, q, channels * kLanes);
   const int most = plan.transform != nullptr
                        ? std::min(plan.transform->integer_max, 32766)
-                       : 32766;
+                   : plan.trellis ? kernels::kTrellisMost
+                                  : 32766;
   if (kernels::LargestMagnitude(q, steps) > most) return false;
+  if (plan.trellis) {
+    kernels::SearchTrellis(KernelPrediction(plan), rounds, channels * kLanes,
+                           q);
+  }
 
   const int16_t* coarse = q;
   if (planes > 1) {
@@ -463,8 +486,10 @@ bool StepsEncoder::Prepare(Job& job, int planes, Room& room) {
       if (plan.prediction == nullptr) std::copy_n(from, channels * kLanes, to);
     }
     if (plan.prediction != nullptr) {
-      kernels::Predict(KernelPrediction(*plan.prediction), coarse, rounds,
+      kernels::Predict(KernelPrediction(plan), coarse, rounds,
                        channels * kLanes, parts, stride);
+      // What the trellis makes of nothing is not nothing.
+      if (plan.trellis) ClearRows(*job.tile, job.exact_rows, parts, stride);
     }
     for (size_t r = 0; r < rounds && wide > 0; ++r) {
       int16_t* const to = parts + r * stride;
@@ -586,8 +611,8 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
                         round + size_t{input.tile->channels()} * kLanes);
     }
     if (input.plan->prediction != nullptr) {
-      kernels::Unpredict(KernelPrediction(*input.plan->prediction),
-                         stream.rounds, stride, integers);
+      kernels::Unpredict(KernelPrediction(*input.plan), stream.rounds, stride,
+                         integers);
     }
   }
   for (int plane = 1; plane < decode_planes; ++plane) {

@@ -18,6 +18,10 @@ namespace larder::kvc1 {
 // bank (ECSQ), all, or in planes of which each is three times finer than the
 // one before. FORMAT.md, "Steps".
 
+// Neighbouring numbers of a trellis are so many steps from each other: errors
+// are then what they are in whole steps.
+inline constexpr float kTrellisStep = 9.0f / 16;
+
 // How the channels of one tile are coded. Only points; what it points to is the
 // profile's, or lies in the tile that describes itself.
 struct StepsPlan {
@@ -31,6 +35,7 @@ struct StepsPlan {
   std::span<const float> mean;      // by channel
   const TensorProfile::Transform* transform = nullptr;
   const TensorProfile::Prediction* prediction = nullptr;
+  bool trellis = false;         // along it, by the prediction
   std::vector<float> own_mean;  // what `mean` points to in kStepsOwn
 };
 

@@ -207,6 +207,32 @@ std::shared_ptr<const Profile> MakeProfile(const Shape& shape, uint32_t seed) {
   return profile.ok() ? *profile : nullptr;
 }
 
+// The same with tables for a trellis.
+std::shared_ptr<const Profile> WithTrellis(const Profile& profile,
+                                           uint32_t seed) {
+  Random random(seed);
+  Profile::Contents contents = profile.contents();
+  Profile::Group& group = contents.groups[0];
+  for (auto* tensors : {&group.keys, &group.values}) {
+    for (TensorProfile& tensor : *tensors) {
+      for (TensorProfile::Prediction& p : tensor.predictions) {
+        for (const float step : tensor.step) {
+          for (uint32_t c = 0; c < p.channel_count; ++c) {
+            const int nudge =
+                random() % 9 == 0 ? 20 : static_cast<int>(random() % 5);
+            p.trellis_tables.push_back(static_cast<uint8_t>(
+                BankId(static_cast<int>(random() % 4),
+                       std::min(ScalePosition(1.0f / step) + nudge, 39), 0)));
+          }
+        }
+      }
+    }
+  }
+  auto made = Profile::Make(std::move(contents));
+  EXPECT_TRUE(made.ok()) << made.status();
+  return made.ok() ? *made : nullptr;
+}
+
 Bytes ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(in)), {});
@@ -290,8 +316,12 @@ class Kvc1GoldenTest : public testing::TestWithParam<Golden> {};
 TEST_P(Kvc1GoldenTest, Layer) {
   const Golden& golden = GetParam();
   const SpaceDescriptor space = MakeSpace(golden.shape);
-  const auto profile = MakeProfile(golden.shape, 7);
+  auto profile = MakeProfile(golden.shape, 7);
   ASSERT_NE(profile, nullptr);
+  if (golden.mode == TileMode::kStepsTrellis) {
+    profile = WithTrellis(*profile, 8);
+    ASSERT_NE(profile, nullptr);
+  }
   CodedLayer layer =
       MakeLayer(space, 0, space.cache_dtype == "fp8_e4m3" ? 96 : 40);
   if (golden.profile) layer.profile = profile.get();
@@ -390,6 +420,18 @@ INSTANTIATE_TEST_SUITE_P(
                true,
                TileMode::kStepsPredicted,
                "0ac74e35b4ac85181da1f6ad11cc3da8"},
+        Golden{"trellis",
+               kF16,
+               {.level = 2, .transform = false},
+               true,
+               TileMode::kStepsTrellis,
+               "3d861ac61fe9903c"},
+        Golden{"trellis_bf16",
+               kBf16,
+               {.level = 3, .transform = false},
+               true,
+               TileMode::kStepsTrellis,
+               "00583a5c8b85c218"},
         Golden{"fp8",
                kF16,
                {},
@@ -424,10 +466,26 @@ TEST(Kvc1GoldenProfileTest, Profile) {
   EXPECT_EQ((*parsed)->bytes(), profile->bytes());
 }
 
+TEST(Kvc1GoldenProfileTest, ProfileWithATrellis) {
+  const auto plain = MakeProfile(kF16, 7);
+  ASSERT_NE(plain, nullptr);
+  const auto profile = WithTrellis(*plain, 8);
+  ASSERT_NE(profile, nullptr);
+  Bytes stored;
+  ExpectGolden("profile_v1_trellis.bin",
+               std::as_bytes(std::span(profile->bytes())), stored);
+  const auto parsed = Profile::Parse(stored);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ((*parsed)->bytes(), profile->bytes());
+  EXPECT_EQ(
+      (*parsed)->contents().groups[0].keys[0].predictions[0].trellis_tables,
+      profile->contents().groups[0].keys[0].predictions[0].trellis_tables);
+}
+
 // Shapes and sizes of all kinds, wild numbers among them: all bytes that are
 // written, and all rows that are read. The digest has changed only if the
 // format has (or an encoder's choice, which copies are told equal by).
-TEST(Kvc1GoldenManyTest, AllBytes) {
+std::string DigestOfMany(bool trellis) {
   Sha256 all;
   const auto add = [&all](ByteSpan bytes) {
     all.Update(bytes.data(), bytes.size());
@@ -449,8 +507,9 @@ TEST(Kvc1GoldenManyTest, AllBytes) {
         random() % 3 == 0 ? 256 : 1 + static_cast<uint32_t>(random() % 300);
     CodedLayer layer =
         MakeLayer(space, random() % 2 == 0 ? 0 : 256 * 3, tokens);
-    const auto profile = MakeProfile(shape, seed);
-    ASSERT_NE(profile, nullptr);
+    auto profile = MakeProfile(shape, seed);
+    if (profile != nullptr && trellis) profile = WithTrellis(*profile, seed);
+    if (profile == nullptr) return {};
     if (random() % 3 != 0) layer.profile = profile.get();
     Bytes plain = Numbers(layer, random);
     for (uint32_t i = random() % 4; i > 0 && seed % 3 == 0; --i) {
@@ -475,7 +534,8 @@ TEST(Kvc1GoldenManyTest, AllBytes) {
     }
     for (const EncodeOptions& option : options) {
       const auto encoded = EncodeLayer(layer, plain, option);
-      ASSERT_TRUE(encoded.ok()) << encoded.status();
+      EXPECT_TRUE(encoded.ok()) << encoded.status();
+      if (!encoded.ok()) return {};
       add(*encoded);
       const std::string decoded = DecodedSha(layer, *encoded);
       add(std::as_bytes(std::span(decoded)));
@@ -484,14 +544,22 @@ TEST(Kvc1GoldenManyTest, AllBytes) {
           .head_count = 1,
           .row_begin = static_cast<uint32_t>(random() % tokens)};
       Bytes some(PlainBytes(layer, selection));
-      ASSERT_TRUE(
+      EXPECT_TRUE(
           LosslessCodec().Decode(layer, selection, *encoded, some).ok());
       add(some);
     }
   }
   std::array<uint8_t, 32> digest;
   all.Finish(digest.data());
-  EXPECT_EQ(ToHex(digest.data(), 8), "5e0af165092dc2e9");
+  return ToHex(digest.data(), 8);
+}
+
+TEST(Kvc1GoldenManyTest, AllBytes) {
+  EXPECT_EQ(DigestOfMany(false), "5e0af165092dc2e9");
+}
+
+TEST(Kvc1GoldenManyTest, AllBytesWithATrellis) {
+  EXPECT_EQ(DigestOfMany(true), "d0d8d4e3e99bb809");
 }
 
 // Later versions come in files of their own; none may be left untested.
@@ -502,7 +570,7 @@ TEST(Kvc1GoldenFolderTest, EveryLayerOfTheFolderIsOneOfThese) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("kvc1_v1_")) ++layers;
   }
-  EXPECT_EQ(layers, 16);
+  EXPECT_EQ(layers, 18);
 }
 
 }  // namespace

@@ -165,7 +165,7 @@ class Kvc1Test : public testing::Test {
   }
 
   // What a calibration would find, from the numbers themselves.
-  enum class With { kNothing, kPrediction, kTransform };
+  enum class With { kNothing, kPrediction, kTrellis, kTransform };
   static std::shared_ptr<const Profile> SomeProfile(With with);
 
   SpaceDescriptor space_;
@@ -222,6 +222,12 @@ std::shared_ptr<const Profile> Kvc1Test::SomeProfile(With with) {
             }
           }
           fill(p.tables, p.channel_count);
+          for (size_t level = 0; with == With::kTrellis && level < 5; ++level) {
+            p.trellis_tables.insert(
+                p.trellis_tables.end(), p.channel_count,
+                static_cast<uint8_t>(
+                    BankId(2, ScalePosition(2.0f / out.step[level]), 0)));
+          }
           continue;
         }
         TensorProfile::Transform& t = out.transforms.emplace_back();
@@ -514,7 +520,7 @@ TEST_F(Kvc1Test, Fp8IsKeptLossless) {
 
 TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
   for (const With with :
-       {With::kNothing, With::kPrediction, With::kTransform}) {
+       {With::kNothing, With::kPrediction, With::kTrellis, With::kTransform}) {
     const auto profile = SomeProfile(with);
     ASSERT_NE(profile, nullptr);
     CodedLayer layer = Layer();
@@ -522,12 +528,14 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
     const Bytes plain = Numbers(layer);
     double error = 0;
     for (const int level : {1, 3, 5}) {
-      const Bytes encoded =
-          MustEncode(layer, plain, {.level = level, .planes = 2});
+      const Bytes encoded = MustEncode(
+          layer, plain,
+          {.level = level, .planes = with == With::kTrellis ? 1 : 2});
       const auto description = Describe(layer, encoded, encoded.size());
       ASSERT_TRUE(description.ok());
       EXPECT_EQ(description->profile, profile->id());
       const TileMode mode = with == With::kTransform ? TileMode::kStepsKlt
+                            : with == With::kTrellis ? TileMode::kStepsTrellis
                             : with == With::kPrediction
                                 ? TileMode::kStepsPredicted
                                 : TileMode::kSteps;
@@ -549,6 +557,69 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
     }
     EXPECT_LT(error, 0.02);
   }
+}
+
+// Bytes, errors and bounds are of the trellis where it is used; with planes, or
+// where a number is too far out, another way is found.
+TEST_F(Kvc1Test, ATrellisErrsLikeStepsAndIsSmaller) {
+  const auto profile = SomeProfile(With::kTrellis);
+  ASSERT_NE(profile, nullptr);
+  CodedLayer layer = Layer(200);
+  layer.profile = profile.get();
+  Bytes plain = Numbers(layer);
+  const auto modes = [&](const Bytes& encoded) {
+    const auto description = Describe(layer, encoded, encoded.size());
+    EXPECT_TRUE(description.ok()) << description.status();
+    return description.ok() ? *description : Description();
+  };
+  constexpr auto kTrellis = static_cast<size_t>(TileMode::kStepsTrellis);
+  constexpr auto kPredicted = static_cast<size_t>(TileMode::kStepsPredicted);
+  for (const int level : {1, 3, 5}) {
+    SCOPED_TRACE(level);
+    const Bytes trellis = MustEncode(layer, plain, {.level = level});
+    const Bytes steps =
+        MustEncode(layer, plain, {.level = level, .trellis = false});
+    EXPECT_EQ(modes(trellis).tiles_by_mode[kTrellis], modes(trellis).tiles);
+    EXPECT_EQ(modes(steps).tiles_by_mode[kPredicted], modes(steps).tiles);
+    EXPECT_LT(Bits(trellis, plain), Bits(steps, plain) - 0.1);
+    const Bytes decoded = MustDecode(layer, trellis);
+    const double squares = MeanSquaredError(plain, decoded);
+    EXPECT_NEAR(squares / MeanSquaredError(plain, MustDecode(layer, steps)), 1,
+                0.05);
+    const Bytes again = MustEncode(layer, plain, {.level = level});
+    EXPECT_EQ(again, trellis);
+  }
+  const Bytes planes = MustEncode(layer, plain, {.level = 3, .planes = 2});
+  EXPECT_EQ(modes(planes).tiles_by_mode[kPredicted], modes(planes).tiles);
+
+  // More than 2000 numbers from the mean: steps reach further.
+  const uint16_t away = 0x4396;  // 300 as bfloat16
+  std::memcpy(&plain[plain.size() - 2], &away, 2);
+  const Bytes mixed = MustEncode(layer, plain, {.level = 3});
+  EXPECT_EQ(modes(mixed).tiles_by_mode[kTrellis], modes(mixed).tiles - 1);
+  EXPECT_EQ(modes(mixed).tiles_by_mode[kPredicted], 1u);
+  EXPECT_LT(MeanSquaredError(plain, MustDecode(layer, mixed)), 0.01);
+  // But not everywhere: the tile is kept as it is.
+  const uint16_t far = 0x4780;  // 65536
+  std::memcpy(&plain[plain.size() - 2], &far, 2);
+  const Bytes kept = MustEncode(layer, plain, {.level = 3});
+  EXPECT_EQ(modes(kept).tiles_by_mode[kTrellis], modes(kept).tiles - 1);
+  const Bytes decoded = MustDecode(layer, kept);
+  EXPECT_EQ(std::memcmp(&decoded[plain.size() - 2], &far, 2), 0);
+
+  // A tile of another number of planes than a trellis has is refused.
+  Bytes wrong = planes;
+  const auto element = ElementOf(space_);
+  ASSERT_TRUE(element.ok()) << element.status();
+  const TileGrid grid(layer, *element);
+  const auto index = ReadIndex(grid, wrong, wrong.size());
+  ASSERT_TRUE(index.ok()) << index.status();
+  LayerIndex changed = *index;
+  changed.entries[0].mode = TileMode::kStepsTrellis;
+  WriteIndex(grid, changed.header, changed.entries, wrong);
+  Bytes out(plain.size());
+  EXPECT_EQ(Kvc1Codec().Decode(layer, {}, wrong, out).code(),
+            absl::StatusCode::kDataLoss);
 }
 
 // One rank's heads of a model that was calibrated as a whole.

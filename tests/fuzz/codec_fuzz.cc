@@ -90,6 +90,10 @@ const Profile& SomeProfile() {
           }
         }
         fill(prediction.tables, channels);
+        for (size_t i = 0; i < 2 * channels; ++i) {
+          prediction.trellis_tables.push_back(
+              static_cast<uint8_t>(i * 11 % kvc1::kBankIds));
+        }
         tensor.predictions.push_back(prediction);
       }
       (values ? group.values : group.keys).assign(2, tensor);
@@ -292,6 +296,7 @@ void Encode(CodedLayer layer, uint8_t quality, ByteSpan bytes) {
   options.planes = 1 + quality / 4 % 3;
   options.transform = (quality & 64) != 0;
   options.prediction = (quality & 128) != 0;
+  options.trellis = (quality & 32) == 0;
   const bool narrow = layer.group_descriptor().k_head_bytes == kKeyDim;
   const Codec& codec =
       narrow || options.level == 0 ? LosslessCodec() : Kvc1Codec();

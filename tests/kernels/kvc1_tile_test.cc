@@ -718,12 +718,24 @@ TEST_P(Kvc1TileTest, Predicts) {
         if (wild && random() % 4 == 0) factors.back() = INT16_MIN;
       }
     }
-    const Prediction prediction = {channels, order.data(), counts.data(),
-                                   parents.data(), factors.data()};
+    const bool trellis = random() % 2 == 0;
+    const Prediction prediction = {channels,       order.data(),
+                                   counts.data(),  parents.data(),
+                                   factors.data(), trellis};
     std::vector<int16_t> q(rounds * stride + 1);
     for (int16_t& v : q) {
       v = static_cast<int16_t>(wild ? random() : random() % 200 - 100);
       if (wild && random() % 4 == 0) v = INT16_MIN;
+    }
+    if (trellis) {                           // numbers that the trellis allows
+      const int coarse = 1 << random() % 6;  // where costs are the extremes
+      for (int16_t& v : q) {
+        v = static_cast<int16_t>(v % (kTrellisMost + 1) / coarse * coarse);
+      }
+      std::vector<int16_t> searched = q;
+      scalar_.search_trellis(prediction, rounds, stride, searched.data());
+      kernel_->search_trellis(prediction, rounds, stride, q.data());
+      ASSERT_EQ(q, searched);
     }
     std::vector<int16_t> expected = q, differences = q;
     scalar_.predict(prediction, q.data(), rounds, stride, expected.data(),

@@ -111,8 +111,29 @@ TEST_F(CalibrateTest, PredictionHelpsWhatIsCorrelatedAndNothingElse) {
   EXPECT_LT(group.keys[0].predictions[0].parent.size(), kRow / 8u);
 }
 
+TEST_F(CalibrateTest, ATrellisSavesWhatTheorySays) {
+  Summary predicted, trellis;
+  MustCalibrate(Mode::kPredicted, &predicted);
+  const auto profile = MustCalibrate(Mode::kTrellis, &trellis);
+  // Eight states gain 1.05 dB: 0.17 bits of numbers that are not small.
+  EXPECT_NEAR(predicted.value_bits[0] - trellis.value_bits[0], 0.17, 0.04);
+  EXPECT_NEAR(predicted.key_bits[0] - trellis.key_bits[0], 0.17, 0.04);
+  const std::vector<double> same = {1, 1.5};
+  const auto moved = Rescale(*profile, samples_, same, same, {});
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  const TensorProfile::Prediction& was =
+      profile->contents().groups[0].values[0].predictions[0];
+  const TensorProfile::Prediction& is =
+      (*moved)->contents().groups[0].values[0].predictions[0];
+  ASSERT_EQ(is.trellis_tables.size(), 2u * is.channel_count);
+  EXPECT_TRUE(std::equal(is.trellis_tables.begin(),
+                         is.trellis_tables.begin() + is.channel_count,
+                         was.trellis_tables.begin()));
+}
+
 TEST_F(CalibrateTest, TablesOfTheBankAreNearlyAsGoodAsTheirOwn) {
-  for (const Mode mode : {Mode::kScalar, Mode::kPredicted, Mode::kKlt}) {
+  for (const Mode mode :
+       {Mode::kScalar, Mode::kPredicted, Mode::kTrellis, Mode::kKlt}) {
     Summary summary;
     MustCalibrate(mode, &summary);
     EXPECT_GT(summary.table_overhead, 0);
@@ -130,7 +151,8 @@ TEST_F(CalibrateTest, ObjectsAreOfTheSizeAndTheErrorThatWasSaid) {
   std::memcpy(plain.data(), &held_out.layers[0].keys[kRow], 2 * kHalf);
   std::memcpy(plain.data() + 2 * kHalf, &held_out.layers[0].values[kRow],
               2 * kHalf);
-  for (const Mode mode : {Mode::kScalar, Mode::kPredicted, Mode::kKlt}) {
+  for (const Mode mode :
+       {Mode::kScalar, Mode::kPredicted, Mode::kTrellis, Mode::kKlt}) {
     Summary summary;
     const auto profile = MustCalibrate(mode, &summary);
     const CodedLayer layer{.space = &space,
@@ -181,7 +203,7 @@ TEST_F(CalibrateTest, ObjectsAreOfTheSizeAndTheErrorThatWasSaid) {
 }
 
 TEST_F(CalibrateTest, SameCapturesSameBytes) {
-  for (const Mode mode : {Mode::kPredicted, Mode::kKlt}) {
+  for (const Mode mode : {Mode::kPredicted, Mode::kTrellis, Mode::kKlt}) {
     const auto one = MustCalibrate(mode, nullptr, 4);
     const auto other = MustCalibrate(mode, nullptr, 4, nullptr, 3);
     EXPECT_EQ(one->id(), other->id());

@@ -13,6 +13,7 @@
 
 #include "codec/kvc1/bank.h"
 #include "codec/kvc1/layer_format.h"
+#include "codec/kvc1/steps.h"
 #include "tools/calibrate/predict.h"
 #include "tools/calibrate/tables.h"
 
@@ -280,6 +281,62 @@ struct Costs {
   double bits = 0, entropy = 0;  // of the finest plane alone
 };
 
+// What is coded along a trellis of numbers, each multiplied by its factor to
+// whole steps; exactly as encoders do.
+Integers TrellisDifferences(const TensorProfile::Prediction& prediction,
+                            const Eigen::MatrixXf& numbers,
+                            const Eigen::VectorXf& factors) {
+  const size_t n = prediction.channel_count;
+  const auto begin = static_cast<Eigen::Index>(prediction.channel_begin);
+  const kernels::Prediction kernel = {n,
+                                      prediction.order.data(),
+                                      prediction.parents.data(),
+                                      prediction.parent.data(),
+                                      prediction.factor.data(),
+                                      true};
+  Integers out;
+  out.channels = n;
+  out.rows = static_cast<size_t>(numbers.rows());
+  out.values.resize(n * out.rows);
+  std::vector<int16_t> lanes(n * kernels::kLanes);
+  for (size_t r = 0; r < out.rows; r += kernels::kLanes) {
+    const size_t rows = std::min(kernels::kLanes, out.rows - r);
+    for (size_t c = 0; c < n; ++c) {
+      const auto at = static_cast<Eigen::Index>(c);
+      const float factor =
+          factors[begin + at] / kvc1::kTrellisStep * kernels::kTrellisParts;
+      const float* from = numbers.col(begin + at).data() + r;
+      for (size_t lane = 0; lane < rows; ++lane) {
+        lanes[c * kernels::kLanes + lane] = std::clamp(
+            Quantize(from[lane] * factor), int16_t{-kernels::kTrellisMost},
+            int16_t{kernels::kTrellisMost});
+      }
+    }
+    kernels::SearchTrellis(kernel, 1, 0, lanes.data());
+    std::vector<int16_t> differences(lanes.size());
+    kernels::Predict(kernel, lanes.data(), 1, 0, differences.data(), 0);
+    for (size_t c = 0; c < n; ++c) {
+      std::copy_n(&differences[c * kernels::kLanes], rows, out.column(c) + r);
+    }
+  }
+  return out;
+}
+
+Costs FitTrellis(const Integers& differences, size_t level,
+                 std::vector<uint8_t>& tables) {
+  Costs costs;
+  for (size_t k = 0; k < differences.channels; ++k) {
+    Histogram histogram;
+    const int16_t* column = differences.column(k);
+    for (size_t r = 0; r < differences.rows; ++r) histogram.Add(column[r]);
+    const Choice choice = CheapestTrellis(histogram);
+    tables[level * differences.channels + k] = choice.id;
+    costs.bits += choice.bits;
+    costs.entropy += histogram.Entropy();
+  }
+  return costs;
+}
+
 // Tables for one level of the coefficients from `begin` on, of `all` that the
 // tables speak of.
 Costs FitTables(Integers integers, const TensorProfile::Prediction* prediction,
@@ -325,9 +382,9 @@ Eigen::MatrixXf RowsOf(const Samples& samples, const Task& task,
       channels);
 }
 
-// All tables of one tensor, whose steps and all else are there. What it takes
-// in each level, for each element.
-std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred,
+// All tables of one tensor (those of a trellis if wanted), whose steps and all
+// else are there. What it takes in each level, for each element.
+std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred, bool trellis,
                              TensorProfile& tensor) {
   const size_t channels = tensor.mean.size();
   const size_t levels = tensor.step.size();
@@ -338,6 +395,9 @@ std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred,
   reserve(tensor.tables, channels);
   for (TensorProfile::Prediction& prediction : tensor.predictions) {
     reserve(prediction.tables, prediction.channel_count);
+    if (trellis) {
+      prediction.trellis_tables.assign(levels * prediction.channel_count, 0);
+    }
   }
   std::vector<Eigen::MatrixXf> coefficients;
   for (TensorProfile::Transform& transform : tensor.transforms) {
@@ -361,9 +421,12 @@ std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred,
       costs[level].entropy += some.entropy;
     };
     for (TensorProfile::Prediction& prediction : tensor.predictions) {
-      add(FitTables(
+      const Costs predicted = FitTables(
           Part(integers, prediction.channel_begin, prediction.channel_count),
-          &prediction, level, prediction.channel_count, 0, prediction.tables));
+          &prediction, level, prediction.channel_count, 0, prediction.tables);
+      add(trellis ? FitTrellis(TrellisDifferences(prediction, centred, factors),
+                               level, prediction.trellis_tables)
+                  : predicted);
     }
     for (size_t i = 0; i < tensor.transforms.size(); ++i) {
       TensorProfile::Transform& transform = tensor.transforms[i];
@@ -395,8 +458,8 @@ TensorProfile& TensorOf(Profile::Group& group, const Task& task) {
 
 // Tables of all tensors, and what they say of the whole.
 Status FitAll(
-    const Samples& samples, const Options& options, Profile::Contents& contents,
-    Summary* summary,
+    const Samples& samples, const Options& options, bool trellis,
+    Profile::Contents& contents, Summary* summary,
     const std::function<void(const Eigen::MatrixXf&, TensorProfile&)>& before) {
   const std::vector<Task> tasks = TasksOf(samples.shape());
   const size_t stride = StrideFor(samples, options.most_rows);
@@ -408,7 +471,7 @@ Status FitAll(
         const Eigen::MatrixXf centred =
             Centred(RowsOf(samples, tasks[i], stride), tensor);
         if (before) before(centred, tensor);
-        costs[i] = FitTensor(centred, tensor);
+        costs[i] = FitTensor(centred, trellis, tensor);
         for (const TensorProfile::Prediction& p : tensor.predictions) {
           parents[i] += static_cast<double>(p.parent.size()) /
                         static_cast<double>(tensor.mean.size());
@@ -449,9 +512,11 @@ Status CheckSamples(const Samples& samples) {
 StatusOr<Mode> ParseMode(const std::string& name) {
   if (name == "scalar") return Mode::kScalar;
   if (name == "predicted") return Mode::kPredicted;
+  if (name == "trellis") return Mode::kTrellis;
   if (name == "klt") return Mode::kKlt;
-  return absl::InvalidArgumentError(absl::StrCat(
-      "no mode is called ", name, "; there are scalar, predicted and klt"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("no mode is called ", name,
+                   "; there are scalar, predicted, trellis and klt"));
 }
 
 StatusOr<std::shared_ptr<const Profile>> Calibrate(
@@ -583,9 +648,12 @@ StatusOr<std::shared_ptr<const Profile>> Calibrate(
   if (summary != nullptr) summary->measured = measurements != nullptr;
 
   LARDER_RETURN_IF_ERROR(FitAll(
-      samples, options, contents, summary,
+      samples, options, options.mode == Mode::kTrellis, contents, summary,
       [&](const Eigen::MatrixXf& centred, TensorProfile& tensor) {
-        if (options.mode != Mode::kPredicted) return;
+        if (options.mode != Mode::kPredicted &&
+            options.mode != Mode::kTrellis) {
+          return;
+        }
         const float step = tensor.step[tensor.step.size() / 2];
         Eigen::VectorXf factors(centred.cols());
         for (Eigen::Index c = 0; c < centred.cols(); ++c) {
@@ -631,7 +699,12 @@ StatusOr<std::shared_ptr<const Profile>> Rescale(
   if (summary != nullptr) {
     summary->divergence.assign(divergences.begin(), divergences.end());
   }
-  LARDER_RETURN_IF_ERROR(FitAll(samples, options, contents, summary, nullptr));
+  const std::vector<TensorProfile::Prediction>& predictions =
+      contents.groups[0].keys[0].predictions;
+  const bool trellis =
+      !predictions.empty() && !predictions[0].trellis_tables.empty();
+  LARDER_RETURN_IF_ERROR(
+      FitAll(samples, options, trellis, contents, summary, nullptr));
   return Profile::Make(std::move(contents));
 }
 

@@ -19,14 +19,15 @@ namespace larder::calibrate {
 enum class Mode {
   kScalar,     // nothing
   kPredicted,  // integers from other channels'
+  kTrellis,    // likewise, and those also along a trellis
   kKlt,        // a transform of each block of heads
 };
-// "scalar", "predicted", "klt"; InvalidArgument names these.
+// "scalar", "predicted", "trellis", "klt"; InvalidArgument names these.
 StatusOr<Mode> ParseMode(const std::string& name);
 
 struct Options {
-  Mode mode = Mode::kPredicted;
-  int parents = 16;  // of a channel at most, at most 32
+  Mode mode = Mode::kTrellis;
+  int parents = 32;  // of a channel at most, at most 32
   // How much of the metric's diagonal is added to it, so that no direction is
   // taken for worthless because few queries looked there.
   double ridge = 0.1;

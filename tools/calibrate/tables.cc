@@ -34,13 +34,13 @@ double Bits(const kernels::SymbolTable& table, int symbol) {
 
 struct Costs {
   // By table and number.
-  std::vector<std::array<float, kSpan>> narrow{kBankTables}, wide{kBankTables};
+  using ByTable = std::vector<std::array<float, kSpan>>;
+  ByTable narrow{kBankTables}, wide{kBankTables}, trellis{kBankTables};
   std::vector<std::array<std::array<float, 3>, 16>> refinement{kBankTables};
 
   Costs() {
     for (int id = 0; id < kBankTables; ++id) {
-      const kernels::SymbolTable& table = kvc1::BankTable(id);
-      const auto cost = [&](int number) {
+      const auto cost = [](const kernels::SymbolTable& table, int number) {
         const int magnitude = std::abs(number);
         return magnitude <= kDirect
                    ? Bits(table, number + kDirect)
@@ -49,9 +49,12 @@ struct Costs {
       const auto at = static_cast<size_t>(id);
       for (int i = 0; i < kSpan; ++i) {
         const int number = i - Histogram::kMost;
-        narrow[at][static_cast<size_t>(i)] = static_cast<float>(cost(number));
-        wide[at][static_cast<size_t>(i)] =
-            static_cast<float>(cost((number + 8) >> 4) + 4);
+        const auto of = static_cast<size_t>(i);
+        const kernels::SymbolTable& table = kvc1::BankTable(id);
+        narrow[at][of] = static_cast<float>(cost(table, number));
+        wide[at][of] = static_cast<float>(cost(table, (number + 8) >> 4) + 4);
+        trellis[at][of] =
+            static_cast<float>(cost(kvc1::TrellisTable(id), number));
       }
       const kernels::RefineTable& refine = kvc1::BankRefinement(id);
       for (size_t context = 0; context < 16; ++context) {
@@ -88,7 +91,9 @@ double Histogram::Entropy() const {
   return bits;
 }
 
-Choice CheapestBase(const Histogram& histogram) {
+namespace {
+
+Choice Cheapest(const Histogram& histogram, const Costs::ByTable& narrow) {
   const Costs& costs = TheCosts();
   std::vector<std::pair<size_t, float>> numbers;
   for (int i = 0; i < kSpan; ++i) {
@@ -100,7 +105,7 @@ Choice CheapestBase(const Histogram& histogram) {
   Choice best{0, std::numeric_limits<double>::infinity()};
   for (size_t id = 0; id < kBankTables; ++id) {
     for (const bool wide : {false, true}) {
-      const auto& cost = wide ? costs.wide[id] : costs.narrow[id];
+      const auto& cost = wide ? costs.wide[id] : narrow[id];
       double bits = 0;
       for (const auto& [at, count] : numbers) bits += cost[at] * count;
       if (bits < best.bits) {
@@ -109,6 +114,16 @@ Choice CheapestBase(const Histogram& histogram) {
     }
   }
   return best;
+}
+
+}  // namespace
+
+Choice CheapestBase(const Histogram& histogram) {
+  return Cheapest(histogram, TheCosts().narrow);
+}
+
+Choice CheapestTrellis(const Histogram& histogram) {
+  return Cheapest(histogram, TheCosts().trellis);
 }
 
 Choice CheapestRefinement(const RefinementCounts& counts) {

@@ -37,6 +37,8 @@ struct Choice {
   double bits = 0;  // for all numbers together
 };
 Choice CheapestBase(const Histogram& histogram);
+// Of numbers along a trellis.
+Choice CheapestTrellis(const Histogram& histogram);
 
 // Counts of the refinement's symbols by context.
 using RefinementCounts = uint32_t[16][3];
