@@ -60,6 +60,11 @@ uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection) {
                                                : rows - selection.row_begin);
 }
 
+Status Codec::FitsProfile(const CodedLayer&, Lineage) const {
+  return absl::InvalidArgumentError(
+      absl::StrCat("codec ", std::string(name()), " uses no profiles"));
+}
+
 const Codec* FindCodec(CodecId id) {
   switch (id) {
     case CodecId::kRaw:

@@ -12,9 +12,6 @@
 
 namespace larder {
 
-// SHA-256 of a profile's bytes: the same profile has the same id everywhere.
-using ProfileId = Digest<struct ProfileTag>;
-
 // Which tables of KVC1's bank the coefficients of a tensor are coded with (ids
 // of kvc1::BankTable and BankRefinement). Coefficients in steps three times as
 // wide, and three times again, are those of the coarser planes.
