@@ -42,7 +42,7 @@ struct TensorProfile {
     // Derived by Profile, not stored: the inverse,
     // coefficient[k] = sum over c of forward[k][c] * (x - mean)[c];
     // the matrix as kernels take it; how large integers may be.
-    std::vector<float> forward;  // [coefficient][channel]
+    std::vector<float> forward;  // [coefficient][channel]; only for encoding
     std::vector<int16_t> wide_matrix;
     int integer_max = 0;
   };
@@ -86,8 +86,13 @@ class Profile {
   // InvalidArgument names what is missing, not finite or of the wrong size; or
   // says which transform cannot be inverted.
   static StatusOr<std::shared_ptr<const Profile>> Make(Contents contents);
+  // What a profile is read for. Decoding needs no inverses of transforms, which
+  // take seconds for a large model; who encodes with a profile that was read
+  // for decoding has one without transforms.
+  enum class Use : uint8_t { kEncoding, kDecoding };
   // Untrusted bytes. DataLoss; InvalidArgument as above.
-  static StatusOr<std::shared_ptr<const Profile>> Parse(ByteSpan bytes);
+  static StatusOr<std::shared_ptr<const Profile>> Parse(
+      ByteSpan bytes, Use use = Use::kEncoding);
 
   const ProfileId& id() const { return id_; }
   const std::string& bytes() const { return bytes_; }
@@ -95,6 +100,8 @@ class Profile {
 
  private:
   Profile() = default;
+  static StatusOr<std::shared_ptr<const Profile>> MakeFor(Contents contents,
+                                                          Use use);
   Contents contents_;
   std::string bytes_;
   ProfileId id_;

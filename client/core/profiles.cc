@@ -54,7 +54,8 @@ void Profiles::Run(const ProfileId& id) {
   if (!stopping_) {
     const StatusOr<std::string> bytes = fetch_(id, stopping_);
     result = bytes.ok()
-                 ? Profile::Parse(std::as_bytes(std::span(*bytes)))
+                 ? Profile::Parse(std::as_bytes(std::span(*bytes)),
+                                  Profile::Use::kDecoding)
                  : StatusOr<std::shared_ptr<const Profile>>(bytes.status());
     const bool other = result.ok() && (*result)->id() != id;
     if (bytes.ok() && (!result.ok() || other)) {

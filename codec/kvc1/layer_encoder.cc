@@ -242,7 +242,11 @@ class LayerEncoder {
     if (tensor == nullptr) return TileMode::kStepsOwn;
     for (const TileMode mode :
          {TileMode::kStepsKlt, TileMode::kStepsPredicted, TileMode::kSteps}) {
-      if (mode == TileMode::kStepsKlt && !options_.transform) continue;
+      if (mode == TileMode::kStepsKlt &&
+          (!options_.transform || tensor->transforms.empty() ||
+           tensor->transforms[0].forward.empty())) {
+        continue;
+      }
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
       if (PlanFromProfile(*tensor, options_.level, options_.planes,
                           context_.layer.shape.head_begin, tile, mode, plan)) {
