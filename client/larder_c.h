@@ -109,7 +109,9 @@ typedef enum larder_reason {
   LARDER_REASON_BUSY = 9,
   LARDER_REASON_UNAVAILABLE = 10,
   LARDER_REASON_CANCELLED = 11, /* made by the client library */
-  LARDER_REASON_NOT_TRIED = 12  /* behind a miss; or does not fit the target */
+  LARDER_REASON_NOT_TRIED = 12, /* behind a miss; or does not fit the target */
+  /* coded with a profile that the daemon has not (`larder profile add`) */
+  LARDER_REASON_PROFILE = 13
 } larder_reason;
 
 /* Quality of KV, ordered, smaller is better. "The worst that is taken" in

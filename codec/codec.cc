@@ -55,6 +55,11 @@ uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection) {
   return SegmentBytes(layer.group_descriptor(), shape, box.rows());
 }
 
+Status Codec::FitsProfile(const CodedLayer&, Lineage) const {
+  return absl::InvalidArgumentError(
+      absl::StrCat("codec ", std::string(name()), " uses no profiles"));
+}
+
 const Codec* FindCodec(CodecId id) {
   switch (id) {
     case CodecId::kRaw:

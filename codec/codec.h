@@ -90,6 +90,16 @@ class Codec {
     return lossless() ? Lineage::kExact : Lineage::kUnknown;
   }
 
+  // Encode uses CodedLayer::profile.
+  virtual bool uses_profiles() const { return false; }
+  // OK if Encode at `quality` would use layer.profile for this layer; else
+  // InvalidArgument says why it would not (it then encodes as without one).
+  // REQUIRES: Supports is OK, layer.profile is not null.
+  virtual Status FitsProfile(const CodedLayer& layer, Lineage quality) const;
+  // The profile that this encoded layer was encoded with, which Decode needs;
+  // zeros: none. `front` (untrusted) is at least IndexBytes of it, or all.
+  virtual ProfileId ProfileOf(ByteSpan front) const { return {}; }
+
   // InvalidArgument says why layers of this kind cannot be coded; the caller
   // then takes raw, which takes all.
   virtual Status Supports(const CodedLayer& layer) const = 0;

@@ -299,7 +299,7 @@ Status CheckPrediction(const TensorProfile::Prediction& prediction) {
 }
 
 Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
-                uint8_t levels, bool trellis) {
+                uint8_t levels, bool trellis, Profile::Use use) {
   const uint32_t channels = heads * head_dim;
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.step, levels, true, "steps"));
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.mean, channels, false, "means"));
@@ -343,7 +343,10 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
     if (transform.matrix.size() != size_t{n} * n) {
       return Invalid("size of a transform");
     }
-    LARDER_RETURN_IF_ERROR(Invert(transform));
+    transform.forward.clear();
+    if (use == Profile::Use::kEncoding) {
+      LARDER_RETURN_IF_ERROR(Invert(transform));
+    }
     transform.wide_matrix.assign(transform.matrix.begin(),
                                  transform.matrix.end());
     transform.integer_max =
@@ -353,7 +356,7 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
                         : Invalid("channels without a transform");
 }
 
-Status Complete(Profile::Contents& contents) {
+Status Complete(Profile::Contents& contents, Profile::Use use) {
   if (contents.model_name.size() > kMaxText ||
       contents.made_by.size() > kMaxText) {
     return Invalid("a text of more than 1024 bytes");
@@ -379,12 +382,12 @@ Status Complete(Profile::Contents& contents) {
       return Invalid("number of layers");
     }
     for (TensorProfile& keys : group.keys) {
-      LARDER_RETURN_IF_ERROR(
-          Complete(keys, heads, group.key_dim, contents.level_count, trellis));
+      LARDER_RETURN_IF_ERROR(Complete(keys, heads, group.key_dim,
+                                      contents.level_count, trellis, use));
     }
     for (TensorProfile& values : group.values) {
       LARDER_RETURN_IF_ERROR(Complete(values, heads, group.value_dim,
-                                      contents.level_count, trellis));
+                                      contents.level_count, trellis, use));
     }
   }
   return absl::OkStatus();
@@ -393,7 +396,12 @@ Status Complete(Profile::Contents& contents) {
 }  // namespace
 
 StatusOr<std::shared_ptr<const Profile>> Profile::Make(Contents contents) {
-  LARDER_RETURN_IF_ERROR(Complete(contents));
+  return MakeFor(std::move(contents), Use::kEncoding);
+}
+
+StatusOr<std::shared_ptr<const Profile>> Profile::MakeFor(Contents contents,
+                                                          Use use) {
+  LARDER_RETURN_IF_ERROR(Complete(contents, use));
   std::shared_ptr<Profile> profile(new Profile);
   profile->bytes_ = Write(contents);
   if (profile->bytes_.size() > kMaxProfileBytes) {
@@ -406,7 +414,8 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Make(Contents contents) {
   return profile;
 }
 
-StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes) {
+StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes,
+                                                        Use use) {
   if (bytes.size() < kMagic.size() || bytes.size() > kMaxProfileBytes ||
       std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
     return absl::DataLossError("profile: not a Larder profile of version 1");
@@ -440,7 +449,7 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes) {
       HasTrellis(contents) != ((flags & kTrellis) != 0)) {
     return absl::DataLossError("profile: cut short, or more than a profile");
   }
-  return Make(std::move(contents));
+  return MakeFor(std::move(contents), use);
 }
 
 }  // namespace larder

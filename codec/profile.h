@@ -12,9 +12,6 @@
 
 namespace larder {
 
-// SHA-256 of a profile's bytes: the same profile has the same id everywhere.
-using ProfileId = Digest<struct ProfileTag>;
-
 // Which tables of KVC1's bank the coefficients of a tensor are coded with (ids
 // of kvc1::BankTable and BankRefinement). Coefficients in steps three times as
 // wide, and three times again, are those of the coarser planes.
@@ -45,7 +42,7 @@ struct TensorProfile {
     // Derived by Profile, not stored: the inverse,
     // coefficient[k] = sum over c of forward[k][c] * (x - mean)[c];
     // the matrix as kernels take it; how large integers may be.
-    std::vector<float> forward;  // [coefficient][channel]
+    std::vector<float> forward;  // [coefficient][channel]; only for encoding
     std::vector<int16_t> wide_matrix;
     int integer_max = 0;
   };
@@ -92,8 +89,13 @@ class Profile {
   // InvalidArgument names what is missing, not finite or of the wrong size; or
   // says which transform cannot be inverted.
   static StatusOr<std::shared_ptr<const Profile>> Make(Contents contents);
+  // What a profile is read for. Decoding needs no inverses of transforms, which
+  // take seconds for a large model; who encodes with a profile that was read
+  // for decoding has one without transforms.
+  enum class Use : uint8_t { kEncoding, kDecoding };
   // Untrusted bytes. DataLoss; InvalidArgument as above.
-  static StatusOr<std::shared_ptr<const Profile>> Parse(ByteSpan bytes);
+  static StatusOr<std::shared_ptr<const Profile>> Parse(
+      ByteSpan bytes, Use use = Use::kEncoding);
 
   const ProfileId& id() const { return id_; }
   const std::string& bytes() const { return bytes_; }
@@ -101,6 +103,8 @@ class Profile {
 
  private:
   Profile() = default;
+  static StatusOr<std::shared_ptr<const Profile>> MakeFor(Contents contents,
+                                                          Use use);
   Contents contents_;
   std::string bytes_;
   ProfileId id_;

@@ -13,8 +13,11 @@ namespace {
 
 class CodecRecordCoder final : public RecordCoder {
  public:
-  CodecRecordCoder(ChooseCoding choose, CodecLookup lookup)
-      : choose_(std::move(choose)), lookup_(lookup) {}
+  CodecRecordCoder(ChooseCoding choose, CodecLookup lookup,
+                   FindProfile profiles)
+      : choose_(std::move(choose)),
+        lookup_(lookup),
+        profiles_(std::move(profiles)) {}
 
   CodingSpec DurableSpec(TenantId tenant, const SpaceId& space,
                          const SpaceDescriptor& descriptor,
@@ -45,6 +48,8 @@ class CodecRecordCoder final : public RecordCoder {
     LARDER_ASSIGN_OR_RETURN(const RecordView view, RecordView::Parse(raw));
     RecordMeta meta = view.meta();
     LARDER_ASSIGN_OR_RETURN(const Codec* codec, Find(spec, descriptor, meta));
+    std::shared_ptr<const Profile> profile;
+    if (!spec.profile.IsZero() && profiles_) profile = profiles_(spec.profile);
     const uint64_t raw_pages = RoundUp(meta.record_bytes, kPageBytes);
     std::vector<uint64_t> sizes(view.segment_count(), 1);
     LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
@@ -52,7 +57,8 @@ class CodecRecordCoder final : public RecordCoder {
     uint64_t at = layout.payload_offset;
     for (size_t i = 0; i < view.segment_count(); ++i) {
       const SegmentEntry segment = view.segment(i);
-      const CodedLayer layer = CodedLayerOf(descriptor, meta, segment.layer);
+      CodedLayer layer = CodedLayerOf(descriptor, meta, segment.layer);
+      layer.profile = profile.get();
       LARDER_RETURN_IF_ERROR(codec->Supports(layer));
       const ByteSpan plain =
           raw.subspan(segment.offset, segment.k_bytes + segment.v_bytes);
@@ -102,6 +108,7 @@ class CodecRecordCoder final : public RecordCoder {
 
   const ChooseCoding choose_;
   const CodecLookup lookup_;
+  const FindProfile profiles_;
 };
 
 absl::string_view Absl(std::string_view text) {
@@ -121,8 +128,33 @@ std::vector<const Codec*> All(CodecLookup lookup) {
 }  // namespace
 
 std::unique_ptr<RecordCoder> NewRecordCoder(ChooseCoding choose,
-                                            CodecLookup lookup) {
-  return std::make_unique<CodecRecordCoder>(std::move(choose), lookup);
+                                            CodecLookup lookup,
+                                            FindProfile profiles) {
+  return std::make_unique<CodecRecordCoder>(std::move(choose), lookup,
+                                            std::move(profiles));
+}
+
+Status CheckProfileFits(const CodingSpec& spec, const Profile& profile,
+                        const SpaceDescriptor& descriptor, GroupIndex group,
+                        CodecLookup lookup) {
+  const Codec* codec = lookup(spec.codec);
+  if (codec == nullptr || Raw(group) >= descriptor.groups.size()) {
+    return absl::InvalidArgumentError("no such codec or group");
+  }
+  const GroupDescriptor& about = descriptor.groups[Raw(group)];
+  CodedLayer layer;
+  layer.space = &descriptor;
+  layer.group = group;
+  layer.shape.layer_count = about.layer_count;
+  layer.shape.head_count = about.kv_head_count;
+  layer.shape.interleave_count = std::max<uint16_t>(about.interleave_count, 1);
+  layer.token_count = descriptor.chunk_tokens;
+  layer.profile = &profile;
+  for (; layer.layer < about.layer_count; ++layer.layer) {
+    LARDER_RETURN_IF_ERROR(codec->Supports(layer));
+    LARDER_RETURN_IF_ERROR(codec->FitsProfile(layer, spec.quality));
+  }
+  return absl::OkStatus();
 }
 
 Status CheckCodedSegments(const RecordView& record) {

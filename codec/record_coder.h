@@ -21,10 +21,22 @@ using ChooseCoding = std::function<CodingSpec(
     TenantId tenant, const SpaceId& space, const SpaceDescriptor& descriptor,
     GroupIndex group)>;
 
-// The engine's coder over the codecs that `lookup` knows. `choose` is called
-// from any thread.
+// The profile of an id, or null if it is not kept (any more).
+using FindProfile =
+    std::function<std::shared_ptr<const Profile>(const ProfileId& id)>;
+
+// The engine's coder over the codecs that `lookup` knows. Specs may name
+// profiles that `profiles` finds: what has a spec with another is encoded
+// without one. Both functions are called from any thread.
 std::unique_ptr<RecordCoder> NewRecordCoder(ChooseCoding choose,
-                                            CodecLookup lookup = FindCodec);
+                                            CodecLookup lookup = FindCodec,
+                                            FindProfile profiles = nullptr);
+
+// OK if the spec's codec takes records of this group, and would use `profile`
+// for every layer of it; else InvalidArgument says why not.
+Status CheckProfileFits(const CodingSpec& spec, const Profile& profile,
+                        const SpaceDescriptor& descriptor, GroupIndex group,
+                        CodecLookup lookup = FindCodec);
 
 // OK if the record has one segment of one stripe per layer, as all but raw
 // records have; else DataLoss.

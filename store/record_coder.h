@@ -12,10 +12,12 @@
 
 namespace larder {
 
-// How a copy is to be coded: by which codec, and how well.
+// How a copy is to be coded: by which codec, how well, and with what known
+// beforehand.
 struct CodingSpec {
   CodecId codec = CodecId::kRaw;
   Lineage quality = Lineage::kExact;  // this or better; only of lossy codecs
+  ProfileId profile{};  // zeros: none; only of codecs that use any
   bool operator==(const CodingSpec&) const = default;
 };
 

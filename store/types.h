@@ -46,6 +46,9 @@ std::string ToHex(const Digest<Tag>& digest) {
 using SpaceId = Digest<struct SpaceIdTag>;
 using ChunkId = Digest<struct ChunkIdTag>;
 using Sha256Digest = Digest<struct Sha256Tag>;
+// SHA-256 of the bytes of what a codec may know of a model beforehand
+// (codec/profile.h): the same profile has the same id everywhere.
+using ProfileId = Digest<struct ProfileTag>;
 
 // The owner of chunks, slabs and quotas: decided by the daemon from the peer's
 // credentials, never by a payload.

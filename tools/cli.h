@@ -48,6 +48,7 @@ void AddSpaceCommands(CLI::App& app, GlobalOptions& options);
 void AddVerifyCommand(CLI::App& app, GlobalOptions& options);
 void AddEventsCommand(CLI::App& app, GlobalOptions& options);
 void AddDoctorCommand(CLI::App& app, GlobalOptions& options);
+void AddProfileCommands(CLI::App& app, GlobalOptions& options);
 void AddCalibrateCommand(CLI::App& app, GlobalOptions& options);
 void AddCompletionCommand(CLI::App& app, GlobalOptions& options);
 

@@ -142,6 +142,7 @@ int RunCalibrate(const GlobalOptions& global, CalibrateArgs& args) {
       *mode == calibrate::Mode::kTrellis) {
     std::printf("%.1f parents for each channel\n", summary.parents);
   }
+  std::printf("Next: larder profile add %s\n", Clean(args.out).c_str());
   return kExitOk;
 }
 

@@ -143,6 +143,9 @@ int ShowChunk(const GlobalOptions& options, const StatusOr<v1::Chunk>& chunk) {
   table.Add({"holds", absl::StrCat(chunk->holds())});
   table.Add({"idle", FormatAge(absl::Milliseconds(chunk->idle_ms()))});
   table.Add({"flags", Flags(*chunk)});
+  if (!chunk->durable_coding().empty()) {
+    table.Add({"new copies", Clean(chunk->durable_coding())});
+  }
   table.Print();
   PrintCopies(*chunk);
   return kExitOk;

@@ -37,15 +37,17 @@ int RunSpaces(const GlobalOptions& options, const SpaceArgs& args) {
                {"LAYOUT"},
                {"LAYERS", true},
                {"CHUNK", true},
-               {"EPOCH", true}});
+               {"EPOCH", true},
+               {"NVME COPIES"}});
   for (const v1::Space& space : spaces->spaces()) {
     uint32_t layers = 0;
     for (const v1::Group& group : space.groups()) layers += group.layers();
-    table.Add({args.full ? space.id() : space.id().substr(0, 16),
-               space.tenant(), space.model(), space.cache_dtype(),
-               space.engine_layout(), absl::StrCat(layers),
-               absl::StrCat(space.chunk_tokens()),
-               absl::StrCat(space.epoch())});
+    table.Add(
+        {args.full ? space.id() : space.id().substr(0, 16), space.tenant(),
+         space.model(), space.cache_dtype(), space.engine_layout(),
+         absl::StrCat(layers), absl::StrCat(space.chunk_tokens()),
+         absl::StrCat(space.epoch()),
+         space.durable_coding().empty() ? "-" : Clean(space.durable_coding())});
   }
   table.Print();
   return kExitOk;

@@ -2,6 +2,8 @@
 
 #include "absl/strings/str_cat.h"
 
+#include "codec/kvc1/kvc1.h"
+
 namespace larder {
 
 bool FitsPattern(std::string_view pattern, std::string_view text) {
@@ -29,15 +31,51 @@ bool FitsPattern(std::string_view pattern, std::string_view text) {
 }
 
 StatusOr<CodingRules> CodingRules::Make(const DaemonConfig::Codec& config,
-                                        CodecLookup lookup) {
+                                        CodecLookup lookup,
+                                        const ResolveProfile& resolve) {
+  const auto spec_of = [&](const std::string& where, const std::string& codec,
+                           const std::string& name) -> StatusOr<CodingSpec> {
+    LARDER_ASSIGN_OR_RETURN(CodingSpec spec, ParseCoding(codec, lookup));
+    if (name.empty()) return spec;
+    const auto refuse = [&](absl::string_view why) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ": profile ", name, ": ", why));
+    };
+    if (!lookup(spec.codec)->uses_profiles() || !resolve) {
+      return refuse(absl::StrCat("codec ", codec, " uses none"));
+    }
+    const auto profile = resolve(name);
+    if (!profile.ok()) return refuse(profile.status().message());
+    const int levels = (*profile)->contents().level_count;
+    const int level = kvc1::LevelOf(spec.quality);
+    if (level > levels) {
+      return refuse(absl::StrCat("it has levels 1 to ", levels, ", and ", codec,
+                                 " asks for another"));
+    }
+    spec.profile = (*profile)->id();
+    return spec;
+  };
   CodingRules rules;
-  LARDER_ASSIGN_OR_RETURN(rules.otherwise_, ParseCoding(config.nvme, lookup));
+  LARDER_ASSIGN_OR_RETURN(rules.otherwise_,
+                          spec_of("codec.nvme", config.nvme, config.profile));
   for (const CodecRule& rule : config.rules) {
-    LARDER_ASSIGN_OR_RETURN(const CodingSpec spec,
-                            ParseCoding(rule.codec, lookup));
+    LARDER_ASSIGN_OR_RETURN(
+        const CodingSpec spec,
+        spec_of(absl::StrCat("codec.rules, rule ", rules.rules_.size() + 1),
+                rule.codec, rule.profile));
     rules.rules_.push_back({rule, spec});
   }
   return rules;
+}
+
+std::vector<std::string> CodingRules::Naming(const ProfileId& profile) const {
+  std::vector<std::string> naming;
+  if (otherwise_.profile == profile) naming.push_back("codec.nvme");
+  for (size_t i = 0; i < rules_.size(); ++i) {
+    if (rules_[i].spec.profile != profile) continue;
+    naming.push_back(absl::StrCat("codec.rules, rule ", i + 1));
+  }
+  return naming;
 }
 
 CodingSpec CodingRules::Choose(TenantId tenant, std::string_view tenant_name,

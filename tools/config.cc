@@ -17,6 +17,7 @@
 #include "absl/strings/str_split.h"
 
 #include "codec/record_coder.h"
+#include "tools/profile_store.h"
 
 namespace larder {
 namespace {
@@ -101,11 +102,12 @@ Status SetTenants(const ConfigKey& key, std::string_view text, TenantMap& out) {
 }
 
 // The fields of a rule, by name.
-constexpr std::array<std::pair<absl::string_view, std::string CodecRule::*>, 4>
+constexpr std::array<std::pair<absl::string_view, std::string CodecRule::*>, 5>
     kRuleFields = {{{"tenant", &CodecRule::tenant},
                     {"model", &CodecRule::model},
                     {"space", &CodecRule::space},
-                    {"codec", &CodecRule::codec}}};
+                    {"codec", &CodecRule::codec},
+                    {"profile", &CodecRule::profile}}};
 
 Status SetCodecRules(const ConfigKey& key, std::string_view text,
                      CodecRules& out) {
@@ -122,8 +124,8 @@ Status SetCodecRules(const ConfigKey& key, std::string_view text,
                        [&](const auto& f) { return f.first == pair.first; });
       if (field == kRuleFields.end() || pair.second.empty()) {
         return Bad(key, text,
-                   "each rule has tenant, model, space and codec, or some of "
-                   "them, such as model=Llama-3*,codec=raw");
+                   "each rule has tenant, model, space, codec and profile, or "
+                   "some of them, such as model=Llama-3*,codec=raw");
       }
       rule.*(field->second) = std::string(pair.second);
     }
@@ -287,14 +289,28 @@ Status CheckNvme(const DaemonConfig& config) {
 }
 
 Status CheckCodecs(const DaemonConfig& config) {
-  const auto check = [](absl::string_view where, const std::string& codec) {
-    return Annotate(ParseCoding(codec).status(), where);
+  const auto check = [](absl::string_view where, const std::string& codec,
+                        const std::string& profile) -> Status {
+    const StatusOr<CodingSpec> spec = ParseCoding(codec);
+    if (!spec.ok() || profile.empty()) return Annotate(spec.status(), where);
+    if (!FindCodec(spec->codec)->uses_profiles()) {
+      return Impossible(
+          absl::StrCat(where, ": codec ", codec, " uses no profile"),
+          "give a codec that does, such as kvc1:2, or no profile");
+    }
+    if (profile[0] == '/' || IsProfileName(profile)) return absl::OkStatus();
+    return Impossible(
+        absl::StrCat(where, ": \"", profile.substr(0, 100),
+                     "\" names no profile"),
+        "give 8 to 64 digits of its id (`larder profile list`), or the "
+        "absolute path of its file");
   };
-  LARDER_RETURN_IF_ERROR(check("codec.nvme", config.codec.nvme));
+  LARDER_RETURN_IF_ERROR(
+      check("codec.nvme", config.codec.nvme, config.codec.profile));
   for (size_t i = 0; i < config.codec.rules.size(); ++i) {
     const CodecRule& rule = config.codec.rules[i];
     const std::string where = absl::StrCat("codec.rules, rule ", i + 1);
-    LARDER_RETURN_IF_ERROR(check(where, rule.codec));
+    LARDER_RETURN_IF_ERROR(check(where, rule.codec, rule.profile));
     const bool hex =
         std::all_of(rule.space.begin(), rule.space.end(), [](char c) {
           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');

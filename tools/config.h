@@ -26,6 +26,8 @@ struct CodecRule {
   std::string model;   // of the space; '*' stands for anything
   std::string space;   // its id, or the first 8 digits or more
   std::string codec;   // "kvc1:2"
+  // Of a kept profile the id, or its first 8 digits or more; or a file's path.
+  std::string profile{};
   bool operator==(const CodecRule&) const = default;
 };
 using CodecRules = std::vector<CodecRule>;
@@ -74,7 +76,8 @@ struct DaemonConfig {
   } nvme;
   struct Codec {
     std::string nvme = "raw";
-    CodecRules rules;  // the first that fits decides
+    std::string profile;  // that goes with `nvme`; as CodecRule::profile
+    CodecRules rules;     // the first that fits decides
     bool operator==(const Codec&) const = default;
   } codec;
   struct Engine {

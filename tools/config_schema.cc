@@ -181,14 +181,23 @@ const std::array kSchema = {
                   "codec of the copies written to NVMe where no rule fits: "
                   "raw, lossless, fp8, int8, int4, or kvc1:LEVEL with 1 the "
                   "finest; all but raw and lossless lose quality"},
+    ConfigKey{.name = "codec.profile",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(codec.profile),
+              .restart = false,
+              .description =
+                  "what `larder calibrate` knows of the model, for codec.nvme: "
+                  "a profile's id (or its first digits) as `larder profile "
+                  "list` shows it, or the absolute path of its file"},
     ConfigKey{.name = "codec.rules",
               .type = ConfigType::kCodecRules,
               .field = LARDER_FIELD(codec.rules),
               .restart = false,
               .description =
-                  "codecs of some spaces, by tenant, model (with *) and space "
-                  "id (first digits); the first rule that fits decides, for "
-                  "what is written from then on"},
+                  "codecs (and profiles, as codec.profile) of some spaces, by "
+                  "tenant, model (with *) and space id (first digits); the "
+                  "first rule that fits decides, for what is written from "
+                  "then on"},
     ConfigKey{.name = "engine.copy_workers",
               .type = ConfigType::kInt,
               .field = LARDER_FIELD(engine.copy_workers),

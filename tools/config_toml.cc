@@ -221,7 +221,7 @@ std::string Bounds(const ConfigKey& key) {
     case ConfigType::kTenants:
       return "UID = \"name\"";
     case ConfigType::kCodecRules:
-      return "{ tenant, model, space, codec }";
+      return "{ tenant, model, space, codec, profile }";
     case ConfigType::kString:
       return "";
   }

@@ -1,5 +1,6 @@
 #include "tools/control_plane.h"
 
+#include <span>
 #include <utility>
 
 #include "codec/record_coder.h"
@@ -19,6 +20,70 @@ std::vector<AdminHooks::ConfigEntry> ConfigEntries(const DaemonConfig& config) {
   }
   return entries;
 }
+
+class KeptProfiles final : public AdminProfiles {
+ public:
+  KeptProfiles(ProfileStore& store, DurableCoding& coding)
+      : store_(store), coding_(coding) {}
+
+  StatusOr<Added> Add(std::string_view bytes) override {
+    LARDER_ASSIGN_OR_RETURN(
+        const ProfileStore::Added added,
+        store_.Add(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+    LARDER_ASSIGN_OR_RETURN(const ProfileStore::Kept kept,
+                            store_.Find(ToHex(added.profile->id())));
+    return Added{Show(kept), added.added};
+  }
+  std::vector<AdminProfile> List() override {
+    std::vector<AdminProfile> all;
+    for (const ProfileStore::Kept& kept : store_.List()) {
+      all.push_back(Show(kept));
+    }
+    return all;
+  }
+  StatusOr<AdminProfile> Find(const std::string& id) override {
+    LARDER_ASSIGN_OR_RETURN(const ProfileStore::Kept kept, store_.Find(id));
+    return Show(kept);
+  }
+  Status Remove(const std::string& whole_id, bool force) override {
+    LARDER_ASSIGN_OR_RETURN(const ProfileStore::Kept kept,
+                            store_.Find(whole_id));
+    return coding_.RemoveProfile(kept.profile->id(), force);
+  }
+
+ private:
+  AdminProfile Show(const ProfileStore::Kept& kept) const {
+    const Profile::Contents& contents = kept.profile->contents();
+    AdminProfile out;
+    out.id = ToHex(kept.profile->id());
+    out.bytes = kept.profile->bytes().size();
+    out.model = contents.model_name;
+    out.made_by = contents.made_by;
+    if (!contents.weights.IsZero()) out.weights = ToHex(contents.weights);
+    out.unrotated_keys = contents.unrotated_keys;
+    out.divergence.assign(contents.divergence.begin(),
+                          contents.divergence.end());
+    for (const Profile::Group& group : contents.groups) {
+      AdminProfile::Group& to = out.groups.emplace_back();
+      to.layers = group.layer_count;
+      to.kv_heads = group.kv_head_count;
+      to.key_dim = group.key_dim;
+      to.value_dim = group.value_dim;
+      for (const auto* tensors : {&group.keys, &group.values}) {
+        for (const TensorProfile& tensor : *tensors) {
+          to.transformed |= !tensor.transforms.empty();
+          to.predicted |= !tensor.predictions.empty();
+        }
+      }
+    }
+    out.rules = coding_.RulesNaming(kept.profile->id());
+    out.may_be_needed = kept.used;
+    return out;
+  }
+
+  ProfileStore& store_;
+  DurableCoding& coding_;
+};
 
 AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
   AdminHooks hooks;
@@ -41,6 +106,15 @@ AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
   hooks.codec_name = [](CodecId id) {
     return FormatCoding(id, Lineage::kExact);
   };
+  if (deps.keeps_profiles) {
+    hooks.profiles =
+        std::make_shared<KeptProfiles>(*deps.profiles, *deps.coding);
+    hooks.durable_coding = [coding = deps.coding, tenants](
+                               TenantId tenant, const SpaceInfo& space) {
+      return coding->Describe(tenant, tenants->Name(tenant), space.id,
+                              space.descriptor);
+    };
+  }
   hooks.tenants = [tenants] { return tenants->Known(); };
   return hooks;
 }

@@ -11,7 +11,9 @@
 #include "store/engine.h"
 #include "store/status.h"
 #include "tools/config.h"
+#include "tools/durable_coding.h"
 #include "tools/metrics.h"
+#include "tools/profile_store.h"
 #include "tools/tenants.h"
 
 namespace larder {
@@ -24,6 +26,9 @@ class ControlPlane {
   struct Dependencies {
     Engine* engine = nullptr;
     TenantDirectory* tenants = nullptr;
+    ProfileStore* profiles = nullptr;
+    DurableCoding* coding = nullptr;
+    bool keeps_profiles = false;  // there is a tier whose copies are coded
     std::function<MetricsInput()> metrics;
     std::function<std::vector<ReadyCheck>()> ready;
     std::function<bool()> draining;

@@ -53,6 +53,7 @@ int LarderMain(int argc, char** argv) {
   AddVerifyCommand(app, options);
   AddEventsCommand(app, options);
   AddDoctorCommand(app, options);
+  AddProfileCommands(app, options);
   AddCalibrateCommand(app, options);
   AddBenchCommands(app, options);
   AddCompletionCommand(app, options);

@@ -172,16 +172,29 @@ class Main {
       spdlog::error("SIGHUP: the configuration is refused, nothing changes: {}",
                     std::string(fresh.status().message()));
     } else {
+      DaemonConfig next = config_;
+      std::vector<std::string> changes;
       for (const ConfigKey* key : ChangedKeys(config_, *fresh)) {
         if (key->restart) {
           spdlog::warn("SIGHUP: {} changes only with a restart", key->name);
           continue;
         }
         const std::string value = FormatConfigKey(*fresh, *key);
-        (void)SetConfigKey(config_, key->name, value);
-        spdlog::info("SIGHUP: {} = {}", key->name, value);
+        (void)SetConfigKey(next, key->name, value);
+        changes.push_back(
+            absl::StrCat(absl::string_view(key->name.data(), key->name.size()),
+                         " = ", value));
       }
-      daemon.SetConfig(config_);
+      if (const Status set = daemon.SetConfig(next); !set.ok()) {
+        spdlog::error(
+            "SIGHUP: the configuration is refused, nothing changes: {}",
+            std::string(set.message()));
+      } else {
+        config_ = std::move(next);
+        for (const std::string& change : changes) {
+          spdlog::info("SIGHUP: {}", change);
+        }
+      }
     }
     if (Status opened = OpenLog(config_); !opened.ok()) {
       spdlog::error("SIGHUP: {}; the old log goes on",

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,10 +20,11 @@
 #include "tiers/index/rocksdb_index.h"
 #include "tiers/nvme/nvme_tier.h"
 #include "tiers/nvme/uring_file_io.h"
-#include "tools/coding_rules.h"
 #include "tools/control_plane.h"
+#include "tools/durable_coding.h"
 #include "tools/format.h"
 #include "tools/metrics.h"
+#include "tools/profile_store.h"
 #include "tools/system_view.h"
 #include "tools/tenants.h"
 #include "tools/version.h"
@@ -68,7 +70,6 @@ class WiredDaemon final : public Daemon {
     const DaemonConfig config = Config();
     LARDER_RETURN_IF_ERROR(RefuseSecondDaemon(config));
     LARDER_ASSIGN_OR_RETURN(tenants_, TenantDirectory::Create(config.server));
-    LARDER_RETURN_IF_ERROR(SetCodingRules(config));
     executor_ = NewThreadPool("copy", CopyWorkers(config));
     // Encoding takes long and nobody waits for it: beside the copies, not
     // before them.
@@ -78,6 +79,7 @@ class WiredDaemon final : public Daemon {
     background_ = NewThreadPool(
         "background", 2, static_cast<int>(config.engine.background_niceness));
     if (!config.nvme.path.empty()) LARDER_RETURN_IF_ERROR(BuildNvme(config));
+    LARDER_RETURN_IF_ERROR(BuildCoding(config));
     LARDER_RETURN_IF_ERROR(BuildDram(config));
     LARDER_RETURN_IF_ERROR(BuildEngine(config));
     recovery_ = Clock::Real().Now() - started_;
@@ -99,28 +101,14 @@ class WiredDaemon final : public Daemon {
     return engine_->Stats().durable_backlog_bytes;
   }
 
-  void SetConfig(const DaemonConfig& config) override {
-    // It was validated.
-    (void)SetCodingRules(config);
+  Status SetConfig(const DaemonConfig& config) override {
+    LARDER_RETURN_IF_ERROR(coding_->SetRules(config.codec));
     absl::MutexLock lock(&mu_);
     config_ = config;
-  }
-
- private:
-  Status SetCodingRules(const DaemonConfig& config) {
-    LARDER_ASSIGN_OR_RETURN(CodingRules rules, CodingRules::Make(config.codec));
-    absl::MutexLock lock(&mu_);
-    coding_ = std::move(rules);
     return absl::OkStatus();
   }
 
-  CodingSpec ChooseCoding(TenantId tenant, const SpaceId& space,
-                          const SpaceDescriptor& descriptor) const {
-    const std::string name = tenants_->Name(tenant);
-    absl::MutexLock lock(&mu_);
-    return coding_.Choose(tenant, name, space, descriptor);
-  }
-
+ private:
   DaemonConfig Config() const {
     absl::MutexLock lock(&mu_);
     return config_;
@@ -154,6 +142,20 @@ class WiredDaemon final : public Daemon {
     return absl::OkStatus();
   }
 
+  // The data directory is ours by now: what NVMe copies need lies beside them.
+  Status BuildCoding(const DaemonConfig& config) {
+    ProfileStore::Options options;
+    if (nvme_) options.directory = config.nvme.path + "/profiles";
+    options.log = [](const std::string& line) { spdlog::warn("{}", line); };
+    LARDER_ASSIGN_OR_RETURN(profiles_, ProfileStore::Open(options));
+    coding_ = std::make_unique<DurableCoding>(*profiles_, options.log);
+    LARDER_RETURN_IF_ERROR(coding_->SetRules(config.codec));
+    if (const size_t kept = profiles_->List().size(); kept > 0) {
+      spdlog::info("codec: {} profiles kept", kept);
+    }
+    return absl::OkStatus();
+  }
+
   Status BuildDram(const DaemonConfig& config) {
     spdlog::info("dram: {} in slabs of {}", FormatBytes(config.dram.capacity),
                  FormatBytes(config.dram.slab));
@@ -168,11 +170,13 @@ class WiredDaemon final : public Daemon {
   }
 
   Status BuildEngine(const DaemonConfig& config) {
-    coder_ =
-        NewRecordCoder([this](TenantId tenant, const SpaceId& space,
-                              const SpaceDescriptor& descriptor, GroupIndex) {
-          return ChooseCoding(tenant, space, descriptor);
-        });
+    coder_ = NewRecordCoder(
+        [this](TenantId tenant, const SpaceId& space,
+               const SpaceDescriptor& descriptor, GroupIndex group) {
+          return coding_->Choose(tenant, tenants_->Name(tenant), space,
+                                 descriptor, group);
+        },
+        FindCodec, [this](const ProfileId& id) { return profiles_->Get(id); });
     Engine::Dependencies deps;
     deps.clock = &Clock::Real();
     deps.executor = executor_.get();
@@ -199,6 +203,9 @@ class WiredDaemon final : public Daemon {
     ControlPlane::Dependencies deps;
     deps.engine = engine_.get();
     deps.tenants = tenants_.get();
+    deps.profiles = profiles_.get();
+    deps.coding = coding_.get();
+    deps.keeps_profiles = nvme_ != nullptr;
     deps.metrics = [this] { return Metrics(); };
     deps.ready = [this] { return Ready(); };
     deps.draining = [this] { return draining_.load(); };
@@ -221,10 +228,31 @@ class WiredDaemon final : public Daemon {
                                      tenants_.get()](const PeerIdentity& peer) {
       return tenants->Resolve(peer.uid, peer.token);
     };
+    options.session.profile_of = [this](const ProfileId& id) {
+      return ProfileBytes(id);
+    };
     LARDER_ASSIGN_OR_RETURN(
         local_, LocalServer::Start(std::move(options), *engine_, *dram_,
                                    *executor_, Clock::Real()));
     return absl::OkStatus();
+  }
+
+  // For a client that met a copy which needs it.
+  std::shared_ptr<const std::string> ProfileBytes(const ProfileId& id) {
+    constexpr size_t kRemembered = 256;
+    const std::shared_ptr<const Profile> profile = profiles_->Get(id);
+    if (profile != nullptr) {
+      return std::shared_ptr<const std::string>(profile, &profile->bytes());
+    }
+    absl::MutexLock lock(&mu_);
+    if (missing_profiles_.size() < kRemembered &&
+        missing_profiles_.insert(id).second) {
+      spdlog::warn(
+          "codec: a client asked for profile {}, which is not kept: copies "
+          "that were coded with it cannot be read until `larder profile add`",
+          ToHex(id));
+    }
+    return nullptr;
   }
 
   std::vector<ReadyCheck> Ready() const {
@@ -273,7 +301,8 @@ class WiredDaemon final : public Daemon {
 
   mutable absl::Mutex mu_;
   DaemonConfig config_ ABSL_GUARDED_BY(mu_);
-  CodingRules coding_ ABSL_GUARDED_BY(mu_);
+  // That clients asked for; so that the log says it once.
+  std::set<ProfileId> missing_profiles_ ABSL_GUARDED_BY(mu_);
   const absl::Time started_;
   absl::Duration recovery_;
   std::atomic<bool> serving_{false};
@@ -284,6 +313,8 @@ class WiredDaemon final : public Daemon {
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Executor> encoder_;
   std::unique_ptr<Executor> background_;
+  std::unique_ptr<ProfileStore> profiles_;
+  std::unique_ptr<DurableCoding> coding_;
   std::unique_ptr<RecordCoder> coder_;
   std::unique_ptr<FileIo> file_io_;
   std::unique_ptr<Index> index_;

@@ -35,8 +35,9 @@ class Daemon {
   // Bytes that are committed and not yet durable.
   virtual uint64_t DurableBacklog() const = 0;
 
-  // The configuration that `larder config` shows, after a reload.
-  virtual void SetConfig(const DaemonConfig& config) = 0;
+  // After a reload: the configuration in force. If it cannot be (a rule names a
+  // profile that is not to be had) nothing changes.
+  virtual Status SetConfig(const DaemonConfig& config) = 0;
 };
 
 }  // namespace larder

@@ -58,6 +58,7 @@ enum class Type : uint16_t {
   kWhyMiss = 21,
   kCredit = 22,          // one-way: header alone, for its `ring_consumed`
   kUnshareStaging = 23,  // one-way
+  kProfile = 24,
   // daemon -> client
   kReply = 128,
   kSlab = 129,         // with one descriptor: a slab the client may map
@@ -316,6 +317,21 @@ struct WhyMissReply {  // text in the detail
   uint32_t reason = 0;
   uint32_t reserved = 0;
 };
+
+// Some bytes of a profile that an encoded layer needs to be decoded. NotFound:
+// the daemon does not keep it.
+struct GetProfile {
+  ProfileId id;
+  uint64_t offset = 0;
+};
+// then `bytes` bytes, those from `offset` on: as many as fit or are left
+struct ProfileReply {
+  ReplyHead head;
+  uint64_t total_bytes = 0;  // of the profile
+  uint32_t bytes = 0;
+  uint32_t reserved = 0;
+};
+inline constexpr uint32_t kMaxProfileBytesPerMessage = 60_KiB;
 
 // ---- The completion ring: one memfd per client, mapped writable by the daemon
 // alone. Entry i (counting from 0 for ever) lies at i % ring_entries. The

@@ -14,6 +14,7 @@ static_assert(static_cast<int>(LARDER_REASON_UNAVAILABLE) ==
               static_cast<int>(MissReason::kUnavailable));
 static_assert(LARDER_REASON_CANCELLED == Raw(core::kMissCancelled));
 static_assert(LARDER_REASON_NOT_TRIED == Raw(core::kMissNotTried));
+static_assert(LARDER_REASON_PROFILE == Raw(core::kMissProfile));
 static_assert(static_cast<int>(LARDER_STATE_PENDING) ==
               static_cast<int>(ChunkState::kPending));
 

@@ -8,65 +8,28 @@ namespace {
 
 // How long a release waits for a message that it can go out with.
 constexpr absl::Duration kFlushAfter = absl::Milliseconds(2);
+// Of one message of a profile.
+constexpr absl::Duration kFetchPatience = absl::Seconds(2);
 
 }  // namespace
-
-bool Background::PostAt(absl::Time when, absl::AnyInvocable<void() &&> task) {
-  absl::MutexLock lock(&mu_);
-  if (stopping_ || waiting_.size() >= kWaitingMax) return false;
-  waiting_.emplace(when, std::move(task));
-  if (!thread_.joinable()) {
-    thread_ = StartThread("larder-refresh", [this] { Run(); });
-  }
-  posted_.Signal();
-  return true;
-}
-
-void Background::Stop() {
-  std::thread thread;
-  {
-    absl::MutexLock lock(&mu_);
-    stopping_ = true;
-    waiting_.clear();
-    thread = std::move(thread_);
-    posted_.Signal();
-  }
-  if (thread.joinable()) thread.join();
-}
-
-void Background::Run() {
-  mu_.Lock();
-  while (!stopping_) {
-    if (waiting_.empty()) {
-      posted_.Wait(&mu_);
-      continue;
-    }
-    const absl::Time when = waiting_.begin()->first;
-    if (when > Clock::Real().Now()) {
-      posted_.WaitWithTimeout(&mu_, when - Clock::Real().Now());
-      continue;
-    }
-    absl::AnyInvocable<void()&&> task = std::move(waiting_.begin()->second);
-    waiting_.erase(waiting_.begin());
-    mu_.Unlock();
-    std::move(task)();
-    task = nullptr;
-    mu_.Lock();
-  }
-  mu_.Unlock();
-}
 
 Client::Client(ClientOptions options)
     : options_(std::move(options)),
       pause_(options_.first_pause),
+      profiles_(options_.profiles, clock(),
+                [this](const ProfileId& id, const std::atomic<bool>& stopping) {
+                  return FetchProfile(id, stopping);
+                }),
       jobs_(std::max<uint32_t>(options_.worker_threads, 1),
             options_.queued_jobs_max) {}
 
 Client::~Client() {
   background_.Stop();
   jobs_.Drain(absl::ZeroDuration()).IgnoreError();
+  profiles_.Cancel();
   std::shared_ptr<Link> link = PeekLink();
   if (link != nullptr) link->Close();
+  profiles_.Stop();
 }
 
 LocalChannel::Options Client::ChannelOptions(absl::Time deadline) const {
@@ -163,6 +126,44 @@ StatusOr<wire::StatsReply> Client::Stats(absl::Time deadline) {
       const Packet reply,
       link->channel().Call(wire::Type::kStats, nothing, {}, deadline));
   return reply.Body<wire::StatsReply>();
+}
+
+// Message by message, so that nothing else waits long behind it.
+StatusOr<std::string> Client::FetchProfile(const ProfileId& id,
+                                           const std::atomic<bool>& stopping) {
+  const auto refuse = [&id](absl::string_view why) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("needs profile ", ToHex(id), ": ", why));
+  };
+  std::string bytes;
+  for (uint64_t total = UINT64_MAX; bytes.size() < total;) {
+    if (stopping) return absl::UnavailableError("the client is closing");
+    const absl::Time deadline = clock().Now() + kFetchPatience;
+    const StatusOr<std::shared_ptr<Link>> link = GetLink(deadline);
+    if (!link.ok()) return absl::UnavailableError(link.status().message());
+    wire::GetProfile request;
+    request.id = id;
+    request.offset = bytes.size();
+    const StatusOr<Packet> reply =
+        (*link)->channel().Call(wire::Type::kProfile, request, {}, deadline);
+    if (absl::IsNotFound(reply.status())) {
+      return refuse("the daemon does not keep it; `larder profile add` it");
+    }
+    if (absl::IsInvalidArgument(reply.status())) {
+      return refuse("the daemon is too old to keep profiles");
+    }
+    if (!reply.ok()) return absl::UnavailableError(reply.status().message());
+    const auto head = reply->Body<wire::ProfileReply>();
+    const auto piece = reply->Arrays().Take<char>(head.bytes);
+    const bool first = total == UINT64_MAX;
+    if (first) total = head.total_bytes;
+    if (total > kMaxProfileBytes || head.total_bytes != total || !piece.ok() ||
+        piece->empty() || piece->size() > total - bytes.size()) {
+      return refuse("the daemon gave sizes that cannot be");
+    }
+    bytes.append(piece->data(), piece->size());
+  }
+  return bytes;
 }
 
 }  // namespace larder::client

@@ -3,18 +3,17 @@
 
 #include <atomic>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/functional/any_invocable.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+#include "client/core/background.h"
 #include "client/core/jobs.h"
 #include "client/core/link.h"
+#include "client/core/profiles.h"
 #include "codec/codec.h"
 #include "store/clock.h"
 #include "store/status.h"
@@ -33,6 +32,7 @@ struct ClientOptions {
   uint64_t ahead_bytes = 256_MiB;
   uint32_t queued_jobs_max = 4096;
   CodecLookup codecs = FindCodec;  // that what is loaded may be coded by
+  Profiles::Options profiles;
 
   // After a failed connect the next one waits so long, twice as long each time;
   // calls meanwhile fail at once.
@@ -47,37 +47,6 @@ struct Counters {
   std::atomic<uint64_t> missed_chunks{0};
   std::atomic<uint64_t> corrupt_chunks{0};
   std::atomic<uint64_t> reconnects{0};
-};
-
-// One thread for what must happen behind callers that must not wait; started
-// by the first Post. Thread-safe.
-class Background {
- public:
-  Background() = default;
-  ~Background() { Stop(); }
-  Background(const Background&) = delete;
-  Background& operator=(const Background&) = delete;
-
-  // False if too much waits already (or after Stop): ask again later.
-  bool Post(absl::AnyInvocable<void() &&> task) ABSL_LOCKS_EXCLUDED(mu_) {
-    return PostAt(absl::InfinitePast(), std::move(task));
-  }
-  // Not before `when`.
-  bool PostAt(absl::Time when, absl::AnyInvocable<void() &&> task)
-      ABSL_LOCKS_EXCLUDED(mu_);
-  // Drops what waits, waits for what runs.
-  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
-
- private:
-  static constexpr size_t kWaitingMax = 1024;
-  void Run() ABSL_LOCKS_EXCLUDED(mu_);
-
-  absl::Mutex mu_;
-  absl::CondVar posted_;
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::multimap<absl::Time, absl::AnyInvocable<void() &&>> waiting_
-      ABSL_GUARDED_BY(mu_);  // by when it may run
-  std::thread thread_ ABSL_GUARDED_BY(mu_);
 };
 
 // A connection to the daemon that mends itself: one Link after the other.
@@ -96,6 +65,7 @@ class Client {
   Jobs& jobs() { return jobs_; }
   Background& background() { return background_; }
   Counters& counters() { return counters_; }
+  Profiles& profiles() { return profiles_; }
 
   // The link, connected anew if it broke. Unavailable at once while a pause
   // after a failed attempt lasts.
@@ -114,6 +84,8 @@ class Client {
  private:
   explicit Client(ClientOptions options);
   LocalChannel::Options ChannelOptions(absl::Time deadline) const;
+  StatusOr<std::string> FetchProfile(const ProfileId& id,
+                                     const std::atomic<bool>& stopping);
 
   const ClientOptions options_;
   Counters counters_;
@@ -128,6 +100,7 @@ class Client {
 
   std::atomic<bool> flush_posted_{false};
   Background background_;
+  Profiles profiles_;
   Jobs jobs_;
 };
 

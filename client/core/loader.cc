@@ -309,7 +309,8 @@ class LoadRun {
       return hold.chunks().revoked();
     }
     const MissReason opened =
-        OpenedChunk::Open(hold, held, what, request_.views, i, chunk);
+        OpenedChunk::Open(hold, held, what, request_.views, i,
+                          {request_.deadline, cancelled_}, chunk);
     if (opened == MissReason::kCorrupt) CountCorrupt();
     if (opened != MissReason::kNone) return opened;
     if (chunk.lineage() > request_.worst_lineage) return MissReason::kLineage;
@@ -340,6 +341,7 @@ class LoadRun {
       hold.ReportCorrupt(held);
     }
     if (absl::IsAborted(copied)) return kMissNotTried;
+    if (absl::IsFailedPrecondition(copied)) return kMissProfile;
     if (!copied.ok()) return ReasonOf(copied);
     // Weights replaced meanwhile: what was copied is of the old ones.
     if (!hold.link().broken()) hold.link().Drain();

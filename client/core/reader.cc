@@ -104,9 +104,11 @@ StatusOr<ByteSpan> TakeCoded(const RecordView& record,
 MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
                              const HeldChunks::Chunk& held,
                              std::span<const View> views, size_t view_index,
-                             OpenedChunk& out) {
+                             const Patience& patience, OpenedChunk& out) {
   Space& space = hold.space();
   out.space_ = &space.descriptor();
+  out.profiles_ = &space.client().profiles();
+  out.patience_ = patience;
   out.view_index_ = view_index;
   out.tokens_ = 0;
   out.lineage_ = Lineage::kExact;
@@ -224,19 +226,26 @@ Status OpenedChunk::CopyCoded(const Source& source, const SegmentEntry& segment,
   if (Status stopped = stop(kSlow); !stopped.ok()) return stopped;
   LARDER_ASSIGN_OR_RETURN(const ByteSpan encoded,
                           TakeCoded(record, segment, scratch));
+  CodedLayer layer = CodedLayerOf(*space_, meta, segment.layer);
+  std::shared_ptr<const Profile> profile;
+  if (const ProfileId id = source.part.codec->ProfileOf(encoded);
+      !id.IsZero()) {
+    LARDER_ASSIGN_OR_RETURN(
+        profile, profiles_->Get(id, patience_.deadline, patience_.cancelled));
+    layer.profile = profile.get();
+  }
   const GroupDescriptor& group = source.view->descriptor();
   const bool whole = group.layout == SegmentLayout::kOpaque ||
                      group.kind == GroupKind::kRecurrentState;
   if (whole) {
-    return CopyHeads(source, segment.layer, 0, part.head_count, encoded,
-                     scratch, bytes);
+    return CopyHeads(source, layer, 0, part.head_count, encoded, scratch,
+                     bytes);
   }
   const int first = std::max<int>(0, box.head_begin - part.head_begin);
   const int last = std::min<int>(
       part.head_count, box.head_begin + box.head_count - part.head_begin);
-  const uint64_t head_bytes = std::max<uint64_t>(
-      1,
-      PlainBytes(CodedLayerOf(*space_, meta, segment.layer)) / part.head_count);
+  const uint64_t head_bytes =
+      std::max<uint64_t>(1, PlainBytes(layer) / part.head_count);
   const int together = static_cast<int>(
       std::clamp<uint64_t>(kDecodedAtOnce / head_bytes, 1, UINT16_MAX));
   for (int head = first; head < last; head += together) {
@@ -244,7 +253,7 @@ Status OpenedChunk::CopyCoded(const Source& source, const SegmentEntry& segment,
       if (Status stopped = stop(kSlow); !stopped.ok()) return stopped;
     }
     LARDER_RETURN_IF_ERROR(
-        CopyHeads(source, segment.layer, static_cast<uint16_t>(head),
+        CopyHeads(source, layer, static_cast<uint16_t>(head),
                   static_cast<uint16_t>(std::min(head + together, last)),
                   encoded, scratch, bytes));
   }
@@ -253,13 +262,13 @@ Status OpenedChunk::CopyCoded(const Source& source, const SegmentEntry& segment,
 
 // What is decoded is a raw segment of a part that has these heads alone, so the
 // view knows where its stripes go.
-Status OpenedChunk::CopyHeads(const Source& source, uint32_t layer,
+Status OpenedChunk::CopyHeads(const Source& source, const CodedLayer& layer,
                               uint16_t from, uint16_t to, ByteSpan encoded,
                               Scratch& scratch, uint64_t& bytes) const {
   const RecordMeta& meta = source.part.record.meta();
   const GroupDescriptor& group = source.view->descriptor();
   PartShape heads = meta.shape;
-  heads.layer_begin = static_cast<uint16_t>(layer);
+  heads.layer_begin = static_cast<uint16_t>(layer.layer);
   heads.layer_count = 1;
   heads.head_begin = static_cast<uint16_t>(meta.shape.head_begin + from);
   heads.head_count = static_cast<uint16_t>(to - from);
@@ -280,8 +289,13 @@ Status OpenedChunk::CopyHeads(const Source& source, uint32_t layer,
                         NameStripe(segment, s, heads), runs);
     if (!runs.empty() && !plain.has_value()) {
       plain = scratch.decoded.Get(segment.k_bytes + segment.v_bytes);
-      LARDER_RETURN_IF_ERROR(source.part.codec->Decode(
-          CodedLayerOf(*space_, meta, layer), selection, encoded, *plain));
+      const Status decoded =
+          source.part.codec->Decode(layer, selection, encoded, *plain);
+      // It is not the profile, which was had.
+      if (absl::IsFailedPrecondition(decoded)) {
+        return absl::UnavailableError(decoded.message());
+      }
+      LARDER_RETURN_IF_ERROR(decoded);
     }
     for (const Run& run : runs) {
       std::memcpy(run.place, plain->data() + at + run.offset, run.bytes);

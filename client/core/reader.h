@@ -9,6 +9,7 @@
 #include "absl/functional/function_ref.h"
 
 #include "client/core/hold.h"
+#include "client/core/profiles.h"
 #include "client/core/view.h"
 #include "codec/codec.h"
 #include "store/checksum.h"
@@ -23,6 +24,7 @@ namespace larder::client {
 // Reasons that only the client library gives (larder_reason).
 inline constexpr MissReason kMissCancelled{11};
 inline constexpr MissReason kMissNotTried{12};
+inline constexpr MissReason kMissProfile{13};
 
 // Memory that only grows, and is not cleared.
 class ScratchBytes {
@@ -76,10 +78,15 @@ class OpenedChunk {
   // covered), kCorrupt, kUnavailable, kMissNotTried (the views have no
   // room for it).
   // What views do not want is not looked at.
+  // `patience` is for Copy, which may have to wait for a profile.
+  struct Patience {
+    absl::Time deadline = absl::InfiniteFuture();
+    const Cancelled* cancelled = nullptr;
+  };
   static MissReason Open(Hold& hold, size_t held_index,
                          const HeldChunks::Chunk& held,
                          std::span<const View> views, size_t view_index,
-                         OpenedChunk& out);
+                         const Patience& patience, OpenedChunk& out);
 
   uint32_t tokens() const { return tokens_; }
   Lineage lineage() const { return lineage_; }
@@ -89,7 +96,8 @@ class OpenedChunk {
   // stripe's bytes are hashed as they are taken out of shared memory, so what
   // landed is what was saved, or DataLoss. `stop(pieces)` is asked before each
   // piece, with how many stripes' time it will take about; its status ends the
-  // copy. Adds to `bytes`.
+  // copy. FailedPrecondition: a copy needs a profile that is not to be had.
+  // Adds to `bytes`.
   template <class Stop>
   Status Copy(uint32_t layer_begin, uint32_t layer_end, Stop stop,
               Scratch& scratch, uint64_t& bytes) const {
@@ -123,11 +131,13 @@ class OpenedChunk {
                    absl::FunctionRef<Status(uint32_t)> stop, Scratch& scratch,
                    uint64_t& bytes) const;
   // Heads [from, to) of the part, as they are in `encoded`.
-  Status CopyHeads(const Source& source, uint32_t layer, uint16_t from,
+  Status CopyHeads(const Source& source, const CodedLayer& layer, uint16_t from,
                    uint16_t to, ByteSpan encoded, Scratch& scratch,
                    uint64_t& bytes) const;
 
   const SpaceDescriptor* space_ = nullptr;
+  Profiles* profiles_ = nullptr;
+  Patience patience_;
   size_t view_index_ = 0;
   uint32_t tokens_ = 0;
   Lineage lineage_ = Lineage::kExact;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "codec/kvc1/fixed.h"
+#include "codec/kvc1/layer_context.h"
 #include "codec/kvc1/layer_decoder.h"
 #include "codec/kvc1/layer_encoder.h"
 #include "codec/kvc1/layer_format.h"
@@ -21,6 +22,36 @@ class TiledCodec : public Codec {
   CodecId id() const override { return id_; }
   std::string_view name() const override { return name_; }
   bool lossless() const override { return lossless_; }
+
+  bool uses_profiles() const override { return !lossless_; }
+
+  Status FitsProfile(const CodedLayer& layer, Lineage quality) const override {
+    if (lossless_) return Codec::FitsProfile(layer, quality);
+    const int level = LevelOf(quality);
+    const Profile::Contents& contents = layer.profile->contents();
+    if (level < 1 || level > contents.level_count) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the profile has levels 1 to ",
+                       int{contents.level_count}, ", not ", level));
+    }
+    LayerContext context(layer, *ElementOf(*layer.space));
+    context.UseProfile(*layer.profile);
+    if (context.tensors[0] == nullptr) {
+      return absl::InvalidArgumentError(
+          "the profile is of other layers, heads or head sizes");
+    }
+    if (contents.unrotated_keys && HasRotatedKeys(layer)) {
+      uint64_t fingerprint = 0;
+      return Annotate(
+          RopeOf(layer, context.grid.head_dim(false), fingerprint).status(),
+          "the profile is of keys before rotation");
+    }
+    return absl::OkStatus();
+  }
+
+  ProfileId ProfileOf(ByteSpan front) const override {
+    return {ProfileIn(front)};
+  }
 
   Status Supports(const CodedLayer& layer) const override {
     LARDER_RETURN_IF_ERROR(ValidateCoded(layer, {}));

@@ -247,7 +247,11 @@ class LayerEncoder {
     if (tensor == nullptr) return TileMode::kStepsOwn;
     for (const TileMode mode : {TileMode::kStepsKlt, TileMode::kStepsTrellis,
                                 TileMode::kStepsPredicted, TileMode::kSteps}) {
-      if (mode == TileMode::kStepsKlt && !options_.transform) continue;
+      if (mode == TileMode::kStepsKlt &&
+          (!options_.transform || tensor->transforms.empty() ||
+           tensor->transforms[0].forward.empty())) {
+        continue;
+      }
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
       if (mode == TileMode::kStepsTrellis &&
           (!trellis || !options_.trellis || !options_.prediction ||

@@ -156,6 +156,14 @@ void WriteIndex(const TileGrid& grid, const LayerHeader& header,
   Put(encoded, kAtCheck, FrontCheck(encoded, IndexBytes(grid)));
 }
 
+std::array<uint8_t, 32> ProfileIn(ByteSpan front) {
+  if (front.size() < kHeaderBytes ||
+      std::memcmp(front.data(), kMagic, sizeof kMagic) != 0) {
+    return {};
+  }
+  return Get<std::array<uint8_t, 32>>(front, kAtProfile);
+}
+
 StatusOr<LayerIndex> ReadIndex(const TileGrid& grid, ByteSpan front,
                                uint64_t encoded_bytes) {
   const uint64_t index_bytes = IndexBytes(grid);

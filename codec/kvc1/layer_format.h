@@ -145,6 +145,10 @@ struct LayerIndex {
   }
 };
 
+// What the header says of the profile, nothing else of it being looked at;
+// zeros where there is no header.
+std::array<uint8_t, 32> ProfileIn(ByteSpan front);
+
 // Reads the front of an encoded layer of `encoded_bytes` bytes, untrusted.
 // DataLoss if it is not what WriteIndex would have written for this grid.
 StatusOr<LayerIndex> ReadIndex(const TileGrid& grid, ByteSpan front,

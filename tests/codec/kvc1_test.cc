@@ -641,6 +641,31 @@ TEST_F(Kvc1Test, APartWithSomeHeadsUsesThoseHeadsOfTheProfile) {
   EXPECT_LT(MeanSquaredError(plain, MustDecode(layer, encoded)), 0.01);
 }
 
+// Without the inverses of its transforms a profile decodes to the same bits,
+// and who encodes with it goes without them.
+TEST_F(Kvc1Test, ReadForDecoding) {
+  const auto profile = SomeProfile(With::kTransform);
+  const auto read = Profile::Parse(std::as_bytes(std::span(profile->bytes())),
+                                   Profile::Use::kDecoding);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ((*read)->id(), profile->id());
+  CodedLayer layer = Layer();
+  layer.profile = profile.get();
+  const Bytes plain = Numbers(layer);
+  const Bytes encoded = MustEncode(layer, plain, {.level = 2});
+  const Bytes want = MustDecode(layer, encoded);
+  layer.profile = read->get();
+  EXPECT_EQ(MustDecode(layer, encoded), want);
+  const Bytes without = MustEncode(layer, plain, {.level = 2});
+  const auto description = Describe(layer, without, without.size());
+  ASSERT_TRUE(description.ok());
+  EXPECT_EQ(
+      description->tiles_by_mode[static_cast<size_t>(TileMode::kStepsKlt)], 0u);
+  layer.profile = profile.get();
+  EXPECT_EQ(MustEncode(layer, plain, {.level = 2, .transform = false}),
+            without);
+}
+
 TEST_F(Kvc1Test, ProfilesAreWhatTheirBytesSay) {
   const auto profile = SomeProfile(With::kTransform);
   const std::string& text = profile->bytes();

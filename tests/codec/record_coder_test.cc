@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 
 #include "tests/testing/page_buffer.h"
+#include "tests/testing/some_profile.h"
 #include "tests/testing/test_codecs.h"
 
 namespace larder {
@@ -145,6 +146,91 @@ TEST_F(RecordCoderTest, ARottenByteGetsNoNewChecksum) {
   record.bytes.data()[view->segment(2).offset + 5] ^= std::byte{4};
   EXPECT_TRUE(
       absl::IsDataLoss(Encode({kTestUpper, kUpperLevel}, record).status()));
+}
+
+// A record that is coded with a profile says so in every layer, and decodes to
+// what the layers alone do; without the profile it is coded as if none was
+// wanted.
+TEST(RecordCoderProfiles, AreUsedAndNamed) {
+  SpaceDescriptor space = MakeSpace();
+  space.groups.resize(1);
+  const auto profile = SomeProfile{.layers = 3,
+                                   .heads = 4,
+                                   .key_dim = 32,
+                                   .value_dim = 16,
+                                   .unrotated_keys = false}
+                           .Make();
+  bool kept = true;
+  const auto coder =
+      NewRecordCoder([](TenantId, const SpaceId&, const SpaceDescriptor&,
+                        GroupIndex) { return CodingSpec(); },
+                     FindCodec,
+                     [&](const ProfileId& id) {
+                       return kept && id == profile->id() ? profile : nullptr;
+                     });
+  RecordMeta meta = OracleMeta(OracleSpaceId(1), OracleChunkId(1),
+                               WholePart(space.groups[0]), 64);
+  OracleRecord record = FillRecord(space.groups[0], meta, 1);
+  // Numbers as models have them, not just bits.
+  const auto raw = RecordView::Parse(record.bytes.span());
+  ASSERT_TRUE(raw.ok());
+  const RecordLayout layout = *LayoutRecord(space.groups[0], meta.shape, 64);
+  uint32_t next = 1;
+  for (const SegmentEntry& segment : layout.segments) {
+    for (uint64_t at = 0; at < segment.k_bytes + segment.v_bytes; at += 2) {
+      next = next * 1664525 + 1013904223;
+      const auto half = static_cast<uint16_t>(0x3800 + (next >> 22));
+      std::memcpy(record.bytes.data() + segment.offset + at, &half, 2);
+    }
+  }
+  SealRecord(layout, record.meta, {}, record.bytes.span());
+
+  const CodingSpec spec{CodecId::kKvc1, Lineage{2}, profile->id()};
+  ASSERT_EQ(CheckProfileFits(spec, *profile, space, GroupIndex{0}),
+            absl::OkStatus());
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckProfileFits(
+      {CodecId::kKvc1, Lineage{4}}, *profile, space, GroupIndex{0})));
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckProfileFits(
+      {CodecId::kLossless, Lineage::kExact}, *profile, space, GroupIndex{0})));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      CheckProfileFits(spec, *profile, space, GroupIndex{1})));
+
+  for (const bool has : {true, false}) {
+    kept = has;
+    const auto room = coder->EncodedBytesMax(spec, space, record.meta);
+    ASSERT_TRUE(room.ok()) << room.status();
+    PageBuffer encoded(*room);
+    const auto made =
+        coder->Encode(spec, space, record.bytes.span(), encoded.span());
+    ASSERT_TRUE(made.ok()) << made.status();
+    ASSERT_TRUE(made->has_value());
+    const auto view = RecordView::Parse(encoded.span());
+    ASSERT_TRUE(view.ok());
+    ASSERT_EQ(CheckCodedSegments(*view), absl::OkStatus());
+    for (size_t i = 0; i < view->segment_count(); ++i) {
+      const SegmentEntry segment = view->segment(i);
+      const ByteSpan bytes = view->stripe_bytes(segment, 0);
+      EXPECT_EQ(Kvc1Codec().ProfileOf(bytes),
+                has ? profile->id() : ProfileId{});
+      EXPECT_EQ(Kvc1Codec().ProfileOf(bytes.first(20)), ProfileId{});
+      CodedLayer layer = CodedLayerOf(space, view->meta(), segment.layer);
+      std::vector<std::byte> plain(PlainBytes(layer));
+      EXPECT_EQ(
+          Kvc1Codec().Decode(layer, {}, bytes, plain).code(),
+          has ? absl::StatusCode::kFailedPrecondition : absl::StatusCode::kOk);
+      layer.profile = has ? profile.get() : nullptr;
+      ASSERT_EQ(Kvc1Codec().Decode(layer, {}, bytes, plain), absl::OkStatus());
+      std::vector<std::byte> again(Kvc1Codec().EncodedBytesMax(layer));
+      const SegmentEntry from = raw->segment(i);
+      const auto alone = Kvc1Codec().Encode(
+          layer,
+          record.bytes.span().subspan(from.offset, from.k_bytes + from.v_bytes),
+          Lineage{2}, again);
+      ASSERT_TRUE(alone.ok());
+      again.resize(alone->bytes);
+      EXPECT_TRUE(std::ranges::equal(again, bytes));
+    }
+  }
 }
 
 TEST(CodingNames, ParseAndFormat) {

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "tests/transport/session_harness.h"
@@ -52,6 +54,8 @@ uint16_t BodyBytes(uint8_t type) {
       return sizeof(wire::SlabNotice);
     case wire::Type::kWhyMiss:
       return sizeof(wire::WhyMiss);
+    case wire::Type::kProfile:
+      return sizeof(wire::GetProfile);
     case wire::Type::kStats:
     case wire::Type::kPing:
     case wire::Type::kCredit:
@@ -75,7 +79,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const uint8_t mode = *data++;
   --size;
-  SessionHarness h;
+  // A profile whose digest begins and ends with 1, of more than one message.
+  SessionOptions options;
+  options.profile_of = [](const ProfileId& id) {
+    static const auto kProfile = std::make_shared<std::string>(100'000, 'p');
+    return id.bytes[0] == 1 && id.bytes[31] == 1 ? kProfile : nullptr;
+  };
+  SessionHarness h(std::move(options));
   FakeEngine::Behaviour behaviour;
   if ((mode & 1) != 0) behaviour.state = ChunkState::kPending;
   behaviour.finish_commits = (mode & 2) == 0;

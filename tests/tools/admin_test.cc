@@ -377,6 +377,118 @@ TEST_F(AdminTest, ClientSaysThatThereIsNoDaemon) {
               HasSubstr("start larderd or pass --socket"));
 }
 
+class FakeProfiles final : public AdminProfiles {
+ public:
+  StatusOr<Added> Add(std::string_view bytes) override {
+    if (bytes == "bad") return absl::DataLossError("no profile");
+    const bool added = kept.insert(std::string(bytes)).second;
+    return Added{Show(bytes), added};
+  }
+  std::vector<AdminProfile> List() override {
+    std::vector<AdminProfile> all;
+    for (const std::string& bytes : kept) all.push_back(Show(bytes));
+    return all;
+  }
+  StatusOr<AdminProfile> Find(const std::string& id) override {
+    for (const std::string& bytes : kept) {
+      if (id == absl::StrCat(bytes.size())) return Show(bytes);
+    }
+    return absl::NotFoundError("no such profile");
+  }
+  Status Remove(const std::string& id, bool force) override {
+    if (!force) return absl::FailedPreconditionError("needed");
+    std::erase_if(kept, [&](const std::string& bytes) {
+      return id == absl::StrCat(bytes.size());
+    });
+    return absl::OkStatus();
+  }
+
+  std::set<std::string> kept;
+
+ private:
+  static AdminProfile Show(std::string_view bytes) {
+    AdminProfile out;
+    out.id = absl::StrCat(bytes.size());
+    out.bytes = bytes.size();
+    out.model = "m";
+    out.made_by = "b";
+    out.weights = "w";
+    out.unrotated_keys = true;
+    out.divergence = {0.5, 2};
+    out.groups = {{1, 2, 3, 4, true, false}};
+    out.rules = {"a rule"};
+    out.may_be_needed = true;
+    return out;
+  }
+};
+
+TEST_F(AdminTest, Profiles) {
+  const auto profiles = std::make_shared<FakeProfiles>();
+  hooks_.profiles = profiles;
+  options_.max_profile_bytes = 40'000'000;
+  Start();
+  // More than one message takes.
+  std::string large(35'000'000, 'x');
+  for (size_t i = 0; i < large.size(); i += 4096) large[i] = char(i / 4096);
+  const auto added = client_->AddProfile(large);
+  ASSERT_EQ(added.status(), absl::OkStatus());
+  EXPECT_TRUE(added->added());
+  EXPECT_TRUE(profiles->kept.contains(large));
+  EXPECT_FALSE(client_->AddProfile(large)->added());
+  EXPECT_EQ(client_->AddProfile("bad").status().code(),
+            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(client_->AddProfile(std::string(40'000'001, 'x')).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(profiles->kept.size(), 1u);
+
+  v1::GetProfileRequest get;
+  get.set_id("35000000");
+  const auto shown = client_->GetProfile(get);
+  ASSERT_EQ(shown.status(), absl::OkStatus());
+  EXPECT_EQ(shown->bytes(), 35'000'000u);
+  EXPECT_EQ(shown->model(), "m");
+  EXPECT_EQ(shown->made_by(), "b");
+  EXPECT_EQ(shown->weights(), "w");
+  EXPECT_TRUE(shown->unrotated_keys());
+  ASSERT_EQ(shown->divergence_size(), 2);
+  EXPECT_EQ(shown->divergence(0), 0.5);
+  EXPECT_EQ(shown->divergence(1), 2);
+  ASSERT_EQ(shown->groups_size(), 1);
+  EXPECT_EQ(shown->groups(0).layers(), 1u);
+  EXPECT_EQ(shown->groups(0).kv_heads(), 2u);
+  EXPECT_EQ(shown->groups(0).key_dim(), 3u);
+  EXPECT_EQ(shown->groups(0).value_dim(), 4u);
+  EXPECT_TRUE(shown->groups(0).transformed());
+  EXPECT_FALSE(shown->groups(0).predicted());
+  EXPECT_THAT(shown->rules(), testing::ElementsAre("a rule"));
+  EXPECT_TRUE(shown->may_be_needed());
+  EXPECT_EQ(client_->ListProfiles({})->profiles_size(), 1);
+  get.set_id("1");
+  EXPECT_EQ(client_->GetProfile(get).status().code(),
+            absl::StatusCode::kNotFound);
+
+  v1::RemoveProfileRequest remove;
+  remove.set_id("35000000");
+  EXPECT_EQ(client_->RemoveProfile(remove).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  remove.set_force(true);
+  const auto removed = client_->RemoveProfile(remove);
+  ASSERT_EQ(removed.status(), absl::OkStatus());
+  EXPECT_EQ(removed->id(), "35000000");
+  EXPECT_TRUE(removed->may_be_needed());
+  EXPECT_TRUE(profiles->kept.empty());
+  EXPECT_EQ(client_->RemoveProfile(remove).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST_F(AdminTest, NoProfilesWithoutATierForThem) {
+  Start();
+  EXPECT_EQ(client_->AddProfile("x").status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(client_->ListProfiles({}).status().message()),
+              HasSubstr("nvme.path"));
+}
+
 TEST_F(AdminTest, LongCallsAreBounded) {
   options_.max_streams = 0;
   Start();

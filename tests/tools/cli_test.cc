@@ -175,24 +175,26 @@ TEST_F(CliTest, JsonShapes) {
             3u);
   const Answer stat = Larder({"stat", ids[1].substr(0, 12), "--json"});
   EXPECT_EQ(stat.code, 0);
-  EXPECT_THAT(
-      Keys(stat.json()),
-      ElementsAre("id", "parent", "space", "tenant", "token_begin",
-                  "token_count", "tail", "complete", "pinned", "lineage",
-                  "holds", "bytes", "parts", "tiers", "idle_ms", "copies"));
+  EXPECT_THAT(Keys(stat.json()),
+              ElementsAre("id", "parent", "space", "tenant", "token_begin",
+                          "token_count", "tail", "complete", "pinned",
+                          "lineage", "holds", "bytes", "parts", "tiers",
+                          "idle_ms", "copies", "durable_coding"));
   EXPECT_THAT(Keys(stat.json()["copies"][0]),
               ElementsAre("tier", "codec", "codec_name", "lineage", "parts",
                           "bytes", "plain_bytes"));
   EXPECT_EQ(stat.json()["copies"][0]["codec_name"], "raw");
+  EXPECT_EQ(stat.json()["durable_coding"], "raw");
   EXPECT_EQ(stat.json()["id"], ids[1]);
   EXPECT_EQ(stat.json()["parent"], ids[0]);
 
   const Answer spaces = Larder({"spaces", "--json"});
   EXPECT_EQ(spaces.code, 0);
-  EXPECT_THAT(Keys(spaces.json()["spaces"][0]),
-              ElementsAre("id", "tenant", "model", "cache_dtype",
-                          "engine_layout", "hash_scheme", "weights",
-                          "block_tokens", "chunk_tokens", "epoch", "groups"));
+  EXPECT_THAT(
+      Keys(spaces.json()["spaces"][0]),
+      ElementsAre("id", "tenant", "model", "cache_dtype", "engine_layout",
+                  "hash_scheme", "weights", "block_tokens", "chunk_tokens",
+                  "epoch", "groups", "durable_coding"));
 
   const Answer config = Larder({"config", "--json"});
   EXPECT_EQ(config.code, 0);

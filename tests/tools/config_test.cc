@@ -54,7 +54,9 @@ TEST(Config, PrintedConfigReadsBack) {
   config.dram.capacity = 12345678901;
   config.server.socket_mode = 0600;
   config.codec.rules = {{"team-a", "meta-llama/Llama-3*", "", "raw"},
-                        {"", "", "77ab02d1", "raw"}};
+                        {"", "", "77ab02d1", "kvc1:2", "/etc/p"}};
+  config.codec.nvme = "kvc1:3";
+  config.codec.profile = "0123abcd";
   StatusOr<DaemonConfig> again = ParseConfig(PrintConfig(config), "printed");
   ASSERT_EQ(again.status(), absl::OkStatus());
   EXPECT_EQ(*again, config);
@@ -170,6 +172,28 @@ TEST(Config, CodecsThatCannotBe) {
                             "[codec]\nrules = [ 1 ]"}) {
     EXPECT_FALSE(ParseConfig(wrong, "t").ok()) << wrong;
   }
+}
+
+TEST(Config, ProfilesThatCannotBe) {
+  DaemonConfig config;
+  config.codec.nvme = "kvc1:2";
+  for (const char* good :
+       {"", "01234567", "/etc/larder/p",
+        "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"}) {
+    config.codec.profile = good;
+    EXPECT_EQ(ValidateConfig(config), absl::OkStatus()) << good;
+  }
+  for (const char* wrong : {"0123456", "0123456G", "p", "ABCDEF01"}) {
+    config.codec.profile = wrong;
+    EXPECT_THAT(Message(ValidateConfig(config)),
+                AllOf(HasSubstr("codec.nvme"), HasSubstr("names no profile")))
+        << wrong;
+  }
+  config.codec.profile = "";
+  config.codec.rules = {{"", "x", "", "lossless", "01234567"}};
+  EXPECT_THAT(
+      Message(ValidateConfig(config)),
+      AllOf(HasSubstr("rule 1"), HasSubstr("lossless uses no profile")));
 }
 
 TEST(CodingRules, TheFirstThatFitsDecides) {

@@ -835,5 +835,60 @@ TEST_F(SessionTest, TheBellNeverBlocks) {
   EXPECT_EQ(h_.produced(), 6000U);
 }
 
+// ---- Profiles ----
+
+TEST(SessionProfiles, GivesTheBytesThatAreKept) {
+  ProfileId kept, other;
+  kept.bytes.fill(1);
+  other.bytes.fill(2);
+  auto bytes = std::make_shared<std::string>();
+  for (int i = 0; i < 150'000; ++i) {
+    bytes->push_back(static_cast<char>(i * 7 >> 3));
+  }
+  SessionOptions options;
+  options.profile_of = [&](const ProfileId& id) {
+    return id == kept ? bytes : nullptr;
+  };
+  SessionHarness h(std::move(options));
+  ASSERT_TRUE(h.Open());
+  std::string got;
+  const auto ask = [&](const ProfileId& id, uint64_t offset) {
+    wire::GetProfile body;
+    body.id = id;
+    body.offset = offset;
+    ASSERT_TRUE(h.Give(PacketWriter(Type::kProfile, 70).Body(body)));
+  };
+  for (const uint32_t want : {61440u, 61440u, 27120u}) {
+    ask(kept, got.size());
+    const auto reply = h.Reply<wire::ProfileReply>();
+    EXPECT_EQ(reply.head.status, 0);
+    EXPECT_EQ(reply.total_bytes, bytes->size());
+    ASSERT_EQ(reply.bytes, want);
+    const auto view = PacketView::Parse(h.last.packet);
+    ASSERT_TRUE(view.ok());
+    ASSERT_EQ(view->arrays().size(), want);
+    got.append(reinterpret_cast<const char*>(view->arrays().data()), want);
+  }
+  EXPECT_EQ(got, *bytes);
+  ask(kept, bytes->size());
+  EXPECT_EQ(h.Reply<wire::ProfileReply>().bytes, 0u);
+  for (const uint64_t beyond : {bytes->size() + 1, size_t{UINT64_MAX}}) {
+    ask(kept, beyond);
+    EXPECT_EQ(h.ReplyCode(), absl::StatusCode::kInvalidArgument);
+  }
+  ask(other, 0);
+  EXPECT_EQ(h.ReplyCode(), absl::StatusCode::kNotFound);
+  // Surplus bytes end the connection.
+  EXPECT_FALSE(h.Give(PacketWriter(Type::kProfile, 71)
+                          .Body(wire::GetProfile{})
+                          .Append("12345678", 8)));
+}
+
+TEST_F(SessionTest, KeepsNoProfiles) {
+  ASSERT_TRUE(
+      h_.Give(PacketWriter(Type::kProfile, 70).Body(wire::GetProfile{})));
+  EXPECT_EQ(h_.ReplyCode(), absl::StatusCode::kNotFound);
+}
+
 }  // namespace
 }  // namespace larder

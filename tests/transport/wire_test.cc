@@ -50,6 +50,11 @@ TEST(Wire, SizesAreFixed) {
   EXPECT_EQ(sizeof(wire::SlabNotice), 16U);
   EXPECT_EQ(sizeof(wire::WhyMiss), 72U);
   EXPECT_EQ(sizeof(wire::WhyMissReply), 16U);
+  EXPECT_EQ(sizeof(wire::GetProfile), 40U);
+  EXPECT_EQ(sizeof(wire::ProfileReply), 24U);
+  EXPECT_LE(sizeof(wire::Header) + sizeof(wire::ProfileReply) +
+                wire::kMaxProfileBytesPerMessage,
+            wire::kMaxMessageBytes);
   EXPECT_EQ(sizeof(wire::RingEntry), 32U);
   EXPECT_EQ(sizeof(wire::RingHeader), 64U);
 }

@@ -84,7 +84,29 @@ class Client final : public AdminClient {
   LARDER_ADMIN_CALL(WhyMiss, WhyMissRequest, WhyMissReply)
   LARDER_ADMIN_CALL(ListSpaces, ListSpacesRequest, SpaceList)
   LARDER_ADMIN_CALL(AdvanceEpoch, AdvanceEpochRequest, AdvanceEpochReply)
+  LARDER_ADMIN_CALL(ListProfiles, ListProfilesRequest, ProfileList)
+  LARDER_ADMIN_CALL(GetProfile, GetProfileRequest, Profile)
+  LARDER_ADMIN_CALL(RemoveProfile, RemoveProfileRequest, RemoveProfileReply)
 #undef LARDER_ADMIN_CALL
+
+  StatusOr<v1::AddProfileReply> AddProfile(std::string_view bytes) override {
+    constexpr size_t kPiece = 1 << 20;
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() +
+                         absl::ToChronoMicroseconds(timeout_));
+    v1::AddProfileReply reply;
+    const auto writer = stub_->AddProfile(&context, &reply);
+    v1::AddProfileRequest piece;
+    for (size_t at = 0; at < bytes.size(); at += kPiece) {
+      piece.set_data(std::string(bytes.substr(at, kPiece)));
+      // Refused: the status says why.
+      if (!writer->Write(piece)) break;
+    }
+    writer->WritesDone();
+    const Status status = admin_internal::FromGrpc(writer->Finish());
+    if (!status.ok()) return status;
+    return reply;
+  }
 
   Status Verify(
       const v1::VerifyRequest& request,

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "absl/time/time.h"
 
@@ -37,7 +38,13 @@ class AdminClient {
   LARDER_ADMIN_CALL(WhyMiss, WhyMissRequest, WhyMissReply)
   LARDER_ADMIN_CALL(ListSpaces, ListSpacesRequest, SpaceList)
   LARDER_ADMIN_CALL(AdvanceEpoch, AdvanceEpochRequest, AdvanceEpochReply)
+  LARDER_ADMIN_CALL(ListProfiles, ListProfilesRequest, ProfileList)
+  LARDER_ADMIN_CALL(GetProfile, GetProfileRequest, Profile)
+  LARDER_ADMIN_CALL(RemoveProfile, RemoveProfileRequest, RemoveProfileReply)
 #undef LARDER_ADMIN_CALL
+
+  virtual StatusOr<admin::v1::AddProfileReply> AddProfile(
+      std::string_view bytes) = 0;
 
   // `each` returns false to end the stream, which is then OK.
   virtual Status Verify(

@@ -122,6 +122,30 @@ v1::Space ToProto(const SpaceInfo& space, const std::string& tenant) {
   return out;
 }
 
+v1::Profile ToProto(const AdminProfile& profile) {
+  v1::Profile out;
+  out.set_id(profile.id);
+  out.set_bytes(profile.bytes);
+  out.set_model(profile.model);
+  out.set_made_by(profile.made_by);
+  out.set_weights(profile.weights);
+  out.set_unrotated_keys(profile.unrotated_keys);
+  out.mutable_divergence()->Add(profile.divergence.begin(),
+                                profile.divergence.end());
+  for (const AdminProfile::Group& group : profile.groups) {
+    v1::ProfileGroup& to = *out.add_groups();
+    to.set_layers(group.layers);
+    to.set_kv_heads(group.kv_heads);
+    to.set_key_dim(group.key_dim);
+    to.set_value_dim(group.value_dim);
+    to.set_transformed(group.transformed);
+    to.set_predicted(group.predicted);
+  }
+  for (const std::string& rule : profile.rules) out.add_rules(rule);
+  out.set_may_be_needed(profile.may_be_needed);
+  return out;
+}
+
 v1::Event ToProto(const Event& event, const std::string& tenant) {
   v1::Event out;
   out.set_sequence(event.sequence);

@@ -11,6 +11,7 @@
 #include "store/engine.h"
 #include "store/status.h"
 #include "transport/admin/admin.pb.h"
+#include "transport/admin/admin_server.h"
 
 namespace larder::admin_internal {
 
@@ -24,6 +25,7 @@ std::string_view EventName(EventType type);
 
 v1::Chunk ToProto(const ChunkSummary& chunk, const std::string& tenant);
 v1::Space ToProto(const SpaceInfo& space, const std::string& tenant);
+v1::Profile ToProto(const AdminProfile& profile);
 v1::Event ToProto(const Event& event, const std::string& tenant);
 void FillStatus(const EngineStats& stats, v1::DaemonStatus& out);
 

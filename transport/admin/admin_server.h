@@ -41,6 +41,38 @@ struct HealthCheck {
   std::string detail;
 };
 
+// A codec profile as people see it; fields as in admin.proto.
+struct AdminProfile {
+  struct Group {
+    uint32_t layers = 0, kv_heads = 0, key_dim = 0, value_dim = 0;
+    bool transformed = false, predicted = false;
+  };
+  std::string id;
+  uint64_t bytes = 0;
+  std::string model, made_by, weights;
+  bool unrotated_keys = false;
+  std::vector<double> divergence;
+  std::vector<Group> groups;
+  std::vector<std::string> rules;
+  bool may_be_needed = false;
+};
+
+// Where profiles are kept. Thread-safe; calls may wait for the disk.
+class AdminProfiles {
+ public:
+  virtual ~AdminProfiles() = default;
+  struct Added {
+    AdminProfile profile;
+    bool added = false;
+  };
+  virtual StatusOr<Added> Add(std::string_view bytes) = 0;
+  virtual std::vector<AdminProfile> List() = 0;
+  // By id, or its first 8 digits or more. NotFound, InvalidArgument.
+  virtual StatusOr<AdminProfile> Find(const std::string& id) = 0;
+  // FailedPrecondition: a rule names it; or, without force, copies may need it.
+  virtual Status Remove(const std::string& whole_id, bool force) = 0;
+};
+
 // What the admin server shows and cannot get from the engine. All are called on
 // its threads and must not block.
 struct AdminHooks {
@@ -57,6 +89,9 @@ struct AdminHooks {
   std::function<StatusOr<TenantId>(std::string_view)> tenant_of_name;
   // What people call a codec.
   std::function<std::string(CodecId)> codec_name;
+  // How durable copies of a space are coded from now on; for people.
+  std::function<std::string(TenantId, const SpaceInfo&)> durable_coding;
+  std::shared_ptr<AdminProfiles> profiles;  // null: none are kept
   // Tenants that may have spaces without a single chunk.
   std::function<std::vector<TenantId>()> tenants;
 };
@@ -70,6 +105,8 @@ struct AdminServerOptions {
   uint32_t max_streams = 8;
   // Threads that gRPC may start for calls.
   uint32_t max_threads = 24;
+  // A profile of more is refused while it comes.
+  uint64_t max_profile_bytes = uint64_t{256} << 20;
   // Root and the daemon's own uid, if null.
   std::function<bool(uid_t)> is_operator;
 };

@@ -37,6 +37,10 @@ std::span<const AdminRule> AdminRules() {
       AdminRule{"ListSpaces", AdminAccess::kOperator},
       AdminRule{"AdvanceEpoch", AdminAccess::kOperator},
       AdminRule{"FollowEvents", AdminAccess::kOperator},
+      AdminRule{"AddProfile", AdminAccess::kOperator},
+      AdminRule{"ListProfiles", AdminAccess::kOperator},
+      AdminRule{"GetProfile", AdminAccess::kOperator},
+      AdminRule{"RemoveProfile", AdminAccess::kOperator},
   };
   return kRules;
 }
@@ -44,7 +48,7 @@ std::span<const AdminRule> AdminRules() {
 namespace admin_internal {
 namespace {
 
-constexpr uint32_t kAdminMinor = 1;
+constexpr uint32_t kAdminMinor = 2;
 constexpr uint32_t kPageChunks = 1000;
 // A page of what goes over all chunks: the engine looks at every chunk for
 // every page.
@@ -100,6 +104,19 @@ v1::Chunk AdminService::Show(const ChunkSummary& chunk) const {
                             : absl::StrCat("codec ", copy.codec()));
   }
   return out;
+}
+
+v1::Space AdminService::Show(TenantId tenant, const SpaceInfo& space) const {
+  v1::Space out = ToProto(space, TenantName(tenant));
+  out.set_durable_coding(DurableCoding(tenant, space));
+  return out;
+}
+
+std::string AdminService::DurableCoding(TenantId tenant,
+                                        const SpaceInfo& space) const {
+  return context_.hooks.durable_coding
+             ? context_.hooks.durable_coding(tenant, space)
+             : "";
 }
 
 std::string AdminService::TenantName(TenantId tenant) const {
@@ -315,6 +332,10 @@ grpc::Status AdminService::StatChunk(grpc::ServerContext* call,
   StatusOr<ChunkSummary> chunk = FindChunk(request->tenant(), request->id());
   if (!chunk.ok()) return ToGrpc(chunk.status());
   *reply = Show(*chunk);
+  for (const SpaceInfo& space : context_.engine->Spaces(chunk->tenant)) {
+    if (space.id != chunk->space) continue;
+    reply->set_durable_coding(DurableCoding(chunk->tenant, space));
+  }
   return grpc::Status::OK;
 }
 
@@ -576,7 +597,7 @@ grpc::Status AdminService::ListSpaces(grpc::ServerContext* call,
   StatusOr<TenantFilter> tenant = ParseTenant(request->tenant());
   if (!tenant.ok()) return ToGrpc(tenant.status());
   for (const auto& [owner, space] : SpacesOf(*tenant)) {
-    *reply->add_spaces() = ToProto(space, TenantName(owner));
+    *reply->add_spaces() = Show(owner, space);
   }
   return grpc::Status::OK;
 }
@@ -637,6 +658,80 @@ grpc::Status AdminService::FollowEvents(grpc::ServerContext* call,
     }
     if (!request->follow() && (events.empty() || after >= newest)) break;
   }
+  return grpc::Status::OK;
+}
+
+StatusOr<AdminProfiles*> AdminService::Profiles(std::string_view method) const {
+  LARDER_RETURN_IF_ERROR(Allow(method));
+  if (context_.hooks.profiles == nullptr) {
+    return absl::FailedPreconditionError(
+        "this daemon has no NVMe tier (nvme.path): nothing is coded, and no "
+        "profiles are kept");
+  }
+  return context_.hooks.profiles.get();
+}
+
+grpc::Status AdminService::AddProfile(
+    grpc::ServerContext* call, grpc::ServerReader<v1::AddProfileRequest>* in,
+    v1::AddProfileReply* reply) {
+  StatusOr<AdminProfiles*> profiles = Profiles("AddProfile");
+  if (!profiles.ok()) return ToGrpc(profiles.status());
+  const StreamSlot slot(context_);
+  if (!slot.ok()) {
+    return ToGrpc(absl::ResourceExhaustedError("too many long calls at once"));
+  }
+  std::string bytes;
+  v1::AddProfileRequest piece;
+  while (in->Read(&piece)) {
+    if (piece.data().size() >
+        context_.options.max_profile_bytes - bytes.size()) {
+      return ToGrpc(absl::InvalidArgumentError(
+          absl::StrCat("a profile has at most ",
+                       context_.options.max_profile_bytes, " bytes")));
+    }
+    bytes += piece.data();
+  }
+  if (call->IsCancelled()) return ToGrpc(absl::CancelledError("cancelled"));
+  const StatusOr<AdminProfiles::Added> added = (*profiles)->Add(bytes);
+  if (!added.ok()) return ToGrpc(added.status());
+  *reply->mutable_profile() = ToProto(added->profile);
+  reply->set_added(added->added);
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminService::ListProfiles(grpc::ServerContext* call,
+                                        const v1::ListProfilesRequest* request,
+                                        v1::ProfileList* reply) {
+  StatusOr<AdminProfiles*> profiles = Profiles("ListProfiles");
+  if (!profiles.ok()) return ToGrpc(profiles.status());
+  for (const AdminProfile& profile : (*profiles)->List()) {
+    *reply->add_profiles() = ToProto(profile);
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminService::GetProfile(grpc::ServerContext* call,
+                                      const v1::GetProfileRequest* request,
+                                      v1::Profile* reply) {
+  StatusOr<AdminProfiles*> profiles = Profiles("GetProfile");
+  if (!profiles.ok()) return ToGrpc(profiles.status());
+  const StatusOr<AdminProfile> profile = (*profiles)->Find(request->id());
+  if (!profile.ok()) return ToGrpc(profile.status());
+  *reply = ToProto(*profile);
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminService::RemoveProfile(
+    grpc::ServerContext* call, const v1::RemoveProfileRequest* request,
+    v1::RemoveProfileReply* reply) {
+  StatusOr<AdminProfiles*> profiles = Profiles("RemoveProfile");
+  if (!profiles.ok()) return ToGrpc(profiles.status());
+  const StatusOr<AdminProfile> profile = (*profiles)->Find(request->id());
+  if (!profile.ok()) return ToGrpc(profile.status());
+  const Status removed = (*profiles)->Remove(profile->id, request->force());
+  if (!removed.ok()) return ToGrpc(removed);
+  reply->set_id(profile->id);
+  reply->set_may_be_needed(profile->may_be_needed);
   return grpc::Status::OK;
 }
 

@@ -76,6 +76,19 @@ class AdminService final : public v1::Admin::Service {
                             const v1::FollowEventsRequest* request,
                             grpc::ServerWriter<v1::Event>* out) override;
 
+  grpc::Status AddProfile(grpc::ServerContext* call,
+                          grpc::ServerReader<v1::AddProfileRequest>* in,
+                          v1::AddProfileReply* reply) override;
+  grpc::Status ListProfiles(grpc::ServerContext* call,
+                            const v1::ListProfilesRequest* request,
+                            v1::ProfileList* reply) override;
+  grpc::Status GetProfile(grpc::ServerContext* call,
+                          const v1::GetProfileRequest* request,
+                          v1::Profile* reply) override;
+  grpc::Status RemoveProfile(grpc::ServerContext* call,
+                             const v1::RemoveProfileRequest* request,
+                             v1::RemoveProfileReply* reply) override;
+
  private:
   using TenantFilter = std::optional<TenantId>;
   using TenantSpace = std::pair<TenantId, SpaceInfo>;
@@ -83,6 +96,10 @@ class AdminService final : public v1::Admin::Service {
   Status Allow(std::string_view method) const;
   std::string TenantName(TenantId tenant) const;
   v1::Chunk Show(const ChunkSummary& chunk) const;
+  v1::Space Show(TenantId tenant, const SpaceInfo& space) const;
+  std::string DurableCoding(TenantId tenant, const SpaceInfo& space) const;
+  // `method` may be called, and profiles are kept.
+  StatusOr<AdminProfiles*> Profiles(std::string_view method) const;
   // nullopt for "": every tenant.
   StatusOr<TenantFilter> ParseTenant(const std::string& text) const;
   std::vector<TenantId> Tenants() const;

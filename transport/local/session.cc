@@ -213,6 +213,7 @@ class SessionImpl final : public Session {
   Status OnStats(const PacketView& view);
   Status OnWhyMiss(const PacketView& view);
   Status OnUnmappedSlab(const PacketView& view);
+  Status OnProfile(const PacketView& view);
 
   // -- Replies. False from the sink means that the client is gone, which
   // whoever reads the socket notices too.
@@ -442,6 +443,8 @@ Status SessionImpl::Dispatch(const PacketView& view) {
       return OnStats(view);
     case wire::Type::kWhyMiss:
       return OnWhyMiss(view);
+    case wire::Type::kProfile:
+      return OnProfile(view);
     case wire::Type::kUnmappedSlab:
       return OnUnmappedSlab(view);
     case wire::Type::kPing:
@@ -1086,6 +1089,28 @@ Status SessionImpl::OnWhyMiss(const PacketView& view) {
   why.reason = Raw(answer.reason);
   reply.SetBody(why);
   reply.Append(answer.detail.data(), why.head.detail_bytes);
+  return Reply(reply);
+}
+
+Status SessionImpl::OnProfile(const PacketView& view) {
+  const auto body = view.Body<wire::GetProfile>();
+  const std::shared_ptr<const std::string> profile =
+      options_.profile_of ? options_.profile_of(body.id) : nullptr;
+  if (profile == nullptr) {
+    return ReplyStatus(view,
+                       absl::NotFoundError("the daemon has no such profile"));
+  }
+  if (body.offset > profile->size()) {
+    return ReplyStatus(view,
+                       absl::InvalidArgumentError("beyond the profile's end"));
+  }
+  wire::ProfileReply head;
+  head.total_bytes = profile->size();
+  head.bytes = static_cast<uint32_t>(std::min<uint64_t>(
+      profile->size() - body.offset, wire::kMaxProfileBytesPerMessage));
+  ReplyBuilder reply(view.header().request);
+  reply.SetBody(head);
+  reply.Append(profile->data() + body.offset, head.bytes);
   return Reply(reply);
 }
 

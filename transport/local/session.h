@@ -37,6 +37,11 @@ struct SessionOptions {
   // tests and single-user set-ups).
   std::function<StatusOr<TenantId>(const PeerIdentity& peer)> tenant_of;
 
+  // The bytes of a profile that is kept, or null. Any thread, must not block.
+  // Null: none are.
+  std::function<std::shared_ptr<const std::string>(const ProfileId& id)>
+      profile_of;
+
   // What one client may have at most; one more is ResourceExhausted.
   uint64_t max_staging_bytes = 16_GiB;
   uint32_t max_staging_regions = 64;

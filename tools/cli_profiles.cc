@@ -1,0 +1,260 @@
+// larder profile add, list, show, rm: codec profiles that the daemon keeps.
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+#include "codec/profile.h"
+#include "tools/cli.h"
+#include "tools/cli_output.h"
+#include "tools/format.h"
+
+namespace larder {
+namespace {
+
+namespace v1 = admin::v1;
+
+constexpr size_t kShortDigits = 12;
+
+struct ProfileArgs {
+  std::string file;
+  std::string id;
+  bool full = false;
+  bool force = false;
+};
+
+// Looked at here, so that what is no profile is not sent at all.
+StatusOr<std::string> ReadProfile(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) {
+    return absl::NotFoundError(absl::StrCat("there is no file ", path));
+  }
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is no file"));
+  }
+  const uint64_t size = std::filesystem::file_size(path, error);
+  if (error || size > kMaxProfileBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, " has ", FormatBytes(size), "; a profile has at most ",
+        FormatBytes(kMaxProfileBytes)));
+  }
+  std::string bytes(size, '\0');
+  std::ifstream file(path, std::ios::binary);
+  if (!file.read(bytes.data(), static_cast<std::streamsize>(size))) {
+    return absl::UnavailableError(absl::StrCat("cannot read ", path));
+  }
+  const auto profile =
+      Profile::Parse(std::as_bytes(std::span(bytes.data(), bytes.size())));
+  if (!profile.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": ", profile.status().message()));
+  }
+  return bytes;
+}
+
+std::string LevelsText(const v1::Profile& profile) {
+  return profile.divergence_size() == 1
+             ? "1"
+             : absl::StrCat("1-", profile.divergence_size());
+}
+
+std::string ShapeText(const v1::Profile& profile) {
+  return absl::StrJoin(profile.groups(), " + ",
+                       [](std::string* out, const v1::ProfileGroup& group) {
+                         absl::StrAppend(out, group.layers(), "x",
+                                         group.kv_heads(), "x", group.key_dim(),
+                                         "/", group.value_dim());
+                       });
+}
+
+std::string ModeText(const v1::ProfileGroup& group) {
+  if (group.transformed()) return "klt";
+  return group.predicted() ? "predicted" : "scalar";
+}
+
+std::string UseText(const v1::Profile& profile) {
+  if (profile.rules_size() > 0) return "in rules";
+  return profile.may_be_needed() ? "copies may need it" : "never used";
+}
+
+int RunAdd(const GlobalOptions& options, const ProfileArgs& args) {
+  const StatusOr<std::string> bytes = ReadProfile(args.file);
+  if (!bytes.ok()) return Fail(options, bytes.status());
+  auto client = Connect(options);
+  if (!client.ok()) return Fail(options, client.status());
+  const StatusOr<v1::AddProfileReply> reply = (*client)->AddProfile(*bytes);
+  if (!reply.ok()) return Fail(options, reply.status());
+  if (options.json) {
+    PrintJson(ToJson(*reply));
+    return kExitOk;
+  }
+  const v1::Profile& profile = reply->profile();
+  std::printf("%s %s\n", profile.id().c_str(),
+              reply->added() ? "added" : "was kept already");
+  if (profile.rules().empty()) {
+    std::printf(
+        "To code copies with it, name it in the daemon's configuration and "
+        "send SIGHUP:\n"
+        "  [[codec.rules]]\n"
+        "  model = \"%s\"\n"
+        "  codec = \"kvc1:%d\"\n"
+        "  profile = \"%s\"\n",
+        profile.model().empty() ? "*" : Clean(profile.model()).c_str(),
+        std::min(2, std::max(1, profile.divergence_size())),
+        profile.id().substr(0, kShortDigits).c_str());
+  }
+  return kExitOk;
+}
+
+int RunProfiles(const GlobalOptions& options, const ProfileArgs& args) {
+  auto client = Connect(options);
+  if (!client.ok()) return Fail(options, client.status());
+  const StatusOr<v1::ProfileList> list = (*client)->ListProfiles({});
+  if (!list.ok()) return Fail(options, list.status());
+  if (options.json) {
+    PrintJson(ToJson(*list));
+    return kExitOk;
+  }
+  Table table({{"PROFILE"},
+               {"MODEL"},
+               {"LEVELS"},
+               {"LAYERSxHEADSxDIMS"},
+               {"SIZE", true},
+               {"USE"}});
+  for (const v1::Profile& profile : list->profiles()) {
+    table.Add({args.full ? profile.id() : profile.id().substr(0, kShortDigits),
+               Clean(profile.model()), LevelsText(profile), ShapeText(profile),
+               FormatBytes(profile.bytes()), UseText(profile)});
+  }
+  table.Print();
+  return kExitOk;
+}
+
+int RunShow(const GlobalOptions& options, const ProfileArgs& args) {
+  auto client = Connect(options);
+  if (!client.ok()) return Fail(options, client.status());
+  v1::GetProfileRequest request;
+  request.set_id(args.id);
+  const StatusOr<v1::Profile> profile = (*client)->GetProfile(request);
+  if (!profile.ok()) return Fail(options, profile.status());
+  if (options.json) {
+    PrintJson(ToJson(*profile));
+    return kExitOk;
+  }
+  std::printf("profile   %s\n", profile->id().c_str());
+  std::printf("size      %s\n", FormatBytes(profile->bytes()).c_str());
+  std::printf("model     %s\n", Clean(profile->model()).c_str());
+  std::printf("made by   %s\n", Clean(profile->made_by()).c_str());
+  std::printf("weights   %s\n",
+              profile->weights().empty() ? "any" : profile->weights().c_str());
+  std::printf("keys      %s\n", profile->unrotated_keys()
+                                    ? "before rotation (RoPE)"
+                                    : "as they are");
+  std::printf("use       %s\n",
+              profile->rules().empty()
+                  ? UseText(*profile).c_str()
+                  : Clean(absl::StrJoin(profile->rules(), "; ")).c_str());
+  std::printf("\n");
+  Table groups({{"GROUP", true},
+                {"LAYERS", true},
+                {"KV HEADS", true},
+                {"KEY DIM", true},
+                {"VALUE DIM", true},
+                {"MODE"}});
+  for (int i = 0; i < profile->groups_size(); ++i) {
+    const v1::ProfileGroup& group = profile->groups(i);
+    groups.Add({absl::StrCat(i), absl::StrCat(group.layers()),
+                absl::StrCat(group.kv_heads()), absl::StrCat(group.key_dim()),
+                absl::StrCat(group.value_dim()), ModeText(group)});
+  }
+  groups.Print();
+  std::printf("\n");
+  Table levels({{"LEVEL", true}, {"EXPECTED KL", true}});
+  for (int i = 0; i < profile->divergence_size(); ++i) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.4g", profile->divergence(i));
+    levels.Add({absl::StrCat(i + 1), text});
+  }
+  levels.Print();
+  return kExitOk;
+}
+
+int RunRemove(const GlobalOptions& options, const ProfileArgs& args) {
+  auto client = Connect(options);
+  if (!client.ok()) return Fail(options, client.status());
+  v1::RemoveProfileRequest request;
+  request.set_id(args.id);
+  request.set_force(args.force);
+  const StatusOr<v1::RemoveProfileReply> reply =
+      (*client)->RemoveProfile(request);
+  if (!reply.ok()) return Fail(options, reply.status());
+  if (options.json) {
+    PrintJson(ToJson(*reply));
+    return kExitOk;
+  }
+  std::printf("removed %s\n", reply->id().c_str());
+  if (reply->may_be_needed()) {
+    std::printf(
+        "Copies that were coded with it are misses from now on, except in "
+        "clients that have\nit already; adding it again makes them "
+        "readable.\n");
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddProfileCommands(CLI::App& app, GlobalOptions& options) {
+  CLI::App* const profile = AddCommand(
+      app, options, "profile",
+      "Codec profiles that the daemon keeps (larder calibrate makes them)",
+      "  larder profile add model.larderprofile\n"
+      "  larder profile list\n"
+      "  larder profile show 5f1c22d0",
+      nullptr);
+  profile->require_subcommand(1);
+
+  auto add = std::make_shared<ProfileArgs>();
+  AddCommand(*profile, options, "add",
+             "Give the daemon a profile; it keeps it, named by its SHA-256",
+             "  larder profile add model.larderprofile\n"
+             "  larder profile add model.larderprofile --json",
+             [&options, add] { return RunAdd(options, *add); })
+      ->add_option("FILE", add->file, "written by larder calibrate")
+      ->required();
+
+  auto list = std::make_shared<ProfileArgs>();
+  AddCommand(*profile, options, "list", "List the profiles",
+             "  larder profile list\n"
+             "  larder profile list --full",
+             [&options, list] { return RunProfiles(options, *list); })
+      ->add_flag("--full", list->full, "whole ids");
+
+  auto show = std::make_shared<ProfileArgs>();
+  AddCommand(*profile, options, "show", "Show what a profile is",
+             "  larder profile show 5f1c22d0",
+             [&options, show] { return RunShow(options, *show); })
+      ->add_option("PROFILE", show->id, "id, or its first 8 digits or more")
+      ->required();
+
+  auto remove = std::make_shared<ProfileArgs>();
+  CLI::App* const rm =
+      AddCommand(*profile, options, "rm",
+                 "Remove a profile that no rule of the configuration names",
+                 "  larder profile rm 5f1c22d0\n"
+                 "  larder profile rm 5f1c22d0 --force",
+                 [&options, remove] { return RunRemove(options, *remove); });
+  rm->add_option("PROFILE", remove->id, "id, or its first 8 digits or more")
+      ->required();
+  rm->add_flag("--force", remove->force,
+               "even if stored copies may need it to be read");
+}
+
+}  // namespace larder
