@@ -76,6 +76,8 @@ const char* larder_reason_name(uint32_t reason) {
       return "cancelled";
     case LARDER_REASON_NOT_TRIED:
       return "not tried";
+    case LARDER_REASON_RECOMPUTE:
+      return "recompute";
     default:
       return "unknown reason";
   }

@@ -96,6 +96,9 @@ class Client {
   Jobs& jobs() { return jobs_; }
   Background& background() { return background_; }
   Counters& counters() { return counters_; }
+  // Bytes per second that the last streaming load got; 0 before any.
+  double goodput() const { return goodput_; }
+  void set_goodput(double bytes_per_second) { goodput_ = bytes_per_second; }
 
   // The link, connected anew if it broke. Unavailable at once while a pause
   // after a failed attempt lasts.
@@ -117,6 +120,7 @@ class Client {
 
   const ClientOptions options_;
   Counters counters_;
+  std::atomic<double> goodput_{0};
 
   mutable absl::Mutex mu_;
   absl::CondVar connected_;
