@@ -29,6 +29,7 @@ class Reason(enum.IntEnum):
     UNAVAILABLE = 10
     CANCELLED = 11
     NOT_TRIED = 12
+    RECOMPUTE = 13
 
 
 class Stage(enum.IntEnum):
