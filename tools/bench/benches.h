@@ -49,6 +49,7 @@ Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
 Status RunStream(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
+Status RunLevels(const BenchOptions& options, Report& report);
 // Needs no daemon.
 Status RunCodec(const BenchOptions& options, Report& report);
 
