@@ -240,20 +240,7 @@ class LoadRun {
     }
 
     MissReason Fetch(const StreamAction& fetch) override {
-      Held& held = held_[fetch.chunk];
-      if (held.hold != nullptr) return MissReason::kNone;
-      StatusOr<std::shared_ptr<Hold>> opened =
-          run_.OpenHold(fetch.chunk, fetch.chunk + 1);
-      if (!opened.ok()) {
-        run_.failure_ = opened.status();
-        return ReasonOf(opened.status());
-      }
-      if ((*opened)->usable() == 0) {
-        const MissReason why = (*opened)->chunks().Get(0).reason;
-        return why == MissReason::kNone ? MissReason::kNeverSeen : why;
-      }
-      held = {*std::move(opened), 0};
-      return MissReason::kNone;
+      return HoldOne(fetch.chunk);
     }
 
     Progress Poll(const StreamAction& fetch) override {
@@ -300,11 +287,32 @@ class LoadRun {
     }
 
     MissReason Take(uint32_t chunk) override {
+      const MissReason why = HoldOne(chunk);
+      if (why != MissReason::kNone) return why;
       const Held held = std::exchange(held_[chunk], {});
+      // It left memory since; there is no time to wait for it.
+      if (held.hold->chunks().Pending(held.index)) return kMissRecompute;
       return run_.CopyShared(*held.hold, held.index, chunk);
     }
 
    private:
+    MissReason HoldOne(uint32_t chunk) {
+      Held& held = held_[chunk];
+      if (held.hold != nullptr) return MissReason::kNone;
+      StatusOr<std::shared_ptr<Hold>> opened =
+          run_.OpenHold(chunk, size_t{chunk} + 1);
+      if (!opened.ok()) {
+        run_.failure_ = opened.status();
+        return ReasonOf(opened.status());
+      }
+      if ((*opened)->usable() == 0) {
+        const MissReason why = (*opened)->chunks().Get(0).reason;
+        return why == MissReason::kNone ? MissReason::kNeverSeen : why;
+      }
+      held = {*std::move(opened), 0};
+      return MissReason::kNone;
+    }
+
     struct Held {
       std::shared_ptr<Hold> hold;
       size_t index = 0;

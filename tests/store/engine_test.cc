@@ -909,7 +909,7 @@ TEST(Engine, LargeRecordsAreReadInPieces) {
 TEST(Engine, PromotionsKeepToTheirRate) {
   EngineOptions options;
   options.promote_io_bytes = 4_KiB;
-  const uint64_t bytes = kChunkPages * kPageBytes;  // of a chunk's record
+  const uint64_t bytes = kChunkPages;  // of a chunk's record
   options.promote_rate.steps = {{bytes, absl::Seconds(1)},
                                 {0, absl::Seconds(3)}};
   EngineRig rig(options, 2 * kChunkPages);

@@ -118,6 +118,11 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
   levels->add_option("--model", chosen->model,
                      "GGUF file (tools/setup fetches)");
   levels->add_option("--text", chosen->text, "file with the text to prefill");
+  levels
+      ->add_option("--tokens", chosen->tokens,
+                   "of the text; no whole number of chunks of 256")
+      ->check(CLI::Range(256, 2770))
+      ->capture_default_str();
   CLI::App* quality = parent->add_subcommand(
       "quality",
       "rate and quality of codecs on real KV of a model (an hour; --quick: "

@@ -24,11 +24,10 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kTokens = 1575;  // of the shared text; no whole number of chunks
 constexpr const char* kCodings[] = {"raw", "lossless", "kvc1:2", "kvc1:4"};
 constexpr const char* kSlow = "20MiB";
 // A quarter of a second, then next to nothing.
-constexpr const char* kDrops = "30MiB 250ms, 512KiB 1m";
+constexpr const char* kDrops = "30MiB 250ms, 64KiB 1m";
 // Shares of the time that computing everything takes.
 constexpr double kDeadline = 1.2;
 
@@ -63,7 +62,7 @@ class Levels {
     if (coding == "raw") raw_bytes_ = bytes;
     report_.Add({absl::StrCat("levels.bytes.", name), "MiB", raw_bytes_ / kMiB,
                  bytes / kMiB, bytes / raw_bytes_,
-                 absl::StrCat("on NVMe, of ", kTokens, " tokens")});
+                 absl::StrCat("on NVMe, of ", options_.tokens, " tokens")});
     LARDER_RETURN_IF_ERROR(Load(coding, "levels.ttft.", "", "", "the device"));
     LARDER_RETURN_IF_ERROR(
         Load(coding, "levels.slow.", kSlow, "", absl::StrCat(kSlow, "/s")));
@@ -75,22 +74,19 @@ class Levels {
     LARDER_RETURN_IF_ERROR(
         Load(coding, "levels.drops.plain.", kDrops,
              absl::StrCat("--load-deadline-ms ", deadline_ms, " "), kDrops));
-    LARDER_RETURN_IF_ERROR(
-        Load(coding, "levels.drops.stream.", kDrops, late, kDrops));
-    return Load(coding, "levels.drops.soonest.", kDrops, late + "--soonest ",
-                kDrops);
+    return Load(coding, "levels.drops.stream.", kDrops, late, kDrops);
   }
 
  private:
   std::vector<std::string> Flags(const std::string& coding,
                                  const std::string& limit) const {
-    return {"--dram.capacity=512MiB",
-            "--dram.prefault=true",
-            "--nvme.path=" + daemon_.directory() + "/" + NameOf(coding),
-            "--nvme.capacity=1GiB",
-            "--nvme.segment_file=64MiB",
-            "--codec.nvme=" + coding,
-            "--nvme.read_limit=" + limit};
+    std::vector<std::string> flags = {
+        "--dram.capacity=512MiB",
+        "--nvme.path=" + daemon_.directory() + "/" + NameOf(coding),
+        "--nvme.capacity=1GiB", "--nvme.segment_file=64MiB",
+        "--codec.nvme=" + coding};
+    if (!limit.empty()) flags.push_back("--nvme.read_limit=" + limit);
+    return flags;
   }
 
   StatusOr<json> Ask(const std::string& more) const {
@@ -98,7 +94,7 @@ class Levels {
         engine_, daemon_.socket(),
         absl::StrCat("--mode larder --answer-tokens 1 --worst-lineage 255 "
                      "--shared-tokens ",
-                     kTokens, " ", more));
+                     options_.tokens, " ", more));
   }
 
   StatusOr<double> BytesOnNvme() const {
@@ -128,7 +124,7 @@ class Levels {
     const double ttft_ms = once.at("ttft_ms");
     std::string note =
         absl::StrCat(device, ": ", load.at("tokens_loaded").get<int>(), " of ",
-                     kTokens, " tokens loaded in ",
+                     options_.tokens, " tokens loaded in ",
                      std::lround(load.at("load_ms").get<double>()), " ms");
     if (load.contains("stream")) {
       const json& stream = load.at("stream");
@@ -160,8 +156,9 @@ class Levels {
 
 Status Run(const BenchOptions& options, Report& report) {
   LARDER_ASSIGN_OR_RETURN(const DemoProgram engine, FindDemoEngine(options));
-  LARDER_ASSIGN_OR_RETURN(auto daemon,
-                          BenchDaemon::Start(options.directory, {}));
+  LARDER_ASSIGN_OR_RETURN(
+      auto daemon,
+      BenchDaemon::Start(options.directory, {"--dram.capacity=512MiB"}));
   Levels levels(engine, *daemon, options, report);
   for (const char* coding : kCodings) {
     LARDER_RETURN_IF_ERROR(levels.Run(coding));

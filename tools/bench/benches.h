@@ -21,6 +21,7 @@ struct BenchOptions {
   std::string model;
   std::string text;
   int rounds = 5;
+  int tokens = 905;  // levels: of the text that is shared
   // codec: where captured KV and a model's profile are; empty = made up / none.
   std::string captures;
   std::string profile;
