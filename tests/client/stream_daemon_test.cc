@@ -89,16 +89,14 @@ TEST_F(StreamDaemonTest, BringsAllThatAQuickDeviceHas) {
     EXPECT_EQ(loaded.stream.recompute_time.count(), 0);
     ASSERT_EQ(loaded.stream.chunks.size(), kChunks);
     uint64_t bytes = 0;
-    uint64_t before = 0;
     for (const larder_stream_chunk& chunk : loaded.stream.chunks) {
       EXPECT_EQ(chunk.brought, 1);
       EXPECT_EQ(chunk.predicted, 1);
       EXPECT_EQ(chunk.planes, 1);
       EXPECT_GT(chunk.bytes, plain.segment_bytes * kLayers);
-      EXPECT_GE(chunk.actual_us, before);
+      EXPECT_GT(chunk.actual_us, 0U);  // in any order
       EXPECT_LE(chunk.actual_us,
                 static_cast<uint64_t>(loaded.stream.time.count()));
-      before = chunk.actual_us;
       bytes += chunk.bytes;
     }
     EXPECT_EQ(loaded.stream.bytes, bytes);
