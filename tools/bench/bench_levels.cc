@@ -138,7 +138,7 @@ class Levels {
           " MB/s; came: ", load.at("chunks_loaded").get<int>(), " by ",
           std::lround(stream.at("actual_ms").get<double>()), " ms at ",
           absl::StrFormat("%.1f", stream.at("goodput").get<double>() / 1e6),
-          " MB/s, the rest computed");
+          " MB/s", stream.at("cut").get<bool>() ? ", the rest computed" : "");
     }
     report_.Add(
         {name, "ms", recompute_ms_, ttft_ms, ttft_ms / recompute_ms_, note});
