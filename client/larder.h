@@ -272,6 +272,33 @@ struct HoldOptions {
 
 class Hold;
 
+// A load that watches its link and ends in time for the engine to compute what
+// will not come (larder_stream_opts).
+struct StreamOptions {
+  // Seconds to compute a chunk: per chunk, per token, per token and position.
+  double prefill_chunk_s = 0;
+  double prefill_token_s = 0;
+  double prefill_token_position_s = 0;
+  bool soonest = false;
+  uint64_t first_token = 0;
+};
+
+// What became of one (larder_load_result, larder_stream_chunk).
+struct StreamAnswer {
+  bool streamed = false;  // false: the daemon is too old
+  bool cut = false;       // ended early, in favour of computing
+  uint32_t predicted_usable = 0;
+  std::chrono::microseconds predicted_time{0};
+  std::chrono::microseconds predicted_at{0};
+  double predicted_goodput = 0;  // bytes per second
+  std::chrono::microseconds time{0};
+  double goodput = 0;
+  uint64_t bytes = 0;
+  uint64_t unused_bytes = 0;
+  std::chrono::microseconds recompute_time{0};
+  std::vector<larder_stream_chunk> chunks;
+};
+
 struct LoadOptions {
   Deadline deadline;
   bool layerwise = false;
@@ -280,6 +307,7 @@ struct LoadOptions {
   uint32_t threads = 0;
   const Hold* hold = nullptr;
   uint32_t hold_first = 0;
+  std::optional<StreamOptions> stream;
 };
 
 struct LoadAnswer {
@@ -291,7 +319,45 @@ struct LoadAnswer {
   // Of what was delivered; what is computed over it is saved with no better.
   uint8_t lineage = LARDER_LINEAGE_EXACT;
   std::vector<uint8_t> reasons;  // larder_reason, one per chunk
+  StreamAnswer stream;           // of a streaming load
 };
+
+namespace internal {
+
+inline void Fill(const larder_load_result& result, LoadAnswer& answer) {
+  using std::chrono::microseconds;
+  answer.usable = result.usable;
+  answer.reason = static_cast<Reason>(result.reason);
+  answer.tokens = result.tokens;
+  answer.bytes = result.bytes;
+  answer.lineage = static_cast<uint8_t>(result.lineage);
+  StreamAnswer& stream = answer.stream;
+  stream.streamed = result.streamed != 0;
+  stream.cut = result.streamed == 3;
+  stream.predicted_usable = result.predicted_usable;
+  stream.predicted_time = microseconds(result.predicted_us);
+  stream.predicted_at = microseconds(result.predicted_at_us);
+  stream.predicted_goodput = result.predicted_goodput;
+  stream.time = microseconds(result.actual_us);
+  stream.goodput = result.goodput;
+  stream.bytes = result.streamed_bytes;
+  stream.unused_bytes = result.unused_bytes;
+  stream.recompute_time = microseconds(result.recompute_us);
+}
+
+inline larder_stream_opts ToC(const StreamOptions& options,
+                              larder_stream_chunk* chunks) {
+  auto opts = Sized<larder_stream_opts>();
+  opts.flags = options.soonest ? LARDER_STREAM_SOONEST : 0;
+  opts.prefill_chunk_s = options.prefill_chunk_s;
+  opts.prefill_token_s = options.prefill_token_s;
+  opts.prefill_token_position_s = options.prefill_token_position_s;
+  opts.first_token = options.first_token;
+  opts.chunks = chunks;
+  return opts;
+}
+
+}  // namespace internal
 
 // The box of layers, heads and tokens in turn that this rank works on. Counts
 // of 0 mean all.
@@ -416,7 +482,9 @@ class Load : public internal::Owner<larder_load, larder_load_close> {
  public:
   using Owner::Owner;
   Load() = default;
-  Load(larder_load* handle, size_t chunks) : Owner(handle), chunks_(chunks) {}
+  Load(larder_load* handle, size_t chunks,
+       std::vector<larder_stream_chunk> streamed = {})
+      : Owner(handle), chunks_(chunks), streamed_(std::move(streamed)) {}
 
   Outcome WaitLayer(uint32_t layer, Deadline deadline = {}) {
     return Outcome::From(larder_load_wait_layer(get(), layer, deadline.ms()));
@@ -430,17 +498,15 @@ class Load : public internal::Owner<larder_load, larder_load_close> {
     auto result = internal::Sized<larder_load_result>();
     answer.status = Outcome::From(
         larder_load_wait(get(), deadline.ms(), answer.reasons.data(), &result));
-    answer.usable = result.usable;
-    answer.reason = static_cast<Reason>(result.reason);
-    answer.tokens = result.tokens;
-    answer.bytes = result.bytes;
-    answer.lineage = static_cast<uint8_t>(result.lineage);
+    internal::Fill(result, answer);
+    answer.stream.chunks = streamed_;
     return answer;
   }
   void Cancel() { larder_load_cancel(get()); }
 
  private:
   size_t chunks_ = 0;
+  std::vector<larder_stream_chunk> streamed_;  // written by the wait
 };
 
 // One part of one chunk being saved; aborted by the destructor unless
@@ -632,18 +698,20 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
   LoadAnswer Load(const std::vector<Id>& ids,
                   const std::vector<larder_view>& views,
                   const LoadOptions& options = {}) {
-    const larder_load_opts opts = ToC(options);
+    larder_load_opts opts = ToC(options);
     LoadAnswer answer;
+    larder_stream_opts stream;
+    if (options.stream.has_value()) {
+      answer.stream.chunks.resize(ids.size());
+      stream = internal::ToC(*options.stream, answer.stream.chunks.data());
+      opts.stream = &stream;
+    }
     answer.reasons.resize(ids.size());
     auto result = internal::Sized<larder_load_result>();
     answer.status = Outcome::From(
         larder_load_now(get(), ids.data(), ids.size(), views.data(),
                         views.size(), &opts, answer.reasons.data(), &result));
-    answer.usable = result.usable;
-    answer.reason = static_cast<Reason>(result.reason);
-    answer.tokens = result.tokens;
-    answer.bytes = result.bytes;
-    answer.lineage = static_cast<uint8_t>(result.lineage);
+    internal::Fill(result, answer);
     return answer;
   }
   // On worker threads.
@@ -652,13 +720,20 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
                                  const LoadOptions& options = {},
                                  Queue* queue = nullptr,
                                  uint64_t user_data = 0) {
-    const larder_load_opts opts = ToC(options);
+    larder_load_opts opts = ToC(options);
+    std::vector<larder_stream_chunk> streamed;
+    larder_stream_opts stream;
+    if (options.stream.has_value()) {
+      streamed.resize(ids.size());
+      stream = internal::ToC(*options.stream, streamed.data());
+      opts.stream = &stream;
+    }
     larder_load* load = nullptr;
     const int32_t status = larder_load_start(
         get(), ids.data(), ids.size(), views.data(), views.size(), &opts,
         queue != nullptr ? queue->get() : nullptr, user_data, &load);
     if (status < 0) return Outcome::From(status);
-    return larder::Load(load, ids.size());
+    return larder::Load(load, ids.size(), std::move(streamed));
   }
 
   // code kPresent: it is there already, nothing need be saved.

@@ -111,7 +111,9 @@ typedef enum larder_reason {
   LARDER_REASON_CANCELLED = 11, /* made by the client library */
   LARDER_REASON_NOT_TRIED = 12, /* behind a miss; or does not fit the target */
   /* coded with a profile that the daemon has not (`larder profile add`) */
-  LARDER_REASON_PROFILE = 13
+  LARDER_REASON_PROFILE = 13,
+  /* A streaming load left it to the engine: it would have come too late. */
+  LARDER_REASON_RECOMPUTE = 14
 } larder_reason;
 
 /* Quality of KV, ordered, smaller is better. "The worst that is taken" in
@@ -661,6 +663,40 @@ LARDER_API void larder_region_close(larder_region* region);
 /* Try every chunk on its own instead of stopping at the first miss. */
 #define LARDER_LOAD_EACH 2u
 
+/* What became of one chunk of a streaming load. Times count from its start. */
+typedef struct larder_stream_chunk {
+  uint8_t predicted; /* 1: to be brought, by the forecast */
+  uint8_t brought;   /* 1: it was, and is verified */
+  uint8_t planes;    /* of those that its copy has, which are usable */
+  uint8_t reserved[5];
+  uint64_t bytes;        /* that it takes to bring it; 0 = it was in memory */
+  uint64_t predicted_us; /* when it would be there; UINT64_MAX = never */
+  uint64_t actual_us;    /* when it was; UINT64_MAX = never */
+} larder_stream_chunk;
+
+/* The sooner everything is there the better, even where the deadline would
+ * leave time to bring more. */
+#define LARDER_STREAM_SOONEST 1u
+
+/* A load that watches its link: it measures the goodput it gets and ends early
+ * where computing is faster. Chunks from larder_load_result.usable on are then
+ * the engine's, with LARDER_REASON_RECOMPUTE, while there is time to compute
+ * them: the deadline is that of the whole prefix, loaded and computed. */
+typedef struct larder_stream_opts {
+  uint32_t struct_size;
+  uint32_t flags; /* LARDER_STREAM_* */
+  /* Seconds in which the engine computes a chunk: a + b * its tokens + c * its
+   * tokens * the position of its middle. All 0: no time is kept for computing;
+   * such a load ends early only where nothing more would come in time. */
+  double prefill_chunk_s;
+  double prefill_token_s;
+  double prefill_token_position_s;
+  uint64_t first_token; /* position of the first chunk's first token */
+  /* NULL, or as many as the load has chunks. Written by larder_load_now, or by
+   * larder_load_wait at the load's end. */
+  larder_stream_chunk* chunks;
+} larder_stream_opts;
+
 typedef struct larder_load_opts {
   uint32_t struct_size;
   uint32_t deadline_ms;
@@ -670,6 +706,10 @@ typedef struct larder_load_opts {
   /* Chunk 0 of the load is chunk `hold_first` of the hold. */
   uint32_t hold_first;
   larder_hold* hold; /* NULL: the load holds what it reads, for as long */
+  /* NULL: not streaming. Else the load needs a deadline, and takes no flags. A
+   * hold has all of its chunks brought at once: without one, those that would
+   * come too late are not even read. */
+  const larder_stream_opts* stream;
 } larder_load_opts;
 
 typedef struct larder_load_result {
@@ -682,7 +722,23 @@ typedef struct larder_load_result {
    * with LARDER_LOAD_EACH): what is computed over it must be saved with a
    * larder_commit_opts.lineage no better. */
   uint32_t lineage;
+  /* Of a streaming load: 1 = what follows is set (0 = the daemon is too old,
+   * and it was not streamed); 3 = and it ended early, in favour of computing.
+   */
+  uint32_t streamed;
+  /* The forecast, as soon as there was something to make it from. */
+  uint32_t predicted_usable;
   uint32_t reserved;
+  uint64_t predicted_us;    /* until these are there, from the load's start */
+  uint64_t predicted_at_us; /* when it was made */
+  double predicted_goodput; /* bytes per second; a low estimate */
+  /* What came of it. */
+  uint64_t actual_us;      /* until the load ended */
+  double goodput;          /* mean while something was asked for; 0 = nothing
+                              was */
+  uint64_t streamed_bytes; /* brought from slower tiers */
+  uint64_t unused_bytes;   /* of these, behind the usable chunks */
+  uint64_t recompute_us;   /* that the rest takes, by the prefill model */
 } larder_load_result;
 
 /* Copies chunks into the views, verifying every byte where it lands. A miss is

@@ -8,6 +8,14 @@ namespace larder {
 
 StatusOr<std::unique_ptr<Engine>> Engine::Open(EngineOptions options,
                                                Dependencies dependencies) {
+  if (!options.promote_rate.Moves()) {
+    return absl::InvalidArgumentError("engine: promote_rate moves nothing");
+  }
+  for (const RateSchedule::Step& step : options.promote_rate.steps) {
+    if (step.time <= absl::ZeroDuration()) {
+      return absl::InvalidArgumentError("engine: promote_rate has empty steps");
+    }
+  }
   if (dependencies.clock == nullptr || dependencies.executor == nullptr ||
       dependencies.dram == nullptr || dependencies.dram_policy == nullptr ||
       (dependencies.durable != nullptr &&

@@ -16,6 +16,7 @@
 #include "store/events.h"
 #include "store/executor.h"
 #include "store/policy.h"
+#include "store/rate_limit.h"
 #include "store/record.h"
 #include "store/record_coder.h"
 #include "store/space.h"
@@ -53,6 +54,8 @@ struct EngineOptions {
   uint64_t write_back_bytes_in_flight = 256_MiB;
   uint64_t promote_bytes_in_flight = 1_GiB;
   uint64_t promote_io_bytes = 1_MiB;
+  // How quickly promotions may read.
+  RateSchedule promote_rate;
 
   // Spaces that one tenant may open; the next is ResourceExhausted.
   uint32_t spaces_per_tenant = 1024;
@@ -103,6 +106,15 @@ struct MatchResult {
   std::string detail;            // e.g. the field in which spaces differ
   absl::Duration load_estimate;  // for the usable prefix
   Epoch epoch{};
+};
+
+// A chunk as it is now, and what a hold of it would have to wait for.
+struct StoredChunk {
+  ChunkState state = ChunkState::kMiss;
+  MissReason reason = MissReason::kNone;  // kMiss: why
+  Lineage lineage = Lineage::kExact;      // of the best copies
+  uint32_t token_count = 0;
+  uint64_t bytes_to_read = 0;  // from a slower tier; 0 = in memory, or a miss
 };
 
 struct HeldPart {
@@ -295,6 +307,11 @@ class Engine {
   // Presence alone, for engines that ask about unrelated keys.
   virtual std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,
                                          std::span<const ChunkId> ids) = 0;
+  // One element per id; copies worse than `worst` are a miss.
+  virtual std::vector<StoredChunk> Describe(TenantId tenant,
+                                            const SpaceId& space,
+                                            std::span<const ChunkId> ids,
+                                            Lineage worst) const = 0;
   // Brings chunks up to memory without holding them. Best effort.
   virtual void Prefetch(TenantId tenant, const SpaceId& space,
                         std::span<const ChunkId> ids) = 0;

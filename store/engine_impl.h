@@ -82,6 +82,10 @@ class EngineImpl final : public Engine {
   std::vector<SpaceInfo> Spaces(TenantId tenant) const override;
 
   MatchResult Match(const MatchRequest& request) override;
+  std::vector<StoredChunk> Describe(TenantId tenant, const SpaceId& space,
+                                    std::span<const ChunkId> ids,
+                                    Lineage worst) const override
+      ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,
                                  std::span<const ChunkId> ids) override;
   void Prefetch(TenantId tenant, const SpaceId& space,
@@ -516,6 +520,7 @@ class EngineImpl final : public Engine {
   absl::flat_hash_map<ChunkIndex, std::shared_ptr<Promotion>> promotions_
       ABSL_GUARDED_BY(mu_);
   uint64_t promoting_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  RateLimit promote_limit_ ABSL_GUARDED_BY(mu_){options_.promote_rate};
   uint64_t reserved_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 
   std::deque<PartKey> write_queue_ ABSL_GUARDED_BY(mu_);

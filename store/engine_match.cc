@@ -150,6 +150,35 @@ std::vector<ChunkState> EngineImpl::Lookup(TenantId tenant,
   return states;
 }
 
+std::vector<StoredChunk> EngineImpl::Describe(TenantId tenant,
+                                              const SpaceId& space,
+                                              std::span<const ChunkId> ids,
+                                              Lineage worst) const {
+  std::vector<StoredChunk> chunks(ids.size());
+  absl::MutexLock lock(&mu_);
+  const SpaceRef ref = spaces_.Find(tenant, space);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    StoredChunk& out = chunks[i];
+    out.reason = MissReason::kNeverSeen;
+    if (ref == kNoSpace) continue;
+    const Found found = Look(ref, ids[i], worst);
+    out.state = found.state;
+    out.reason = found.reason;
+    if (found.chunk == kNoChunk) continue;
+    const ChunkEntry& chunk = chunks_[found.chunk];
+    out.lineage = chunk.lineage;
+    out.token_count = chunk.token_count;
+    if (found.state != ChunkState::kDurable) continue;
+    for (const PartEntry& part : chunks_.Parts(found.chunk)) {
+      if (part.dram_handle == 0 &&
+          (chunk.visible >> Raw(part.group) & 1) != 0) {
+        out.bytes_to_read += part.record_bytes;
+      }
+    }
+  }
+  return chunks;
+}
+
 EngineImpl::MissAnswer EngineImpl::WhyMiss(
     TenantId tenant, const SpaceId& space, const ChunkId& id,
     const Sha256Digest& root_content) const {

@@ -110,11 +110,24 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
     FinishPromotion(*promotion, after);
     return;
   }
+  const bool limited = !options_.promote_rate.steps.empty();
   for (const Piece& piece : pieces) {
-    durable_->Read(extents[piece.part], piece.offset, piece.into,
-                   Guard([this, promotion, i = piece.part](Status status) {
-                     OnPieceRead(promotion, i, status);
-                   }));
+    const auto read = [this, promotion, piece, from = extents[piece.part]] {
+      durable_->Read(from, piece.offset, piece.into,
+                     Guard([this, promotion, i = piece.part](Status status) {
+                       OnPieceRead(promotion, i, status);
+                     }));
+    };
+    if (!limited) {
+      read();
+      continue;
+    }
+    absl::Time when;
+    {
+      absl::MutexLock lock(&mu_);
+      when = promote_limit_.Finish(piece.into.size(), Now());
+    }
+    executor_.PostAt(when, Lifeline::Guard<>(lifeline_, Task(read)));
   }
 }
 

@@ -277,6 +277,8 @@ Status CheckNvme(const DaemonConfig& config) {
     return Impossible("engine.promote_io_bytes is not a multiple of 4KiB",
                       "give a power of two such as 1MiB");
   }
+  LARDER_RETURN_IF_ERROR(
+      Annotate(ParseRates(nvme.read_limit).status(), "nvme.read_limit"));
   if (nvme.path.empty()) return absl::OkStatus();
   if (nvme.capacity / kMinSegmentFiles < nvme.segment_file) {
     return Impossible(
@@ -389,6 +391,47 @@ StatusOr<absl::Duration> ParseDurationText(std::string_view text) {
     return absl::InvalidArgumentError("out of bounds");
   }
   return absl::Nanoseconds(absl::ToInt64Nanoseconds(value));
+}
+
+StatusOr<RateSchedule> ParseRates(std::string_view text) {
+  constexpr uint64_t kLeastRate = 64_KiB;
+  constexpr absl::Duration kLeastTime = absl::Milliseconds(10);
+  constexpr size_t kStepsMax = 1024;
+  RateSchedule schedule;
+  if (text.empty()) return schedule;
+  const std::vector<absl::string_view> items = absl::StrSplit(Absl(text), ',');
+  if (items.size() > kStepsMax) {
+    return absl::InvalidArgumentError("at most 1024 steps");
+  }
+  for (const absl::string_view item : items) {
+    const std::vector<absl::string_view> words =
+        absl::StrSplit(item, ' ', absl::SkipEmpty());
+    const bool timed = words.size() == 2;
+    if (!timed && (words.size() != 1 || items.size() != 1)) {
+      return absl::InvalidArgumentError(
+          "give bytes per second such as 200MiB, or such rates and how long "
+          "each lasts: 200MiB 2s, 5MiB 500ms");
+    }
+    RateSchedule::Step step;
+    LARDER_ASSIGN_OR_RETURN(step.bytes_per_second,
+                            ParseSize({words[0].data(), words[0].size()}));
+    step.time = absl::Seconds(1);
+    if (timed) {
+      LARDER_ASSIGN_OR_RETURN(
+          step.time, ParseDurationText({words[1].data(), words[1].size()}));
+    }
+    if (step.bytes_per_second != 0 && step.bytes_per_second < kLeastRate) {
+      return absl::InvalidArgumentError("rates are 0 or at least 64KiB");
+    }
+    if (step.time < kLeastTime) {
+      return absl::InvalidArgumentError("times are at least 10ms");
+    }
+    schedule.steps.push_back(step);
+  }
+  if (!schedule.Moves()) {
+    return absl::InvalidArgumentError("some rate must not be 0");
+  }
+  return schedule;
 }
 
 Status SetConfigKey(DaemonConfig& config, std::string_view name,

@@ -12,6 +12,7 @@
 
 #include "absl/time/time.h"
 
+#include "store/rate_limit.h"
 #include "store/status.h"
 #include "store/units.h"
 
@@ -72,6 +73,7 @@ struct DaemonConfig {
     uint64_t sync_bytes = 64_MiB;
     absl::Duration sync_interval = absl::Milliseconds(5);
     uint64_t gc_bytes_per_second = 512_MiB;
+    std::string read_limit;
     bool operator==(const Nvme&) const = default;
   } nvme;
   struct Codec {
@@ -181,6 +183,8 @@ std::vector<const ConfigKey*> ChangedKeys(const DaemonConfig& a,
 std::string FormatSizeExact(uint64_t bytes);
 StatusOr<uint64_t> ParseSize(std::string_view text);
 StatusOr<absl::Duration> ParseDurationText(std::string_view text);
+// nvme.read_limit: "", "20MiB", or "20MiB 2s, 1MiB 500ms" again and again.
+StatusOr<RateSchedule> ParseRates(std::string_view text);
 
 }  // namespace larder
 

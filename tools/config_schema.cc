@@ -173,6 +173,14 @@ const std::array kSchema = {
               .unit = "bytes",
               .description = "most that garbage collection moves in a second; "
                              "0: no bound"},
+    ConfigKey{
+        .name = "nvme.read_limit",
+        .type = ConfigType::kString,
+        .field = LARDER_FIELD(nvme.read_limit),
+        .description =
+            "most that loads read in a second, such as 200MiB; empty: no "
+            "bound; \"200MiB 2s, 5MiB 500ms\" changes it again and again, "
+            "to see how engines cope with a device that slows down"},
     ConfigKey{.name = "codec.nvme",
               .type = ConfigType::kString,
               .field = LARDER_FIELD(codec.nvme),

@@ -34,6 +34,9 @@ EngineOptions MakeEngineOptions(const DaemonConfig& config) {
   options.write_back_bytes_in_flight = from.write_back_bytes_in_flight;
   options.promote_bytes_in_flight = from.promote_bytes_in_flight;
   options.promote_io_bytes = from.promote_io_bytes;
+  // It was validated.
+  StatusOr<RateSchedule> rate = ParseRates(config.nvme.read_limit);
+  if (rate.ok()) options.promote_rate = *std::move(rate);
   return options;
 }
 

@@ -144,11 +144,25 @@ struct MatchReply {
 struct Lookup {  // then id_count ChunkIds; also kPrefetch
   uint32_t space = 0;
   uint32_t id_count = 0;
+  uint8_t describe = 0;       // 1: StoredChunks instead of states (kLookup)
+  uint8_t worst_lineage = 0;  // of what is described
+  uint8_t reserved[6] = {};
 };
-struct LookupReply {  // then state_count bytes
+struct StoredChunk {
+  uint64_t bytes_to_read = 0;  // from a slower tier; 0: none
+  uint32_t token_count = 0;
+  uint8_t state = 0;   // ChunkState
+  uint8_t reason = 0;  // MissReason
+  uint8_t lineage = 0;
+  uint8_t reserved = 0;
+};
+static_assert(sizeof(StoredChunk) == 16);
+// then state_count bytes, or described_count StoredChunks. A daemon that does
+// not know `describe` sends states.
+struct LookupReply {
   ReplyHead head;
   uint32_t state_count = 0;
-  uint32_t reserved = 0;
+  uint32_t described_count = 0;
 };
 
 struct Hold {  // then id_count ChunkIds

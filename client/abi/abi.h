@@ -47,6 +47,7 @@ struct larder_find {
 };
 struct larder_load {
   std::shared_ptr<larder::client::LoadJob> job;
+  larder_stream_chunk* chunks = nullptr;  // the caller's
 };
 struct larder_save {
   std::shared_ptr<larder::client::Space> space;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -10,8 +11,8 @@ namespace {
 
 larder_status TakeLoad(larder_space* space, const larder_id* ids, size_t count,
                        const larder_view* views, size_t view_count,
-                       const larder_load_opts* opts,
-                       core::LoadRequest& request) {
+                       const larder_load_opts* opts, core::LoadRequest& request,
+                       larder_stream_chunk*& chunks) {
   if (space == nullptr || (ids == nullptr && count != 0) ||
       (views == nullptr && view_count != 0)) {
     return Invalid("load: space, ids or views is NULL");
@@ -53,7 +54,71 @@ larder_status TakeLoad(larder_space* space, const larder_id* ids, size_t count,
       }
     }
   }
+  if (raw.stream != nullptr) {
+    larder_stream_opts stream;
+    const larder_status bad = Take(raw.stream, stream);
+    if (bad != LARDER_OK) return bad;
+    if (request.layerwise || request.each ||
+        request.deadline == absl::InfiniteFuture()) {
+      return Invalid("load: a streaming load takes no flags, and a deadline");
+    }
+    if ((stream.flags & ~LARDER_STREAM_SOONEST) != 0) {
+      return Refuse(LARDER_E_UNSUPPORTED, "stream: unknown flags");
+    }
+    if (count > core::kStreamChunksMax) {
+      return Invalid("load: too many chunks to stream");
+    }
+    for (const double seconds : {stream.prefill_chunk_s, stream.prefill_token_s,
+                                 stream.prefill_token_position_s}) {
+      if (!(seconds >= 0) || !std::isfinite(seconds)) {
+        return Invalid("stream: a time to compute is no time");
+      }
+    }
+    request.stream =
+        core::StreamRequest{{stream.prefill_chunk_s, stream.prefill_token_s,
+                             stream.prefill_token_position_s},
+                            (stream.flags & LARDER_STREAM_SOONEST) != 0,
+                            stream.first_token};
+    chunks = stream.chunks;
+  }
   return LARDER_OK;
+}
+
+uint64_t Microseconds(absl::Duration duration) {
+  return duration == absl::InfiniteDuration()
+             ? UINT64_MAX
+             : static_cast<uint64_t>(absl::ToInt64Microseconds(duration));
+}
+
+void GiveChunks(const core::LoadOutcome& outcome, larder_stream_chunk* chunks) {
+  if (chunks == nullptr) return;
+  for (size_t i = 0; i < outcome.reasons.size(); ++i) {
+    larder_stream_chunk out{};
+    out.predicted_us = out.actual_us = UINT64_MAX;
+    if (outcome.streamed.has_value()) {
+      const core::StreamedChunk& chunk = outcome.streamed->chunks[i];
+      out.predicted = chunk.predicted ? 1 : 0;
+      out.brought = chunk.fetched ? 1 : 0;
+      out.planes = chunk.planes;
+      out.bytes = chunk.bytes;
+      out.predicted_us = Microseconds(chunk.predicted_time);
+      out.actual_us = Microseconds(chunk.time);
+    }
+    chunks[i] = out;
+  }
+}
+
+void GiveStreamed(const core::Streamed& streamed, larder_load_result& out) {
+  out.streamed = streamed.cut ? 3 : 1;
+  out.predicted_usable = streamed.predicted_usable;
+  out.predicted_us = Microseconds(streamed.predicted_time);
+  out.predicted_at_us = Microseconds(streamed.forecast_at);
+  out.predicted_goodput = streamed.predicted_goodput;
+  out.actual_us = Microseconds(streamed.time);
+  out.goodput = streamed.goodput;
+  out.streamed_bytes = streamed.bytes;
+  out.unused_bytes = streamed.bytes_unused;
+  out.recompute_us = Microseconds(streamed.recompute_time);
 }
 
 larder_status GiveLoad(const core::LoadOutcome& outcome, uint8_t* reasons,
@@ -65,6 +130,7 @@ larder_status GiveLoad(const core::LoadOutcome& outcome, uint8_t* reasons,
   out.tokens = outcome.tokens;
   out.bytes = outcome.bytes;
   out.lineage = Raw(outcome.lineage);
+  if (outcome.streamed.has_value()) GiveStreamed(*outcome.streamed, out);
   Give(out, result);
   return Answer(outcome.status);
 }
@@ -78,10 +144,13 @@ larder_status larder_load_now(larder_space* space, const larder_id* ids,
                               size_t view_count, const larder_load_opts* opts,
                               uint8_t* reasons, larder_load_result* result) {
   core::LoadRequest request;
+  larder_stream_chunk* chunks = nullptr;
   const larder_status bad =
-      TakeLoad(space, ids, count, views, view_count, opts, request);
+      TakeLoad(space, ids, count, views, view_count, opts, request, chunks);
   if (bad != LARDER_OK) return bad;
-  return GiveLoad(core::RunLoad(request, nullptr, nullptr), reasons, result);
+  const core::LoadOutcome outcome = core::RunLoad(request, nullptr, nullptr);
+  GiveChunks(outcome, chunks);
+  return GiveLoad(outcome, reasons, result);
 }
 
 larder_status larder_load_start(larder_space* space, const larder_id* ids,
@@ -91,8 +160,9 @@ larder_status larder_load_start(larder_space* space, const larder_id* ids,
                                 larder_load** out) {
   if (out == nullptr) return Invalid("out is NULL");
   core::LoadRequest request;
+  larder_stream_chunk* chunks = nullptr;
   const larder_status bad =
-      TakeLoad(space, ids, count, views, view_count, opts, request);
+      TakeLoad(space, ids, count, views, view_count, opts, request, chunks);
   if (bad != LARDER_OK) return bad;
   std::shared_ptr<core::Queue> to = queue != nullptr ? queue->queue : nullptr;
   StatusOr<std::shared_ptr<core::LoadJob>> job = core::LoadJob::Start(
@@ -112,7 +182,7 @@ larder_status larder_load_start(larder_space* space, const larder_id* ids,
         to->Push(std::move(done));
       });
   if (!job.ok()) return Answer(job.status());
-  *out = new larder_load{*std::move(job)};
+  *out = new larder_load{*std::move(job), chunks};
   return LARDER_OK;
 }
 
@@ -139,6 +209,7 @@ larder_status larder_load_wait(larder_load* load, uint32_t deadline_ms,
   if (outcome == nullptr) {
     return Refuse(LARDER_E_DEADLINE, "the load is still under way");
   }
+  GiveChunks(*outcome, load->chunks);
   return GiveLoad(*outcome, reasons, result);
 }
 

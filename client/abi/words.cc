@@ -78,6 +78,8 @@ const char* larder_reason_name(uint32_t reason) {
       return "not tried";
     case LARDER_REASON_PROFILE:
       return "its profile is missing";
+    case LARDER_REASON_RECOMPUTE:
+      return "recompute";
     default:
       return "unknown reason";
   }

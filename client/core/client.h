@@ -66,6 +66,9 @@ class Client {
   Background& background() { return background_; }
   Counters& counters() { return counters_; }
   Profiles& profiles() { return profiles_; }
+  // Bytes per second that the last streaming load got; 0 before any.
+  double goodput() const { return goodput_; }
+  void set_goodput(double bytes_per_second) { goodput_ = bytes_per_second; }
 
   // The link, connected anew if it broke. Unavailable at once while a pause
   // after a failed attempt lasts.
@@ -89,6 +92,7 @@ class Client {
 
   const ClientOptions options_;
   Counters counters_;
+  std::atomic<double> goodput_{0};
 
   mutable absl::Mutex mu_;
   absl::CondVar connected_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace larder::client {
 
@@ -30,7 +31,8 @@ Status Validate(const GoodputOptions& options) {
 
 GoodputEstimator::GoodputEstimator(const GoodputOptions& options)
     : options_(options),
-      sample_seconds_(absl::ToDoubleSeconds(options.sample)) {}
+      sample_seconds_(absl::ToDoubleSeconds(options.sample)),
+      flowing_(options.piece_bytes > 0) {}
 
 void GoodputEstimator::SetBusy(bool busy, absl::Time now) {
   if (busy == busy_) return;
@@ -50,6 +52,7 @@ void GoodputEstimator::OnBytes(uint64_t bytes, absl::Time now) {
   open_bytes_ += static_cast<double>(bytes);
   total_bytes_ += static_cast<double>(bytes);
   Advance(now);
+  CloseSample();
 }
 
 void GoodputEstimator::Advance(absl::Time now) {
@@ -64,7 +67,12 @@ void GoodputEstimator::Advance(absl::Time now) {
   }
   open_seconds_ += passed;
   total_seconds_ += passed;
+  CloseSample();
+}
+
+void GoodputEstimator::CloseSample() {
   if (open_seconds_ < sample_seconds_) return;
+  if (options_.piece_bytes > 0 && open_bytes_ == 0) return;
   const double rate = open_bytes_ / open_seconds_;
   const double count = std::min(std::floor(open_seconds_ / sample_seconds_),
                                 static_cast<double>(kRecent));
@@ -80,7 +88,28 @@ void GoodputEstimator::Push(double sample) {
   ++samples_;
 }
 
+double GoodputEstimator::Bound() const {
+  if (options_.piece_bytes == 0 || open_seconds_ < sample_seconds_) {
+    return std::numeric_limits<double>::infinity();
+  }
+  return (open_bytes_ + static_cast<double>(options_.piece_bytes)) /
+         open_seconds_;
+}
+
 double GoodputEstimator::Low() const {
+  return std::min(UnboundLow(), Bound());
+}
+
+double GoodputEstimator::Awaiting(double bytes) const {
+  const double due = bytes / UnboundLow();
+  if (options_.piece_bytes == 0 ||
+      !(due < std::numeric_limits<double>::infinity())) {
+    return due;
+  }
+  return std::abs(due - open_seconds_);
+}
+
+double GoodputEstimator::UnboundLow() const {
   std::array<double, kRecent + 16> sorted;
   size_t count = static_cast<size_t>(std::min<uint64_t>(samples_, kRecent));
   std::copy_n(recent_.begin(), count, sorted.begin());
@@ -100,16 +129,23 @@ double GoodputEstimator::Low() const {
   std::nth_element(sorted.begin(), nth,
                    sorted.begin() + static_cast<ptrdiff_t>(count));
   double low = *nth;
-  if (samples_ > 0) low = std::min(low, Mid());
+  if (samples_ > 0) low = std::min(low, UnboundMid());
   return low;
 }
 
 double GoodputEstimator::Mid() const {
-  if (samples_ == 0) return options_.prior * options_.prior_trust;
-  if (options_.prior <= 0 || samples_ >= options_.prior_weight) return average_;
-  const double share = static_cast<double>(samples_) /
-                       static_cast<double>(options_.prior_weight);
-  return share * average_ + (1 - share) * options_.prior * options_.prior_trust;
+  return std::min(UnboundMid(), Bound());
+}
+
+double GoodputEstimator::UnboundMid() const {
+  double mid = average_;
+  if (options_.prior > 0 && samples_ < options_.prior_weight) {
+    const double share = static_cast<double>(samples_) /
+                         static_cast<double>(options_.prior_weight);
+    mid =
+        share * average_ + (1 - share) * options_.prior * options_.prior_trust;
+  }
+  return mid;
 }
 
 double GoodputEstimator::High() const {

@@ -26,21 +26,27 @@ struct GoodputOptions {
   // Length of a sample. Too short, and the gaps between pieces look like drops;
   // too long, and drops are seen late.
   absl::Duration sample = absl::Milliseconds(10);
+  // Bytes come in pieces of up to so many, and nothing is heard of a piece
+  // before its end: silence then is no stall, it only bounds what the link may
+  // be delivering. 0: bytes are told as they land.
+  uint64_t piece_bytes = 0;
 };
 
 Status Validate(const GoodputOptions& options);
 
 // What a link delivers while something is asked of it, in bytes per second:
 // samples of equal length, the recent 16 of them. A stall is a row of samples
-// without bytes, so that waiting alone lowers the estimate. Neither allocates
-// nor reads a clock; O(16) a call. Not thread-safe.
+// without bytes, so that waiting alone lowers the estimate; with pieces, by how
+// long the one under way takes already. Neither allocates nor reads a clock;
+// O(16) a call. Not thread-safe.
 class GoodputEstimator {
  public:
   explicit GoodputEstimator(const GoodputOptions& options);
 
   // Something is asked for from now on, or nothing any more. Only busy time
   // counts; before the first byte it does not (that is the round trip), unless
-  // ten samples pass without any.
+  // ten samples pass without any. With pieces it does: the first one's time is
+  // the link's.
   void SetBusy(bool busy, absl::Time now);
   void OnBytes(uint64_t bytes, absl::Time now);
   // Lets the time since the last call count.
@@ -53,6 +59,10 @@ class GoodputEstimator {
   double Low() const;
   // What is to be expected: the moving average.
   double Mid() const;
+  // Seconds until a piece of so many bytes that is under way should be here, by
+  // the low estimate. One that is overdue is expected to take as long again as
+  // it is overdue by.
+  double Awaiting(double bytes) const;
   // The best of the recent samples: what may come back after a drop.
   double High() const;
   // Of all bytes over all busy time; 0 before any.
@@ -61,7 +71,12 @@ class GoodputEstimator {
  private:
   static constexpr size_t kRecent = 16;
 
+  void CloseSample();
   void Push(double sample);
+  double UnboundLow() const;
+  double UnboundMid() const;
+  // What the piece under way may come at, at most.
+  double Bound() const;
 
   const GoodputOptions options_;
   const double sample_seconds_;

@@ -68,6 +68,7 @@ class LoadRun {
         lineages_(count_, Lineage::kExact) {}
 
   LoadOutcome Run() {
+    if (request_.stream.has_value() && Stream()) return Collect();
     // With fewer chunks than threads, all threads are of use only if they share
     // the chunks' layers.
     const bool spare =
@@ -208,6 +209,180 @@ class LoadRun {
       bytes_ += worker.bytes;
     });
   }
+
+  // The daemon of this host as a streaming load sees it: a fetch is a hold.
+  class LocalFeed final : public StreamFeed {
+   public:
+    explicit LocalFeed(LoadRun& run) : run_(run), held_(run.count_) {}
+
+    absl::Time Now() override { return run_.Now(); }
+
+    StatusOr<std::vector<StoredChunk>> Describe() override {
+      const LoadRequest& request = run_.request_;
+      if (request.hold == nullptr) {
+        return request.space->Describe(request.ids, request.worst_lineage,
+                                       request.deadline);
+      }
+      std::vector<StoredChunk> chunks(run_.count_);
+      for (size_t i = 0; i < chunks.size(); ++i) {
+        held_[i] = {request.hold, request.hold_first + i};
+        const HeldChunks::Chunk held =
+            request.hold->chunks().Get(held_[i].index);
+        chunks[i].reason = held.reason;
+        chunks[i].state = held.state;
+        if (held.state != ChunkState::kPending) continue;
+        chunks[i].state = ChunkState::kDurable;  // it is on its way
+        for (const wire::HeldPart& part : held.parts) {
+          chunks[i].bytes_to_read += part.record_bytes;
+        }
+      }
+      return chunks;
+    }
+
+    MissReason Fetch(const StreamAction& fetch) override {
+      return HoldOne(fetch.chunk);
+    }
+
+    Progress Poll(const StreamAction& fetch) override {
+      const Held& held = held_[fetch.chunk];
+      Link& link = held.hold->link();
+      if (!link.broken()) link.Drain();
+      const HeldChunks::Chunk chunk = held.hold->chunks().Get(held.index);
+      switch (chunk.state) {
+        case ChunkState::kReady:
+          return {fetch.bytes, MissReason::kNone};
+        case ChunkState::kPending:
+          if (link.broken()) return {0, MissReason::kUnavailable};
+          return {0, held.hold->chunks().revoked()};
+        default:
+          return {0, chunk.reason == MissReason::kNone ? MissReason::kNeverSeen
+                                                       : chunk.reason};
+      }
+    }
+
+    bool Wait(absl::Time until) override {
+      std::vector<const Held*> pending;
+      for (const Held& held : held_) {
+        if (held.hold != nullptr && held.hold->chunks().Pending(held.index)) {
+          pending.push_back(&held);
+        }
+      }
+      if (!pending.empty()) {
+        // Whatever ends it, the caller looks again.
+        pending[0]
+            ->hold->link()
+            .Await(
+                [&] {
+                  return std::any_of(
+                      pending.begin(), pending.end(), [](const Held* held) {
+                        return !held->hold->chunks().Pending(held->index) ||
+                               held->hold->chunks().revoked() !=
+                                   MissReason::kNone;
+                      });
+                },
+                until, run_.cancelled_)
+            .IgnoreError();
+      }
+      return run_.cancelled_ == nullptr || !*run_.cancelled_;
+    }
+
+    MissReason Take(uint32_t chunk) override {
+      const MissReason why = HoldOne(chunk);
+      if (why != MissReason::kNone) return why;
+      const Held held = std::exchange(held_[chunk], {});
+      // It left memory since; there is no time to wait for it.
+      if (held.hold->chunks().Pending(held.index)) return kMissRecompute;
+      return run_.CopyShared(*held.hold, held.index, chunk);
+    }
+
+   private:
+    MissReason HoldOne(uint32_t chunk) {
+      Held& held = held_[chunk];
+      if (held.hold != nullptr) return MissReason::kNone;
+      StatusOr<std::shared_ptr<Hold>> opened =
+          run_.OpenHold(chunk, size_t{chunk} + 1);
+      if (!opened.ok()) {
+        run_.failure_ = opened.status();
+        return ReasonOf(opened.status());
+      }
+      if ((*opened)->usable() == 0) {
+        const MissReason why = (*opened)->chunks().Get(0).reason;
+        return why == MissReason::kNone ? MissReason::kNeverSeen : why;
+      }
+      held = {*std::move(opened), 0};
+      return MissReason::kNone;
+    }
+
+    struct Held {
+      std::shared_ptr<Hold> hold;
+      size_t index = 0;
+    };
+    LoadRun& run_;
+    std::vector<Held> held_;
+  };
+
+  // False: the daemon cannot do it.
+  bool Stream() {
+    const SpaceDescriptor& space = request_.space->descriptor();
+    Client& client = request_.space->client();
+    StreamPlan plan;
+    plan.deadline = request_.deadline;
+    plan.prefill = request_.stream->prefill;
+    plan.soonest = request_.stream->soonest;
+    plan.first_position = request_.stream->first_position;
+    plan.chunk_tokens = space.chunk_tokens;
+    plan.token_bytes = static_cast<double>(ChunkBytes(space)) /
+                       std::max<uint32_t>(space.chunk_tokens, 1);
+    plan.decode_bytes_per_second *= threads_;
+    plan.goodput.prior = client.goodput();
+    LocalFeed feed(*this);
+    StatusOr<Streamed> streamed = RunStream(feed, plan);
+    if (absl::IsUnimplemented(streamed.status())) return false;
+    if (!streamed.ok()) {
+      Fail(0, streamed.status());
+      return true;
+    }
+    if (streamed->goodput > 0) client.set_goodput(streamed->goodput);
+    reasons_ = streamed->reasons;
+    if (streamed->usable < count_) {
+      stop_at_ = streamed->usable;
+      if (observer_ != nullptr) observer_->OnMiss();
+    }
+    streamed_ = *std::move(streamed);
+    return true;
+  }
+
+  // As CopyChunk; the threads of the load share its layers.
+  MissReason CopyShared(Hold& hold, size_t held, size_t i) {
+    MissReason why = Prepare(hold, held, i, shared_.chunk);
+    const uint32_t layers = LayerEnd(request_.views);
+    if (why == MissReason::kNone && (threads_ == 1 || layers < 2)) {
+      uint64_t bytes = 0;
+      why = CopyLayers(hold, held, i, shared_.chunk, 0, UINT32_MAX,
+                       shared_.scratch, bytes);
+      bytes_ += bytes;
+    } else if (why == MissReason::kNone) {
+      std::atomic<uint32_t> next{0};
+      std::atomic<MissReason> missed{MissReason::kNone};
+      OnThreads(std::min(threads_, layers), [&](size_t) {
+        Scratch scratch;
+        uint64_t bytes = 0;
+        for (uint32_t layer; (layer = next++) < layers;) {
+          const MissReason one = CopyLayers(hold, held, i, shared_.chunk, layer,
+                                            layer + 1, scratch, bytes);
+          if (one == MissReason::kNone) continue;
+          missed = one;
+          break;
+        }
+        bytes_ += bytes;
+      });
+      why = missed;
+    }
+    Settle(i, why, shared_.chunk);
+    return why;
+  }
+
+  absl::Time Now() const { return request_.space->client().clock().Now(); }
 
   // What a thread that copies keeps from chunk to chunk.
   struct Worker {
@@ -376,7 +551,9 @@ class LoadRun {
     LoadOutcome outcome;
     outcome.status = failure_;
     const size_t stop = stop_at_;
-    for (size_t i = stop + 1; i < count_; ++i) reasons_[i] = kMissNotTried;
+    for (size_t i = stop + 1; i < count_ && !streamed_.has_value(); ++i) {
+      reasons_[i] = kMissNotTried;
+    }
     size_t usable = 0;
     while (usable < count_ && reasons_[usable] == MissReason::kNone) {
       outcome.tokens += tokens_[usable++];
@@ -398,6 +575,7 @@ class LoadRun {
     }
     outcome.bytes = bytes_;
     outcome.reasons = std::move(reasons_);
+    outcome.streamed = std::move(streamed_);
     Counters& counters = request_.space->client().counters();
     counters.loaded_bytes.fetch_add(outcome.bytes, std::memory_order_relaxed);
     counters.missed_chunks.fetch_add(count_ - usable,
@@ -447,6 +625,8 @@ class LoadRun {
   std::vector<uint32_t> tokens_;
   std::vector<Lineage> lineages_;
   Status failure_;
+  Worker shared_;  // of CopyShared
+  std::optional<Streamed> streamed_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -12,11 +13,19 @@
 #include "client/core/hold.h"
 #include "client/core/jobs.h"
 #include "client/core/space.h"
+#include "client/core/stream_load.h"
 #include "client/core/view.h"
 #include "store/status.h"
 #include "store/types.h"
 
 namespace larder::client {
+
+// Of a load that ends in time for the engine to compute what will not come.
+struct StreamRequest {
+  PrefillModel prefill;
+  bool soonest = false;
+  uint64_t first_position = 0;
+};
 
 struct LoadRequest {
   std::shared_ptr<Space> space;
@@ -30,6 +39,9 @@ struct LoadRequest {
   // Null: held in windows by the load itself.
   std::shared_ptr<Hold> hold;
   size_t hold_first = 0;
+  // Chunk by chunk, in order, watching the link; with a deadline, and neither
+  // layerwise nor each.
+  std::optional<StreamRequest> stream;
 };
 
 struct LoadOutcome {
@@ -42,6 +54,7 @@ struct LoadOutcome {
   // landed if each was tried. What is computed over them is no better.
   Lineage lineage = Lineage::kExact;
   std::vector<MissReason> reasons;
+  std::optional<Streamed> streamed;  // of a streaming load
 };
 
 // Told while a load runs, by its threads.
@@ -65,6 +78,9 @@ uint32_t LayerEnd(const std::vector<View>& views);
 // one being held, and so brought up from slower tiers, while this one is
 // copied. Layer after layer: all is held at once, and threads share the layers
 // of a chunk; so they do with fewer chunks than threads, if these fit a window.
+// Streaming: every chunk is held by itself when its turn comes, and threads
+// share its layers. An older daemon cannot say what chunks take to be brought:
+// such a load is not streamed.
 LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
                     LoadObserver* observer);
 

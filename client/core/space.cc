@@ -195,6 +195,44 @@ StatusOr<std::vector<ChunkState>> Space::Lookup(std::span<const ChunkId> ids,
   return all;
 }
 
+StatusOr<std::vector<StoredChunk>> Space::Describe(std::span<const ChunkId> ids,
+                                                   Lineage worst,
+                                                   absl::Time deadline) {
+  LARDER_ASSIGN_OR_RETURN(const At at, Reach(deadline));
+  std::vector<StoredChunk> all;
+  all.reserve(ids.size());
+  for (size_t begin = 0; begin < ids.size(); begin += kBatch) {
+    const auto part = ids.subspan(begin, std::min(kBatch, ids.size() - begin));
+    wire::Lookup body;
+    body.space = at.handle;
+    body.id_count = static_cast<uint32_t>(part.size());
+    body.describe = 1;
+    body.worst_lineage = Raw(worst);
+    LARDER_ASSIGN_OR_RETURN(
+        const Packet reply,
+        at.link->channel().Call(wire::Type::kLookup, body, {BytesOfArray(part)},
+                                deadline));
+    const auto head = reply.Body<wire::LookupReply>();
+    if (head.described_count == 0 && head.state_count != 0) {
+      return absl::UnimplementedError("the daemon does not describe chunks");
+    }
+    ArrayReader arrays = reply.Arrays();
+    LARDER_ASSIGN_OR_RETURN(
+        const std::span<const wire::StoredChunk> chunks,
+        arrays.Take<wire::StoredChunk>(head.described_count));
+    if (chunks.size() != part.size()) return ShortReply();
+    for (const wire::StoredChunk& chunk : chunks) {
+      StoredChunk& out = all.emplace_back();
+      LARDER_ASSIGN_OR_RETURN(out.state, CheckState(chunk.state));
+      out.reason = static_cast<MissReason>(chunk.reason);
+      out.lineage = static_cast<Lineage>(chunk.lineage);
+      out.token_count = chunk.token_count;
+      out.bytes_to_read = chunk.bytes_to_read;
+    }
+  }
+  return all;
+}
+
 Status Space::LookupCached(std::span<const ChunkId> ids,
                            std::span<std::optional<ChunkState>> states) {
   const std::shared_ptr<Link> link = client_.PeekLink();

@@ -52,6 +52,11 @@ class Space : public SpaceWatcher, public std::enable_shared_from_this<Space> {
       const MatchQuery& query);
   StatusOr<std::vector<ChunkState>> Lookup(std::span<const ChunkId> ids,
                                            absl::Time deadline);
+  // One element per id; copies worse than `worst` are a miss. Unimplemented:
+  // the daemon is too old to say.
+  StatusOr<std::vector<StoredChunk>> Describe(std::span<const ChunkId> ids,
+                                              Lineage worst,
+                                              absl::Time deadline);
   Status LookupCached(std::span<const ChunkId> ids,
                       std::span<std::optional<ChunkState>> states);
   Status Prefetch(std::span<const ChunkId> ids, absl::Time deadline);

@@ -906,6 +906,64 @@ TEST(Engine, LargeRecordsAreReadInPieces) {
   EXPECT_TRUE(rig.Read(space, ids[0], hold->chunks[0]).ok());
 }
 
+TEST(Engine, PromotionsKeepToTheirRate) {
+  EngineOptions options;
+  options.promote_io_bytes = 4_KiB;
+  const uint64_t bytes = kChunkPages;  // of a chunk's record
+  options.promote_rate.steps = {{bytes, absl::Seconds(1)},
+                                {0, absl::Seconds(3)}};
+  EngineRig rig(options, 2 * kChunkPages);
+  const SpaceId space = rig.Open(SmallSpace());
+  const ClientId client = rig.Client();
+  const auto ids = Spill(rig, client, space, 4);
+  const std::vector<StoredChunk> about =
+      rig.engine->Describe(TenantId{}, space, ids, Lineage::kExact);
+  ASSERT_EQ(about.size(), 4U);
+  EXPECT_EQ(about[0].state, ChunkState::kDurable);
+  EXPECT_GT(about[0].bytes_to_read, bytes - kPageBytes);
+  EXPECT_LE(about[0].bytes_to_read, bytes);
+  EXPECT_EQ(about[3].state, ChunkState::kReady);
+  EXPECT_EQ(about[3].bytes_to_read, 0U);
+  EXPECT_GT(about[3].token_count, 0U);
+
+  const auto hold = rig.Hold(client, space, {ids[0], ids[1]});
+  ASSERT_TRUE(hold.ok());
+  rig.Pass(absl::Milliseconds(990));
+  EXPECT_THAT(rig.progress, IsEmpty());
+  rig.Pass(absl::Milliseconds(20));
+  EXPECT_THAT(rig.progress, ElementsAre(Pair(0u, MissReason::kNone)));
+  rig.Pass(absl::Milliseconds(3970));
+  EXPECT_EQ(rig.progress.size(), 1U);
+  rig.Pass(absl::Milliseconds(40));
+  EXPECT_EQ(rig.progress.size(), 2U);
+  EXPECT_TRUE(rig.Read(space, ids[1], hold->chunks[1]).ok());
+}
+
+TEST(Engine, ARateThatMovesNothingIsRefused) {
+  for (const RateSchedule::Step step :
+       {RateSchedule::Step{0, absl::Seconds(1)},
+        RateSchedule::Step{5, absl::ZeroDuration()}}) {
+    EngineOptions options;
+    options.promote_rate.steps = {step};
+    EXPECT_THAT(Engine::Open(options, {}).status().message(),
+                testing::HasSubstr("promote_rate"));
+  }
+}
+
+TEST(Engine, DescribesWhatIsMissing) {
+  EngineRig rig({}, 2 * kChunkPages);
+  const SpaceId space = rig.Open(SmallSpace());
+  const std::vector<ChunkId> ids(2);
+  for (const SpaceId& where : {space, SpaceId{}}) {
+    const auto about =
+        rig.engine->Describe(TenantId{}, where, ids, Lineage::kExact);
+    ASSERT_EQ(about.size(), 2U);
+    EXPECT_EQ(about[1].state, ChunkState::kMiss);
+    EXPECT_EQ(about[1].reason, MissReason::kNeverSeen);
+    EXPECT_EQ(about[1].bytes_to_read, 0U);
+  }
+}
+
 // ---- Write-back ----
 
 TEST(Engine, UnwrittenChunkGoesOnlyWhenNothingElseDoes) {

@@ -221,6 +221,18 @@ class FakeEngine final : public Engine {
                                  std::span<const ChunkId> ids) override {
     return std::vector<ChunkState>(ids.size(), behaviour().state);
   }
+  std::vector<StoredChunk> Describe(TenantId, const SpaceId&,
+                                    std::span<const ChunkId> ids,
+                                    Lineage worst) const override {
+    std::vector<StoredChunk> chunks(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      chunks[i] = {.state = behaviour().state,
+                   .lineage = worst,
+                   .token_count = 256,
+                   .bytes_to_read = 1000 + i};
+    }
+    return chunks;
+  }
   void Prefetch(TenantId, const SpaceId&, std::span<const ChunkId>) override {}
 
   StatusOr<HoldReply> Hold(const HoldRequest& request,

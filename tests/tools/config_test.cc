@@ -149,6 +149,28 @@ codec = "raw"
   EXPECT_EQ(flagged, *config);
 }
 
+TEST(Config, RatesOfReading) {
+  EXPECT_TRUE(ParseRates("")->steps.empty());
+  const StatusOr<RateSchedule> one = ParseRates("200MiB");
+  ASSERT_TRUE(one.ok()) << one.status();
+  ASSERT_EQ(one->steps.size(), 1U);
+  EXPECT_EQ(one->steps[0].bytes_per_second, 200_MiB);
+  const StatusOr<RateSchedule> drops = ParseRates("20MiB 2s, 0 10ms,64KiB 1m");
+  ASSERT_TRUE(drops.ok()) << drops.status();
+  const RateSchedule expected = {{{20_MiB, absl::Seconds(2)},
+                                  {0, absl::Milliseconds(10)},
+                                  {64_KiB, absl::Minutes(1)}}};
+  EXPECT_EQ(*drops, expected);
+  for (const char* bad :
+       {"fast", "0", "0 1s", "1KiB", "20MiB 2s, 5MiB", "20MiB 1ms",
+        "20MiB 2s 3s", ",", "20MiB 2s,", "20MiB later", "-1"}) {
+    DaemonConfig config;
+    config.nvme.read_limit = bad;
+    EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("nvme.read_limit"))
+        << bad;
+  }
+}
+
 TEST(Config, CodecsThatCannotBe) {
   DaemonConfig config;
   config.codec.nvme = "zip";

@@ -56,6 +56,11 @@ class FakeEngine final : public Engine {
                                  std::span<const ChunkId>) override {
     return {};
   }
+  std::vector<StoredChunk> Describe(TenantId, const SpaceId&,
+                                    std::span<const ChunkId> ids,
+                                    Lineage) const override {
+    return std::vector<StoredChunk>(ids.size());
+  }
   void Prefetch(TenantId, const SpaceId&, std::span<const ChunkId>) override {}
   StatusOr<HoldReply> Hold(const HoldRequest&, HoldProgress) override {
     return absl::UnimplementedError("fake");

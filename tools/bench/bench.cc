@@ -109,6 +109,20 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
   ttft->add_option("--text", chosen->text, "file with the text to prefill");
   ttft->add_option("--rounds", chosen->rounds, "medians over so many")
       ->capture_default_str();
+  CLI::App* levels = add(
+      "levels",
+      "bytes on NVMe and time to first token of a real model, raw, lossless "
+      "and lossy, also where the device slows down in mid-load (minutes)",
+      "larder bench levels\nlarder bench levels --only levels.drops",
+      bench::RunLevels);
+  levels->add_option("--model", chosen->model,
+                     "GGUF file (tools/setup fetches)");
+  levels->add_option("--text", chosen->text, "file with the text to prefill");
+  levels
+      ->add_option("--tokens", chosen->tokens,
+                   "of the text; no whole number of chunks of 256")
+      ->check(CLI::Range(256, 2770))
+      ->capture_default_str();
   CLI::App* quality = parent->add_subcommand(
       "quality",
       "rate and quality of codecs on real KV of a model (an hour; --quick: "

@@ -3,80 +3,28 @@
 // engine is larder_demo_engine, which measures them in turn in one process.
 
 #include <nlohmann/json.hpp>
-#include <sys/wait.h>
 
-#include <array>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
 
 #include "tools/bench/bench_daemon.h"
 #include "tools/bench/benches.h"
+#include "tools/bench/demo_engine.h"
 
 namespace larder::bench {
 namespace {
 
 using nlohmann::json;
-namespace fs = std::filesystem;
 
 constexpr int kSyntheticTokens = 32768;
 // Of shared parts, in tokens; none is a whole number of chunks.
 constexpr const char* kLengths = "290,610,905,1240,1575,1990,2385,2770";
 
-// The folder of the source tree in which this program was built.
-fs::path SourceTree() {
-  std::error_code error;
-  return fs::read_symlink("/proc/self/exe", error)
-      .parent_path()
-      .parent_path()
-      .parent_path()
-      .parent_path();
-}
-
-struct Engine {
-  std::string program, model, text;
-};
-
-StatusOr<Engine> FindEngine(const BenchOptions& options) {
-  const fs::path tree = SourceTree();
-  Engine engine;
-  std::error_code error;
-  engine.program = fs::read_symlink("/proc/self/exe", error).parent_path() /
-                   "larder_demo_engine";
-  engine.model =
-      options.model.empty()
-          ? (tree / ".deps/model/SmolLM2-135M-Instruct.Q4_1.gguf").string()
-          : options.model;
-  engine.text = options.text.empty()
-                    ? (tree / "tools/llama_demo/prose.txt").string()
-                    : options.text;
-  for (const std::string& file : {engine.program, engine.model, engine.text}) {
-    if (!fs::exists(file)) {
-      return absl::NotFoundError(
-          absl::StrCat(file,
-                       " is not there; run tools/build, or pass --model "
-                       "and --text"));
-    }
-  }
-  return engine;
-}
-
-StatusOr<json> RunEngine(const Engine& engine, const std::string& socket,
-                         const std::string& more) {
-  const std::string command = absl::StrCat(
-      "'", engine.program, "' --bench --model '", engine.model, "' --text '",
-      engine.text, "' --socket '", socket, "' ", more);
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return absl::InternalError("cannot start a shell");
-  std::string output;
-  std::array<char, 4096> piece;
-  for (size_t n; (n = fread(piece.data(), 1, piece.size(), pipe)) > 0;) {
-    output.append(piece.data(), n);
-  }
-  const int status = pclose(pipe);
-  json result = json::parse(output, nullptr, false);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || !result.is_array()) {
-    return absl::InternalError(absl::StrCat("the engine failed: ", command));
+StatusOr<json> RunPhase(const DemoProgram& engine, const std::string& socket,
+                        const std::string& more) {
+  LARDER_ASSIGN_OR_RETURN(json result,
+                          RunDemoEngine(engine, socket, "--bench " + more));
+  if (!result.is_array()) {
+    return absl::InternalError("the engine printed no array");
   }
   return result;
 }
@@ -132,12 +80,11 @@ void AddTax(const char* name, const Tax& tax, Report& report) {
                            " ms of prefill")});
 }
 
-Status DramLoads(const Engine& engine, const BenchDaemon& daemon,
+Status DramLoads(const DemoProgram& engine, const BenchDaemon& daemon,
                  const std::string& lengths, Report& report) {
   report.Progress("loading from DRAM");
-  LARDER_ASSIGN_OR_RETURN(
-      const json dram,
-      RunEngine(engine, daemon.socket(), "--phase load " + lengths));
+  LARDER_ASSIGN_OR_RETURN(const json dram, RunPhase(engine, daemon.socket(),
+                                                    "--phase load " + lengths));
   LARDER_RETURN_IF_ERROR(AddLoads("dram", dram, 1.15, report));
   const double miss = Sum(dram, "miss_ms") / Sum(dram, "recompute_ms");
   report.Add({"ttft.miss_tax", "share", 0.005, miss, miss / 0.005,
@@ -146,7 +93,7 @@ Status DramLoads(const Engine& engine, const BenchDaemon& daemon,
 }
 
 // Every round must come from NVMe: one round, and a restart before each.
-Status NvmeLoads(const Engine& engine, BenchDaemon& daemon,
+Status NvmeLoads(const DemoProgram& engine, BenchDaemon& daemon,
                  const std::vector<std::string>& flags, int rounds,
                  Report& report) {
   report.Progress("loading from NVMe");
@@ -154,16 +101,16 @@ Status NvmeLoads(const Engine& engine, BenchDaemon& daemon,
   for (int round = 0; round < rounds; ++round) {
     LARDER_RETURN_IF_ERROR(daemon.Restart(flags));
     LARDER_ASSIGN_OR_RETURN(
-        json once, RunEngine(engine, daemon.socket(),
-                             absl::StrCat("--phase load --rounds 1 --lengths ",
-                                          kLengths)));
+        json once,
+        RunPhase(engine, daemon.socket(),
+                 absl::StrCat("--phase load --rounds 1 --lengths ", kLengths)));
     for (json& one : once) nvme.push_back(std::move(one));
   }
   return AddLoads("nvme", nvme, 1.3, report);
 }
 
 Status Run(const BenchOptions& options, Report& report) {
-  LARDER_ASSIGN_OR_RETURN(const Engine engine, FindEngine(options));
+  LARDER_ASSIGN_OR_RETURN(const DemoProgram engine, FindDemoEngine(options));
   LARDER_ASSIGN_OR_RETURN(auto daemon,
                           BenchDaemon::Start(options.directory, {}));
   const std::vector<std::string> flags = {
@@ -178,7 +125,7 @@ Status Run(const BenchOptions& options, Report& report) {
   double cpu = daemon->CpuSeconds();
   LARDER_ASSIGN_OR_RETURN(
       const json saved,
-      RunEngine(engine, daemon->socket(), "--phase save " + lengths));
+      RunPhase(engine, daemon->socket(), "--phase save " + lengths));
   const Tax tax = {Sum(saved, "save_in_calls_ms"),
                    1e3 * (daemon->CpuSeconds() - cpu),
                    Sum(saved, "prefill_ms")};
@@ -197,7 +144,7 @@ Status Run(const BenchOptions& options, Report& report) {
   cpu = daemon->CpuSeconds();
   LARDER_ASSIGN_OR_RETURN(
       const json synthetic,
-      RunEngine(
+      RunPhase(
           engine, daemon->socket(),
           absl::StrCat("--phase save --synthetic-tokens ", kSyntheticTokens)));
   // What computing so many tokens would take at the speed measured above.

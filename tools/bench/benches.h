@@ -21,6 +21,7 @@ struct BenchOptions {
   std::string model;
   std::string text;
   int rounds = 5;
+  int tokens = 905;  // levels: of the text that is shared
   // codec: where captured KV and a model's profile are; empty = made up / none.
   std::string captures;
   std::string profile;
@@ -49,6 +50,7 @@ Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
 Status RunStream(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
+Status RunLevels(const BenchOptions& options, Report& report);
 // Needs no daemon.
 Status RunCodec(const BenchOptions& options, Report& report);
 

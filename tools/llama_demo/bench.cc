@@ -128,8 +128,9 @@ class Bench {
   StatusOr<std::unique_ptr<DemoService>> Connect(DemoEngine& engine) const {
     return DemoService::Connect(
         engine, options_.socket,
-        std::chrono::milliseconds(options_.load_deadline_ms),
-        options_.phase != Phase::kLoad && options_.durable_within_ms > 0);
+        DemoPrefixOptions(
+            std::chrono::milliseconds(options_.load_deadline_ms),
+            options_.phase != Phase::kLoad && options_.durable_within_ms > 0));
   }
 
   // Computes a prompt in a context of its own, saving if asked to, and keeps
@@ -264,9 +265,10 @@ StatusOr<Json> RunSynthetic(const DemoBenchOptions& options) {
   LARDER_RETURN_IF_ERROR(MakeUp(*engine, options.synthetic_tokens));
   LARDER_ASSIGN_OR_RETURN(
       std::unique_ptr<DemoService> service,
-      DemoService::Connect(*engine, options.socket,
-                           std::chrono::milliseconds(options.load_deadline_ms),
-                           false));
+      DemoService::Connect(
+          *engine, options.socket,
+          DemoPrefixOptions(std::chrono::milliseconds(options.load_deadline_ms),
+                            false)));
   std::vector<llama_token> tokens(options.synthetic_tokens);
   for (size_t i = 0; i < tokens.size(); ++i) {
     tokens[i] =

@@ -40,6 +40,9 @@ struct Arguments {
   uint32_t answer_tokens = 8;
   uint32_t load_deadline_ms = 10000;
   uint32_t durable_within_ms = 0;  // 0 = do not wait
+  uint32_t worst_lineage = LARDER_LINEAGE_EXACT;
+  double prefill_token_ms = 0;  // not 0: loads watch their link
+  bool soonest = false;
   bool bench = false;
   DemoBenchOptions bench_options;  // what only --bench needs
 };
@@ -66,11 +69,40 @@ uint32_t Size(const DemoRequest& request) {
   return static_cast<uint32_t>(request.tokens.size());
 }
 
+Json Describe(const StreamAnswer& stream) {
+  Json chunks = Json::array();
+  for (const larder_stream_chunk& chunk : stream.chunks) {
+    Json one = {{"bytes", chunk.bytes},
+                {"planes", chunk.planes},
+                {"predicted", chunk.predicted != 0},
+                {"brought", chunk.brought != 0}};
+    if (chunk.predicted_us != UINT64_MAX) {
+      one["predicted_ms"] = static_cast<double>(chunk.predicted_us) / 1e3;
+    }
+    if (chunk.actual_us != UINT64_MAX) {
+      one["actual_ms"] = static_cast<double>(chunk.actual_us) / 1e3;
+    }
+    chunks.push_back(std::move(one));
+  }
+  return {{"cut", stream.cut},
+          {"predicted_usable", stream.predicted_usable},
+          {"predicted_ms", Ms(stream.predicted_time)},
+          {"predicted_at_ms", Ms(stream.predicted_at)},
+          {"predicted_goodput", stream.predicted_goodput},
+          {"actual_ms", Ms(stream.time)},
+          {"goodput", stream.goodput},
+          {"bytes", stream.bytes},
+          {"unused_bytes", stream.unused_bytes},
+          {"recompute_ms", Ms(stream.recompute_time)},
+          {"chunks", std::move(chunks)}};
+}
+
 Json Describe(const LlamaLoadReport& report) {
   return {{"chunks_asked", report.chunks_asked},
           {"chunks_matched", report.chunks_matched},
           {"chunks_loaded", report.chunks},
           {"tokens_loaded", report.tokens},
+          {"lineage", report.lineage},
           {"bytes_loaded", report.bytes},
           {"miss_reason", larder_reason_name(report.reason)},
           {"problem", report.problem},
@@ -134,11 +166,17 @@ StatusOr<Json> Run(const Arguments& arguments) {
   uint64_t promoted_before = 0;
   uint32_t reused = 0;
   if (arguments.mode == Mode::kLarder) {
+    LlamaPrefixOptions options =
+        DemoPrefixOptions(std::chrono::milliseconds(arguments.load_deadline_ms),
+                          arguments.durable_within_ms > 0);
+    options.worst_lineage = static_cast<uint8_t>(arguments.worst_lineage);
+    if (arguments.prefill_token_ms > 0) {
+      StreamOptions& stream = options.stream.emplace();
+      stream.prefill_token_s = arguments.prefill_token_ms / 1e3;
+      stream.soonest = arguments.soonest;
+    }
     LARDER_ASSIGN_OR_RETURN(
-        service, DemoService::Connect(
-                     *engine, arguments.socket,
-                     std::chrono::milliseconds(arguments.load_deadline_ms),
-                     arguments.durable_within_ms > 0));
+        service, DemoService::Connect(*engine, arguments.socket, options));
     promoted_before = service->PromotedBytes();
   } else if (arguments.mode == Mode::kKeep) {
     LARDER_ASSIGN_OR_RETURN(reused, KeepShared(*engine, arguments, request));
@@ -174,6 +212,7 @@ StatusOr<Json> Run(const Arguments& arguments) {
   if (service == nullptr) return out;
 
   out["load"] = Describe(loaded);
+  if (loaded.stream.streamed) out["load"]["stream"] = Describe(loaded.stream);
   out["load"]["bytes_promoted"] = service->PromotedBytes() - promoted_before;
   const SteadyClock::time_point finish = SteadyClock::now();
   out["save"] = Describe(
@@ -231,6 +270,15 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
                "V is kept transposed then");
   app.add_option("--load-deadline-ms", arguments.load_deadline_ms)
       ->capture_default_str();
+  app.add_option("--worst-lineage", arguments.worst_lineage,
+                 "of what is loaded; 0: exact alone, 255: any")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 255));
+  app.add_option("--prefill-token-ms", arguments.prefill_token_ms,
+                 "what computing a token takes: the load then ends in time "
+                 "for what it will not bring to be computed by its deadline");
+  app.add_flag("--soonest", arguments.soonest,
+               "... or before, if all is there sooner so");
   app.add_option("--durable-within-ms", arguments.durable_within_ms,
                  "wait so long until saves are durable; 0 = do not");
 }

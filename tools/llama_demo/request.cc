@@ -52,25 +52,30 @@ Status DemoPrefill(DemoEngine& engine, const DemoRequest& request,
 
 StatusOr<std::unique_ptr<DemoService>> DemoService::Connect(
     DemoEngine& engine, const std::string& socket,
-    std::chrono::milliseconds load_deadline, bool want_durable) {
-  ClientOptions options;
-  options.socket_path = socket;
-  options.name = "larder_demo_engine";
-  Result<Client> client = Client::Open(options);
+    const LlamaPrefixOptions& options) {
+  ClientOptions client_options;
+  client_options.socket_path = socket;
+  client_options.name = "larder_demo_engine";
+  Result<Client> client = Client::Open(client_options);
   if (!client.ok()) {
     return absl::UnavailableError(
         absl::StrCat("larderd at ", socket, ": ", client.status().ToString()));
   }
   auto service = std::make_unique<DemoService>();
   service->client = std::move(*client);
-  LlamaPrefixOptions prefix_options;
-  prefix_options.load_deadline = load_deadline;
-  prefix_options.save_deadline = std::chrono::milliseconds(1000);
-  prefix_options.want_durable = want_durable;
   LARDER_ASSIGN_OR_RETURN(
       service->prefixes,
-      LlamaPrefixCache::Open(engine.cache(), service->client, prefix_options));
+      LlamaPrefixCache::Open(engine.cache(), service->client, options));
   return service;
+}
+
+LlamaPrefixOptions DemoPrefixOptions(std::chrono::milliseconds load_deadline,
+                                     bool want_durable) {
+  LlamaPrefixOptions options;
+  options.load_deadline = load_deadline;
+  options.save_deadline = std::chrono::milliseconds(1000);
+  options.want_durable = want_durable;
+  return options;
 }
 
 uint64_t DemoService::PromotedBytes() {

@@ -44,11 +44,15 @@ struct DemoService {
 
   static StatusOr<std::unique_ptr<DemoService>> Connect(
       DemoEngine& engine, const std::string& socket,
-      std::chrono::milliseconds load_deadline, bool want_durable);
+      const LlamaPrefixOptions& options);
 
   // Bytes that the daemon has brought up from slower tiers so far.
   uint64_t PromotedBytes();
 };
+
+// What engines of the demo ask of Larder.
+LlamaPrefixOptions DemoPrefixOptions(std::chrono::milliseconds load_deadline,
+                                     bool want_durable);
 
 // Milliseconds, for reports.
 double Ms(std::chrono::nanoseconds time);

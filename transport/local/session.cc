@@ -606,10 +606,27 @@ Status SessionImpl::OnLookup(const PacketView& view) {
     return absl::OkStatus();
   }
   if (!space.ok()) return ReplyStatus(view, space.status());
-  const std::vector<ChunkState> states = engine_.Lookup(tenant_, *space, ids);
-  const size_t count = std::min<size_t>(states.size(), wire::kMaxIdsPerMessage);
   ReplyBuilder reply(view.header().request);
   wire::LookupReply lookup;
+  if (body.describe != 0) {
+    const std::vector<StoredChunk> chunks = engine_.Describe(
+        tenant_, *space, ids, static_cast<Lineage>(body.worst_lineage));
+    std::vector<wire::StoredChunk> out;
+    out.reserve(chunks.size());
+    for (const StoredChunk& chunk : chunks) {
+      out.push_back({.bytes_to_read = chunk.bytes_to_read,
+                     .token_count = chunk.token_count,
+                     .state = static_cast<uint8_t>(chunk.state),
+                     .reason = Raw(chunk.reason),
+                     .lineage = Raw(chunk.lineage)});
+    }
+    lookup.described_count = static_cast<uint32_t>(out.size());
+    reply.SetBody(lookup);
+    reply.AppendArray(std::span<const wire::StoredChunk>(out));
+    return Reply(reply);
+  }
+  const std::vector<ChunkState> states = engine_.Lookup(tenant_, *space, ids);
+  const size_t count = std::min<size_t>(states.size(), wire::kMaxIdsPerMessage);
   lookup.state_count = static_cast<uint32_t>(count);
   reply.SetBody(lookup);
   reply.AppendArray(std::span(states).first(count));

@@ -133,6 +133,7 @@ LoadAnswer LlamaPrefixCache::LoadRows(const std::vector<Id>& ids,
   load.deadline = Until(deadline);
   load.threads = options_.load_threads;
   load.worst_lineage = options_.worst_lineage;
+  load.stream = options_.stream;
   return space_.Load(ids, {view}, load);
 }
 
@@ -272,6 +273,7 @@ void LlamaPrompt::Take(LlamaLoadReport& report, std::vector<Id> ids,
     answer = owner_->LoadRows(ids, *state, deadline);
   }
   report.bytes = answer.bytes;
+  report.stream = std::move(answer.stream);
   if (!answer.status.ok()) report.problem = answer.status.ToString();
   if (answer.usable < ids.size()) {
     report.reason = answer.reason;

@@ -24,6 +24,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -49,6 +50,10 @@ struct LlamaPrefixOptions {
   // The worst KV that is loaded (LARDER_LINEAGE_*). What is computed over worse
   // than exact KV is saved as what it is.
   uint8_t worst_lineage = LARDER_LINEAGE_EXACT;
+  // Loads watch their link and leave to the program in time what it computes
+  // sooner (larder_stream_opts); load_deadline is then that of loading and of
+  // computing what is left of what was matched.
+  std::optional<StreamOptions> stream;
 };
 
 struct LlamaPromptOptions {
@@ -72,6 +77,7 @@ struct LlamaLoadReport {
   uint8_t lineage = LARDER_LINEAGE_EXACT;  // of what is in place
   Reason reason = LARDER_REASON_NONE;      // why no more were loaded
   std::string problem;  // what failed, for people; empty if nothing did
+  StreamAnswer stream;  // of LlamaPrefixOptions::stream
   std::chrono::nanoseconds match_time{0};
   std::chrono::nanoseconds load_time{0};    // from Larder into the state
   std::chrono::nanoseconds import_time{0};  // from the state into the cache

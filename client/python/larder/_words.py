@@ -30,6 +30,7 @@ class Reason(enum.IntEnum):
     CANCELLED = 11
     NOT_TRIED = 12
     PROFILE = 13
+    RECOMPUTE = 14
 
 
 class Stage(enum.IntEnum):

@@ -23,6 +23,7 @@ from ._larder import (
     Ids,
     Loaded,
     Space,
+    Stream,
     Values,
     View,
 )
@@ -94,6 +95,7 @@ class Queue:
         threads: int = 0,
         each: bool = False,
         lineage: int = 0,
+        stream: Stream | None = None,
         deadline: float | None = None,
     ) -> Loaded:
         """Space.load. What cut it short is in the result, not raised."""
@@ -108,6 +110,7 @@ class Queue:
                 threads=threads,
                 each=each,
                 lineage=lineage,
+                stream=stream,
                 queue=self._queue,
                 user_data=mine,
                 deadline=deadline,

@@ -320,13 +320,15 @@ void BindSpaceOfKv(nb::module_& module) {
       .def("load", &LoadNow, nb::arg("ids"), nb::arg("views"),
            nb::arg("hold").none() = nb::none(), nb::arg("hold_first") = 0,
            nb::arg("threads") = 0, nb::arg("each") = false,
-           nb::arg("lineage") = 0, nb::arg("deadline").none() = nb::none(),
+           nb::arg("lineage") = 0, nb::arg("stream").none() = nb::none(),
+           nb::arg("deadline").none() = nb::none(),
            "Copies chunks into the views, verifying every byte. A miss is no "
            "error: a shorter\nusable prefix. `each`: every chunk on its own.")
       .def("start_load", &StartLoad, nb::arg("ids"), nb::arg("views"),
            nb::arg("hold").none() = nb::none(), nb::arg("hold_first") = 0,
            nb::arg("threads") = 0, nb::arg("layerwise") = false,
            nb::arg("each") = false, nb::arg("lineage") = 0,
+           nb::arg("stream").none() = nb::none(),
            nb::arg("queue").none() = nb::none(),
            nb::arg("user_data").none() = nb::none(),
            nb::arg("deadline").none() = nb::none(),

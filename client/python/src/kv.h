@@ -58,16 +58,27 @@ std::unique_ptr<Find> StartFind(const Space& self, nb::handle tokens,
 
 // ---- Load ----
 
+// larder_stream_opts.
+struct Stream {
+  double prefill_chunk = 0;
+  double prefill_token = 0;
+  double prefill_token_position = 0;
+  bool soonest = false;
+  uint64_t first_token = 0;
+};
+
 struct Loaded {
   larder_load_result result = {};
   int32_t status = 0;
   std::vector<uint8_t> reasons;
+  std::vector<larder_stream_chunk> chunks;  // of a streaming load
 };
 
 struct Load {
   // Destroyed in reverse: the load first, then what it works on.
   std::vector<View> views;
   std::shared_ptr<HoldHandle> hold;
+  std::vector<larder_stream_chunk> chunks;  // written by the wait
   std::shared_ptr<LoadHandle> handle;
   size_t count = 0;
 };
@@ -75,13 +86,14 @@ struct Load {
 Loaded LoadNow(const Space& self, const Ids& ids,
                const std::vector<View*>& views, const Hold* hold,
                uint32_t hold_first, uint32_t threads, bool each,
-               uint32_t lineage, const Seconds& deadline);
+               uint32_t lineage, const Stream* stream, const Seconds& deadline);
 std::unique_ptr<Load> StartLoad(const Space& self, const Ids& ids,
                                 const std::vector<View*>& views,
                                 const Hold* hold, uint32_t hold_first,
                                 uint32_t threads, bool layerwise, bool each,
-                                uint32_t lineage, Queue* queue,
-                                nb::object user_data, const Seconds& deadline);
+                                uint32_t lineage, const Stream* stream,
+                                Queue* queue, nb::object user_data,
+                                const Seconds& deadline);
 
 // ---- Save ----
 

@@ -72,6 +72,19 @@ larder_load_opts LoadOptions(const Hold* hold, uint32_t hold_first,
   return options;
 }
 
+larder_stream_opts StreamOptions(const Stream& stream,
+                                 larder_stream_chunk* chunks) {
+  larder_stream_opts options = {};
+  options.struct_size = sizeof options;
+  options.flags = stream.soonest ? LARDER_STREAM_SOONEST : 0;
+  options.prefill_chunk_s = stream.prefill_chunk;
+  options.prefill_token_s = stream.prefill_token;
+  options.prefill_token_position_s = stream.prefill_token_position;
+  options.first_token = stream.first_token;
+  options.chunks = chunks;
+  return options;
+}
+
 // Cut short is no exception: what is usable is.
 Loaded Finished(int32_t status, Loaded loaded) {
   const bool cut_short =
@@ -90,7 +103,41 @@ Loaded WaitLoad(const Load& self, const Seconds& wait) {
     return larder_load_wait(self.handle->get(), Milliseconds(wait),
                             loaded.reasons.data(), &loaded.result);
   });
+  loaded.chunks = self.chunks;
   return Finished(status, std::move(loaded));
+}
+
+nb::object Streamed(const Loaded& self) {
+  const larder_load_result& result = self.result;
+  if (result.streamed == 0) return nb::none();
+  const auto seconds = [](uint64_t us) -> nb::object {
+    if (us == UINT64_MAX) return nb::none();
+    return nb::float_(static_cast<double>(us) / 1e6);
+  };
+  nb::list chunks;
+  for (const larder_stream_chunk& chunk : self.chunks) {
+    nb::dict one;
+    one["bytes"] = chunk.bytes;
+    one["planes"] = chunk.planes;
+    one["predicted"] = chunk.predicted != 0;
+    one["brought"] = chunk.brought != 0;
+    one["predicted_time"] = seconds(chunk.predicted_us);
+    one["time"] = seconds(chunk.actual_us);
+    chunks.append(one);
+  }
+  nb::dict out;
+  out["cut"] = result.streamed == 3;
+  out["predicted_usable"] = result.predicted_usable;
+  out["predicted_time"] = seconds(result.predicted_us);
+  out["predicted_at"] = seconds(result.predicted_at_us);
+  out["predicted_goodput"] = result.predicted_goodput;
+  out["time"] = seconds(result.actual_us);
+  out["goodput"] = result.goodput;
+  out["byte_count"] = result.streamed_bytes;
+  out["unused_byte_count"] = result.unused_bytes;
+  out["recompute_time"] = seconds(result.recompute_us);
+  out["chunks"] = chunks;
+  return out;
 }
 
 // False: some chunk will not come, the step is void.
@@ -108,11 +155,18 @@ bool WaitLayer(const Load& self, uint32_t layer, const Seconds& wait) {
 Loaded LoadNow(const Space& self, const Ids& ids,
                const std::vector<View*>& views, const Hold* hold,
                uint32_t hold_first, uint32_t threads, bool each,
-               uint32_t lineage, const Seconds& deadline) {
+               uint32_t lineage, const Stream* stream,
+               const Seconds& deadline) {
   const std::vector<larder_view> raw = RawViews(self, views, ids.ids.size());
-  const larder_load_opts options =
+  larder_load_opts options =
       LoadOptions(hold, hold_first, threads, false, each, lineage, deadline);
   Loaded loaded;
+  larder_stream_opts streaming;
+  if (stream != nullptr) {
+    loaded.chunks.resize(ids.ids.size());
+    streaming = StreamOptions(*stream, loaded.chunks.data());
+    options.stream = &streaming;
+  }
   loaded.result.struct_size = sizeof loaded.result;
   loaded.reasons.resize(ids.ids.size());
   const int32_t status = Unlocked([&] {
@@ -127,12 +181,19 @@ std::unique_ptr<Load> StartLoad(const Space& self, const Ids& ids,
                                 const std::vector<View*>& views,
                                 const Hold* hold, uint32_t hold_first,
                                 uint32_t threads, bool layerwise, bool each,
-                                uint32_t lineage, Queue* queue,
-                                nb::object user_data, const Seconds& deadline) {
+                                uint32_t lineage, const Stream* stream,
+                                Queue* queue, nb::object user_data,
+                                const Seconds& deadline) {
   const std::vector<larder_view> raw = RawViews(self, views, ids.ids.size());
-  const larder_load_opts options = LoadOptions(
-      hold, hold_first, threads, layerwise, each, lineage, deadline);
+  larder_load_opts options = LoadOptions(hold, hold_first, threads, layerwise,
+                                         each, lineage, deadline);
   auto load = std::make_unique<Load>();
+  larder_stream_opts streaming;
+  if (stream != nullptr) {
+    load->chunks.resize(ids.ids.size());
+    streaming = StreamOptions(*stream, load->chunks.data());
+    options.stream = &streaming;
+  }
   for (const View* view : views) load->views.push_back(*view);
   if (hold != nullptr) load->hold = hold->handle;
   load->count = ids.ids.size();
@@ -156,6 +217,19 @@ std::unique_ptr<Load> StartLoad(const Space& self, const Ids& ids,
 }
 
 void BindLoad(nb::module_& module) {
+  nb::class_<Stream>(
+      module, "Stream",
+      "A load that watches its link and ends in time for the engine to compute "
+      "what will\nnot come. What computing a chunk takes, in seconds: "
+      "prefill_chunk + prefill_token * its\ntokens + prefill_token_position * "
+      "its tokens * the position of its middle. The load's\ndeadline is then "
+      "that of all, loaded and computed; `soonest`: or before, if all is\n"
+      "there sooner so. `first_token`: position of the first chunk.")
+      .def(nb::init<double, double, double, bool, uint64_t>(),
+           nb::arg("prefill_chunk") = 0.0, nb::arg("prefill_token") = 0.0,
+           nb::arg("prefill_token_position") = 0.0, nb::arg("soonest") = false,
+           nb::arg("first_token") = 0);
+
   nb::class_<Loaded>(module, "Loaded", "What became of a load.")
       .def_prop_ro(
           "usable", [](const Loaded& self) { return self.result.usable; },
@@ -177,7 +251,12 @@ void BindLoad(nb::module_& module) {
               "0, or what cut it short: deadline, daemon gone, cancelled.")
       .def_prop_ro(
           "reasons", [](const Loaded& self) { return BytesOf(self.reasons); },
-          "A Reason for each chunk; 0: it is there.");
+          "A Reason for each chunk; 0: it is there.")
+      .def_prop_ro(
+          "stream", &Streamed,
+          "Of a load with `stream`: what was foreseen and what came of it, in "
+          "seconds and\nbytes, as a dict; `cut`: it ended early, in favour of "
+          "computing. None: not streamed.");
 
   nb::class_<Load>(module, "Load",
                    "A load under way. Dropping it cancels; afterwards nothing "

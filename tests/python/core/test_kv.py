@@ -150,6 +150,32 @@ def test_slots_arrays_and_a_started_load(client):
     assert_holds(cache, "slots", list(range(5, 13)), 8, 8)
 
 
+def test_a_load_that_watches_its_link(client):
+    space = open_space(client, b"stream")
+    tokens = list(range(2 * CHUNK))
+    ids = save_prompt(space, tokens, "stream")
+    cache = new_cache()
+    views = [paged(cache).blocks(list(range(8)))]
+    assert space.load(ids, views).stream is None
+    for loaded in (
+        space.load(ids, views, stream=larder.Stream()),
+        space.start_load(ids, views, stream=larder.Stream(first_token=4)).wait(),
+    ):
+        assert loaded.usable == 2
+        stream = loaded.stream
+        assert not stream["cut"] and stream["predicted_usable"] == 2
+        # All of it was in memory.
+        assert stream["byte_count"] == 0 and stream["goodput"] == 0
+        assert stream["time"] >= stream["predicted_at"] >= 0
+        assert [one["brought"] for one in stream["chunks"]] == [True, True]
+        assert [one["planes"] for one in stream["chunks"]] == [1, 1]
+    assert_holds(cache, "stream", list(range(8)), 8, 8)
+    with pytest.raises(larder.InvalidArgument):
+        space.load(ids, views, each=True, stream=larder.Stream())
+    with pytest.raises(larder.InvalidArgument):
+        space.load(ids, views, stream=larder.Stream(prefill_token=-1))
+
+
 def test_a_miss_is_a_shorter_prefix_with_a_reason(client):
     space = open_space(client, b"miss")
     tokens = list(range(3 * CHUNK))
