@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "client/core/reader.h"
+#include "client/core/stream_load.h"
 
 namespace larder::abi {
 namespace {
@@ -15,6 +16,7 @@ static_assert(static_cast<int>(LARDER_REASON_UNAVAILABLE) ==
 static_assert(LARDER_REASON_CANCELLED == Raw(core::kMissCancelled));
 static_assert(LARDER_REASON_NOT_TRIED == Raw(core::kMissNotTried));
 static_assert(LARDER_REASON_PROFILE == Raw(core::kMissProfile));
+static_assert(LARDER_REASON_RECOMPUTE == Raw(core::kMissRecompute));
 static_assert(static_cast<int>(LARDER_STATE_PENDING) ==
               static_cast<int>(ChunkState::kPending));
 

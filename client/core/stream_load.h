@@ -27,7 +27,7 @@ namespace larder::client {
 
 // Reason that only streaming loads give (larder_reason): the chunk would have
 // come later than the engine computes it.
-inline constexpr MissReason kMissRecompute{13};
+inline constexpr MissReason kMissRecompute{14};
 
 // Where the chunks of one load come from. Methods are called by one thread.
 // Chunks are numbered as the load's; those that Describe says are in memory are
