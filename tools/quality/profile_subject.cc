@@ -118,7 +118,7 @@ Subjects MakeProfileSubjects(const std::string& name,
 }
 
 std::vector<std::string> ProfileSubjectNames() {
-  return {"kvc1-scalar", "kvc1-predicted", "kvc1-klt"};
+  return {"kvc1-scalar", "kvc1-predicted", "kvc1-trellis", "kvc1-klt"};
 }
 
 StatusOr<Subjects> MakeCalibratedSubjects(

@@ -63,7 +63,7 @@ struct Arguments {
   std::string plot;
   std::vector<std::string> profiles;  // NAME=FILE
   std::string measurements;
-  int parents = 8;
+  int parents = 32;
   std::vector<int> planes = {1};
   std::string ecsq, klt;  // curves that rows are of
   // levels
@@ -731,9 +731,11 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   run->add_option("--profile", arguments.profiles,
                   "NAME=FILE: kvc1 with a profile, as a curve of that name");
-  run->add_option("--measurements", arguments.measurements,
-                  "file of `sensitivity`, for kvc1-scalar, -predicted, -klt");
-  run->add_option("--parents", arguments.parents, "of kvc1-predicted")
+  run->add_option(
+      "--measurements", arguments.measurements,
+      "file of `sensitivity`, for kvc1-scalar, -predicted, -trellis, -klt");
+  run->add_option("--parents", arguments.parents,
+                  "of kvc1-predicted and kvc1-trellis")
       ->check(CLI::Range(0, 32))
       ->capture_default_str();
   run->add_option("--planes", arguments.planes,
@@ -743,7 +745,7 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   run->add_option("--ecsq", arguments.ecsq,
                   "curve that the rows quality.ecsq_* are of (ecsq, "
-                  "kvc1-predicted or kvc1-scalar)");
+                  "kvc1-trellis, -predicted or -scalar)");
   run->add_option("--klt", arguments.klt,
                   "curve that the rows quality.klt_* are of (klt or kvc1-klt)");
   run->add_flag("--quick", arguments.quick,

@@ -168,8 +168,9 @@ RowCurves DefaultCurves(std::span<const PointFigures> points) {
     }
     return std::string();
   };
-  return {.ecsq = first({"ecsq", "kvc1-predicted", "kvc1-scalar"}),
-          .klt = first({"klt", "kvc1-klt"})};
+  return {
+      .ecsq = first({"ecsq", "kvc1-trellis", "kvc1-predicted", "kvc1-scalar"}),
+      .klt = first({"klt", "kvc1-klt"})};
 }
 
 const PointFigures* NearestTo(double kl, std::span<const PointFigures> points,
