@@ -252,12 +252,17 @@ Status Invert(TensorProfile::Transform& transform) {
       a[column * n + i] /= p;
       inverse[column * n + i] /= p;
     }
+    // Plain pointers: where nothing is inlined this is all of the time.
+    const double* const from = a.data() + column * n;
+    const double* const inverse_from = inverse.data() + column * n;
     for (size_t row = 0; row < n; ++row) {
-      const double factor = a[row * n + column];
+      double* const to = a.data() + row * n;
+      double* const inverse_to = inverse.data() + row * n;
+      const double factor = to[column];
       if (row == column || factor == 0) continue;
       for (size_t i = 0; i < n; ++i) {
-        a[row * n + i] -= factor * a[column * n + i];
-        inverse[row * n + i] -= factor * inverse[column * n + i];
+        to[i] -= factor * from[i];
+        inverse_to[i] -= factor * inverse_from[i];
       }
     }
   }
