@@ -73,8 +73,9 @@ uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection);
 //
 // Immutable and thread-safe. Deterministic: the same input gives the same bytes
 // on every CPU and GPU, in both directions, so that copies can be told equal by
-// their checksums. Nothing is allocated in proportion to what untrusted bytes
-// claim.
+// their checksums (but for layers of bytes, FORMAT.md, which another version of
+// zstd may write otherwise). Nothing is allocated in proportion to what
+// untrusted bytes claim.
 class Codec {
  public:
   virtual ~Codec() = default;

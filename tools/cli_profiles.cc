@@ -74,11 +74,6 @@ std::string ShapeText(const v1::Profile& profile) {
                        });
 }
 
-std::string ModeText(const v1::ProfileGroup& group) {
-  if (group.transformed()) return "klt";
-  return group.predicted() ? "predicted" : "scalar";
-}
-
 std::string UseText(const v1::Profile& profile) {
   if (profile.rules_size() > 0) return "in rules";
   return profile.may_be_needed() ? "copies may need it" : "never used";
@@ -172,7 +167,7 @@ int RunShow(const GlobalOptions& options, const ProfileArgs& args) {
     const v1::ProfileGroup& group = profile->groups(i);
     groups.Add({absl::StrCat(i), absl::StrCat(group.layers()),
                 absl::StrCat(group.kv_heads()), absl::StrCat(group.key_dim()),
-                absl::StrCat(group.value_dim()), ModeText(group)});
+                absl::StrCat(group.value_dim()), group.mode()});
   }
   groups.Print();
   std::printf("\n");

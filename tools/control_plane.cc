@@ -21,6 +21,22 @@ std::vector<AdminHooks::ConfigEntry> ConfigEntries(const DaemonConfig& config) {
   return entries;
 }
 
+// As larder calibrate calls what it made: the most that any tensor has.
+std::string ModeOf(const Profile::Group& group) {
+  bool transformed = false, predicted = false, trellis = false;
+  for (const auto* tensors : {&group.keys, &group.values}) {
+    for (const TensorProfile& tensor : *tensors) {
+      transformed |= !tensor.transforms.empty();
+      predicted |= !tensor.predictions.empty();
+      trellis |= !tensor.predictions.empty() &&
+                 !tensor.predictions[0].trellis_tables.empty();
+    }
+  }
+  if (transformed) return "klt";
+  if (trellis) return "trellis";
+  return predicted ? "predicted" : "scalar";
+}
+
 class KeptProfiles final : public AdminProfiles {
  public:
   KeptProfiles(ProfileStore& store, DurableCoding& coding)
@@ -69,12 +85,7 @@ class KeptProfiles final : public AdminProfiles {
       to.kv_heads = group.kv_head_count;
       to.key_dim = group.key_dim;
       to.value_dim = group.value_dim;
-      for (const auto* tensors : {&group.keys, &group.values}) {
-        for (const TensorProfile& tensor : *tensors) {
-          to.transformed |= !tensor.transforms.empty();
-          to.predicted |= !tensor.predictions.empty();
-        }
-      }
+      to.mode = ModeOf(group);
     }
     out.rules = coding_.RulesNaming(kept.profile->id());
     out.may_be_needed = kept.used;

@@ -415,7 +415,7 @@ class FakeProfiles final : public AdminProfiles {
     out.weights = "w";
     out.unrotated_keys = true;
     out.divergence = {0.5, 2};
-    out.groups = {{1, 2, 3, 4, true, false}};
+    out.groups = {{1, 2, 3, 4, "klt"}};
     out.rules = {"a rule"};
     out.may_be_needed = true;
     return out;
@@ -458,8 +458,7 @@ TEST_F(AdminTest, Profiles) {
   EXPECT_EQ(shown->groups(0).kv_heads(), 2u);
   EXPECT_EQ(shown->groups(0).key_dim(), 3u);
   EXPECT_EQ(shown->groups(0).value_dim(), 4u);
-  EXPECT_TRUE(shown->groups(0).transformed());
-  EXPECT_FALSE(shown->groups(0).predicted());
+  EXPECT_EQ(shown->groups(0).mode(), "klt");
   EXPECT_THAT(shown->rules(), testing::ElementsAre("a rule"));
   EXPECT_TRUE(shown->may_be_needed());
   EXPECT_EQ(client_->ListProfiles({})->profiles_size(), 1);

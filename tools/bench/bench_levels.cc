@@ -169,14 +169,7 @@ Status Run(const BenchOptions& options, Report& report) {
 }  // namespace
 
 Status RunLevels(const BenchOptions& options, Report& report) {
-  try {
-    return Run(options, report);
-  } catch (const json::exception& error) {
-    return absl::InternalError(
-        absl::StrCat("larder_demo_engine answered something else than this "
-                     "program expects: ",
-                     error.what()));
-  }
+  return WithDemoAnswers([&] { return Run(options, report); });
 }
 
 }  // namespace larder::bench

@@ -70,4 +70,15 @@ StatusOr<json> RunDemoEngine(const DemoProgram& engine,
   return result;
 }
 
+Status WithDemoAnswers(absl::FunctionRef<Status()> run) {
+  try {
+    return run();
+  } catch (const nlohmann::json::exception& error) {
+    return absl::InternalError(
+        absl::StrCat("larder_demo_engine answered something else than this "
+                     "program expects: ",
+                     error.what()));
+  }
+}
+
 }  // namespace larder::bench

@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "absl/functional/function_ref.h"
+
 #include "store/status.h"
 #include "tools/bench/benches.h"
 
@@ -23,6 +25,10 @@ StatusOr<DemoProgram> FindDemoEngine(const BenchOptions& options);
 StatusOr<nlohmann::json> RunDemoEngine(const DemoProgram& engine,
                                        const std::string& socket,
                                        const std::string& arguments);
+
+// What `run` returns; Internal if what the engine printed has other members
+// than `run` takes from it.
+Status WithDemoAnswers(absl::FunctionRef<Status()> run);
 
 }  // namespace larder::bench
 

@@ -138,8 +138,7 @@ v1::Profile ToProto(const AdminProfile& profile) {
     to.set_kv_heads(group.kv_heads);
     to.set_key_dim(group.key_dim);
     to.set_value_dim(group.value_dim);
-    to.set_transformed(group.transformed);
-    to.set_predicted(group.predicted);
+    to.set_mode(group.mode);
   }
   for (const std::string& rule : profile.rules) out.add_rules(rule);
   out.set_may_be_needed(profile.may_be_needed);

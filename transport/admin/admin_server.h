@@ -45,7 +45,7 @@ struct HealthCheck {
 struct AdminProfile {
   struct Group {
     uint32_t layers = 0, kv_heads = 0, key_dim = 0, value_dim = 0;
-    bool transformed = false, predicted = false;
+    std::string mode;  // as larder calibrate calls it
   };
   std::string id;
   uint64_t bytes = 0;
