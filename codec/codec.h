@@ -1,6 +1,7 @@
 #ifndef LARDER_CODEC_CODEC_H_
 #define LARDER_CODEC_CODEC_H_
 
+#include <array>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -28,6 +29,9 @@ struct CodedLayer {
   // without profiles ignore it. An encoded layer is decoded with the profile
   // that it was encoded with (Codec::ProfileOf), which must outlive the call.
   const Profile* profile = nullptr;
+  // How many progressive planes Encode makes, if the codec has any: 1 to
+  // kPlanesMax. Decode ignores it.
+  uint8_t planes = 1;
 
   const GroupDescriptor& group_descriptor() const {
     return space->groups[Raw(group)];
@@ -57,6 +61,14 @@ struct CodedRange {
 struct EncodedLayer {
   uint64_t bytes = 0;
   Lineage quality = Lineage::kExact;  // what all planes together give
+  uint8_t planes = 1;
+  // What the first planes are without those behind them, for each number of
+  // them but all: so many bytes from the front, and what they give.
+  struct Cut {
+    uint64_t bytes = 0;
+    Lineage quality = Lineage::kExact;
+  };
+  std::array<Cut, kPlanesMax - 1> cuts{};
 };
 
 // OK if the layer lies in its space and the selection in the layer; else
@@ -109,7 +121,8 @@ class Codec {
   virtual uint64_t EncodedBytesMax(const CodedLayer& layer) const = 0;
 
   // Encodes `plain` (PlainBytes(layer), in the order of the group's layout) at
-  // `quality` or better into `encoded` (at least EncodedBytesMax).
+  // `quality` or better into `encoded` (at least EncodedBytesMax), in as many
+  // planes as the layer says or fewer.
   // InvalidArgument for what is not supported and wrong sizes.
   virtual StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                                         Lineage quality,

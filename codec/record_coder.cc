@@ -59,6 +59,7 @@ class CodecRecordCoder final : public RecordCoder {
       const SegmentEntry segment = view.segment(i);
       CodedLayer layer = CodedLayerOf(descriptor, meta, segment.layer);
       layer.profile = profile.get();
+      layer.planes = spec.planes;
       LARDER_RETURN_IF_ERROR(codec->Supports(layer));
       const ByteSpan plain =
           raw.subspan(segment.offset, segment.k_bytes + segment.v_bytes);

@@ -18,6 +18,7 @@ struct CodingSpec {
   CodecId codec = CodecId::kRaw;
   Lineage quality = Lineage::kExact;  // this or better; only of lossy codecs
   ProfileId profile{};  // zeros: none; only of codecs that use any
+  uint8_t planes = 1;   // progressive ones, to kPlanesMax; of codecs with any
   bool operator==(const CodingSpec&) const = default;
 };
 

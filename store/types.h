@@ -68,6 +68,10 @@ constexpr auto Raw(Enum value) {
   return static_cast<std::underlying_type_t<Enum>>(value);
 }
 
+// Coded KV may be made of progressive planes: the first alone is coarse, each
+// further one refines those before it (codec/codec.h). At most so many.
+inline constexpr uint8_t kPlanesMax = 3;
+
 // How far from exact the KV of a chunk is: the worst of its own copy and of
 // everything beneath it when it was computed. Ordered, smaller is better.
 // On disk and on wire.

@@ -86,6 +86,7 @@ class TiledCodec : public Codec {
                                 MutableByteSpan encoded) const override {
     EncodeOptions options;
     if (!lossless_) options.level = LevelOf(quality);
+    options.planes = layer.planes;
     return EncodeWith(layer, plain, options, encoded);
   }
 

@@ -376,10 +376,22 @@ class LayerEncoder {
       header_.exact_rows = 0;
     }
     WriteIndex(context_.grid, header_, entries_, encoded_);
-    if (!worst_) return EncodedLayer{at_, Lineage::kExact};
+    EncodedLayer made;
+    made.bytes = at_;
+    made.planes = header_.planes;
     // A bound on errors alone says nothing of what they cost.
-    return EncodedLayer{at_, options_.level > 0 ? LineageOf(options_.level, 0)
-                                                : kLineageUnjudged};
+    const auto quality = [this](int missing) {
+      if (!worst_) return Lineage::kExact;
+      return options_.level > 0 ? LineageOf(options_.level, missing)
+                                : kLineageUnjudged;
+    };
+    made.quality = quality(0);
+    uint64_t end = at_;
+    for (int planes = header_.planes - 1; planes > 0; --planes) {
+      end -= work_.planes[planes - 1].size();
+      made.cuts[planes - 1] = {end, quality(header_.planes - planes)};
+    }
+    return made;
   }
 
   LayerContext context_;

@@ -19,7 +19,7 @@ inline constexpr uint32_t kHeaderBytes = 80;
 inline constexpr uint32_t kTileEntryBytes = 24;
 inline constexpr uint32_t kGroupRows = 128;
 inline constexpr uint32_t kLanes = 32;
-inline constexpr int kMaxPlanes = 3;
+inline constexpr int kMaxPlanes = kPlanesMax;
 
 // The numbers that a tile is made of. On disk.
 enum class Element : uint8_t {
