@@ -29,7 +29,8 @@ class CodecRecordCoder final : public RecordCoder {
                                      const SpaceDescriptor& descriptor,
                                      const RecordMeta& raw) const override {
     LARDER_ASSIGN_OR_RETURN(const Codec* codec, Find(spec, descriptor, raw));
-    // Room for every layer alone, one after the other.
+    // Room for every layer alone, one after the other, and for the tables of
+    // all planes.
     std::vector<uint64_t> most;
     for (uint32_t i = 0; i < raw.shape.layer_count; ++i) {
       const CodedLayer layer =
@@ -37,6 +38,7 @@ class CodecRecordCoder final : public RecordCoder {
       LARDER_RETURN_IF_ERROR(codec->Supports(layer));
       most.push_back(codec->EncodedBytesMax(layer));
     }
+    most.resize(most.size() * std::clamp<uint8_t>(spec.planes, 1, kPlanesMax));
     LARDER_ASSIGN_OR_RETURN(const RecordLayout layout,
                             LayoutCodedRecord(raw.shape, most));
     return layout.record_bytes;
@@ -51,11 +53,14 @@ class CodecRecordCoder final : public RecordCoder {
     std::shared_ptr<const Profile> profile;
     if (!spec.profile.IsZero() && profiles_) profile = profiles_(spec.profile);
     const uint64_t raw_pages = RoundUp(meta.record_bytes, kPageBytes);
-    std::vector<uint64_t> sizes(view.segment_count(), 1);
-    LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
-                            LayoutCodedRecord(meta.shape, sizes));
+    const size_t layers = view.segment_count();
+    std::vector<EncodedLayer> made(layers);
+    std::vector<uint64_t> begins(layers);
+    LARDER_ASSIGN_OR_RETURN(
+        RecordLayout layout,
+        LayoutCodedRecord(meta.shape, std::vector<uint64_t>(layers, 1)));
     uint64_t at = layout.payload_offset;
-    for (size_t i = 0; i < view.segment_count(); ++i) {
+    for (size_t i = 0; i < layers; ++i) {
       const SegmentEntry segment = view.segment(i);
       CodedLayer layer = CodedLayerOf(descriptor, meta, segment.layer);
       layer.profile = profile.get();
@@ -70,18 +75,25 @@ class CodecRecordCoder final : public RecordCoder {
       }
       // While it is in the cache.
       LARDER_RETURN_IF_ERROR(view.VerifySegment(i));
-      LARDER_ASSIGN_OR_RETURN(
-          const EncodedLayer made,
-          codec->Encode(layer, plain, spec.quality, encoded.subspan(at)));
-      if (made.bytes == 0 || made.bytes > encoded.size() - at) {
+      LARDER_ASSIGN_OR_RETURN(made[i], codec->Encode(layer, plain, spec.quality,
+                                                     encoded.subspan(at)));
+      if (made[i].bytes == 0 || made[i].bytes > encoded.size() - at) {
         return absl::InternalError("coder: a codec wrote past its room");
       }
-      sizes[i] = made.bytes;
-      at += made.bytes;
-      meta.lineage = std::max(meta.lineage, made.quality);
+      begins[i] = at;
+      at += made[i].bytes;
+      meta.lineage = std::max(meta.lineage, made[i].quality);
       if (RoundUp(at, kPageBytes) >= raw_pages) return std::nullopt;
     }
-    LARDER_ASSIGN_OR_RETURN(layout, LayoutCodedRecord(meta.shape, sizes));
+    LARDER_ASSIGN_OR_RETURN(
+        layout, LayoutCodedRecord(meta.shape, PlaneSizes(made, meta)));
+    // Tables of several planes take more room, and so may the gaps.
+    if (RoundUp(layout.record_bytes, kPageBytes) >= raw_pages ||
+        layout.record_bytes > encoded.size()) {
+      return std::nullopt;
+    }
+    if (meta.planes > 1) PlaneByPlane(layout, made, begins, at, encoded);
+    at = layout.record_bytes;
     meta.codec = spec.codec;
     SealRecord(layout, meta, {}, encoded);
     const uint64_t end =
@@ -91,6 +103,52 @@ class CodecRecordCoder final : public RecordCoder {
   }
 
  private:
+  // Bytes of every layer's first plane, then of every layer's second, and so
+  // on; says in the meta how many there are and what each gives.
+  static std::vector<uint64_t> PlaneSizes(
+      const std::vector<EncodedLayer>& layers, RecordMeta& meta) {
+    meta.planes = 1;
+    for (const EncodedLayer& layer : layers) {
+      meta.planes = std::max(meta.planes, layer.planes);
+    }
+    meta.cuts = {};
+    std::vector<uint64_t> sizes;
+    uint8_t begin = 0;
+    for (uint8_t end = 1; end <= meta.planes; begin = end++) {
+      for (const EncodedLayer& layer : layers) {
+        sizes.push_back(BytesOf(layer, end) - BytesOf(layer, begin));
+        if (end >= layer.planes) continue;
+        Lineage& worst = meta.cuts[end - 1].lineage;
+        worst = std::max(worst, layer.cuts[end - 1].quality);
+      }
+    }
+    return sizes;
+  }
+
+  // Of a layer's first planes.
+  static uint64_t BytesOf(const EncodedLayer& layer, uint8_t planes) {
+    if (planes == 0) return 0;
+    return planes < layer.planes ? layer.cuts[planes - 1].bytes : layer.bytes;
+  }
+
+  // Layers that lie one after the other, up to `end`, to where the layout has
+  // their planes.
+  static void PlaneByPlane(const RecordLayout& layout,
+                           const std::vector<EncodedLayer>& layers,
+                           const std::vector<uint64_t>& begins, uint64_t end,
+                           MutableByteSpan record) {
+    const std::vector<std::byte> whole(record.begin() + begins[0],
+                                       record.begin() + end);
+    for (size_t i = 0; i < layout.segments.size(); ++i) {
+      const size_t layer = i % layers.size();
+      const auto plane = static_cast<uint8_t>(i / layers.size());
+      const uint64_t from =
+          begins[layer] - begins[0] + BytesOf(layers[layer], plane);
+      std::memcpy(record.data() + layout.segments[i].offset,
+                  whole.data() + from, layout.segments[i].k_bytes);
+    }
+  }
+
   // The codec that is wanted, if the record is one that can be coded.
   StatusOr<const Codec*> Find(const CodingSpec& spec,
                               const SpaceDescriptor& descriptor,

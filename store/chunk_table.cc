@@ -116,7 +116,7 @@ PartEntry& ChunkTable::AddPart(ChunkIndex index) {
 
 void ChunkTable::RemovePart(ChunkIndex index, PartEntry* part) {
   ChunkEntry& chunk = slots_[Raw(index)];
-  if (part->durable_differs) durable_facts_.erase({index, part->version});
+  DropDurableCopy(index, *part);
   PartEntry* last = &chunk.parts[chunk.part_count - 1];
   if (part != last) *part = *last;
   --chunk.part_count;
@@ -128,9 +128,17 @@ CopyFacts ChunkTable::DurableFacts(ChunkIndex index,
                               : part.facts();
 }
 
+CopyPlanes ChunkTable::DurablePlanes(ChunkIndex index,
+                                     const PartEntry& part) const {
+  const auto it = durable_planes_.find({index, part.version});
+  return it == durable_planes_.end() ? CopyPlanes{} : it->second;
+}
+
 void ChunkTable::SetDurableCopy(ChunkIndex index, PartEntry& part,
-                                Extent extent, const CopyFacts& facts) {
+                                Extent extent, const CopyFacts& facts,
+                                const CopyPlanes& planes) {
   DropDurableCopy(index, part);
+  if (planes.planes > 1) durable_planes_[{index, part.version}] = planes;
   part.durable_handle = extent.handle;
   part.durable_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
   if (part.dram_handle == 0) {
@@ -143,6 +151,7 @@ void ChunkTable::SetDurableCopy(ChunkIndex index, PartEntry& part,
 
 void ChunkTable::DropDurableCopy(ChunkIndex index, PartEntry& part) {
   if (part.durable_differs) durable_facts_.erase({index, part.version});
+  if (!durable_planes_.empty()) durable_planes_.erase({index, part.version});
   part.durable_differs = false;
   part.durable_outdated = false;
   part.durable_handle = 0;
@@ -164,7 +173,9 @@ uint64_t ChunkTable::MemoryBytes() const {
                    free_.capacity() * sizeof(ChunkIndex) +
                    shards_.capacity() * sizeof(Shard) + part_bytes_ +
                    durable_facts_.capacity() *
-                       (sizeof(decltype(durable_facts_)::value_type) + 1);
+                       (sizeof(decltype(durable_facts_)::value_type) + 1) +
+                   durable_planes_.capacity() *
+                       (sizeof(decltype(durable_planes_)::value_type) + 1);
   for (const Shard& shard : shards_) {
     bytes += shard.capacity() * (sizeof(ChunkIndex) + 1);
   }

@@ -33,6 +33,15 @@ inline CopyFacts FactsOf(const RecordMeta& meta) {
   return {meta.checksum, meta.record_bytes, meta.codec, meta.lineage};
 }
 
+// How much of a durable copy its first planes are, and what they give.
+struct CopyPlanes {
+  uint8_t planes = 1;
+  std::array<PlaneCut, kPlanesMax - 1> cuts{};
+};
+inline CopyPlanes PlanesOf(const RecordMeta& meta) {
+  return {meta.planes, meta.cuts};
+}
+
 // One part of a chunk and where its copies are. The facts of the record are
 // those of the copy in memory, which is never the worse one; or of the durable
 // copy if it is the only one. If there are both and they differ (the durable
@@ -184,8 +193,9 @@ class ChunkTable {
 
   // The copies of a part. A durable one has facts of its own.
   CopyFacts DurableFacts(ChunkIndex index, const PartEntry& part) const;
+  CopyPlanes DurablePlanes(ChunkIndex index, const PartEntry& part) const;
   void SetDurableCopy(ChunkIndex index, PartEntry& part, Extent extent,
-                      const CopyFacts& facts);
+                      const CopyFacts& facts, const CopyPlanes& planes);
   void DropDurableCopy(ChunkIndex index, PartEntry& part);
   // What is left of the part is its durable copy, if there is one.
   void DropMemoryCopy(ChunkIndex index, PartEntry& part);
@@ -224,6 +234,9 @@ class ChunkTable {
   // Of parts with `durable_differs`, by slot and version.
   absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, CopyFacts>
       durable_facts_;
+  // Of durable copies of more than one plane, likewise.
+  absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, CopyPlanes>
+      durable_planes_;
   uint64_t live_ = 0;
   uint64_t part_bytes_ = 0;
 };

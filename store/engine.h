@@ -115,6 +115,15 @@ struct StoredChunk {
   Lineage lineage = Lineage::kExact;      // of the best copies
   uint32_t token_count = 0;
   uint64_t bytes_to_read = 0;  // from a slower tier; 0 = in memory, or a miss
+  // If its parts have progressive planes: with the first i + 1 of them only,
+  // what has to be read and what that gives.
+  uint8_t planes = 1;
+  struct Cut {
+    uint64_t bytes_to_read = 0;
+    Lineage lineage = Lineage::kExact;
+    bool operator==(const Cut&) const = default;
+  };
+  std::array<Cut, kPlanesMax - 1> cuts{};
 };
 
 struct HeldPart {
@@ -144,6 +153,10 @@ struct HoldRequest {
   // Stop at the first chunk that cannot be had (a prefix); otherwise every
   // chunk is tried on its own.
   bool prefix_only = true;
+  // Of chunks that must be brought up: so many planes of coded parts at least,
+  // and no more need be valid in what is held. 0: all. Holds of fewer cannot be
+  // attached to.
+  uint8_t planes = 0;
 };
 
 struct HoldReply {

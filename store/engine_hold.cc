@@ -78,19 +78,26 @@ MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
     plan.over_budget = true;
     return MissReason::kBusy;
   }
-  if (found.state == ChunkState::kDurable &&
-      !promotions_.contains(found.chunk)) {
-    planned.plan = PlanPromotion(found.chunk);
-    if (!planned.plan.has_value()) return MissReason::kBusy;
-    plan.must_allocate = true;
+  const uint8_t planes = request.planes == 0 ? kPlanesMax : request.planes;
+  bool must_read = found.state == ChunkState::kDurable;
+  if (must_read) {
+    const auto it = promotions_.find(found.chunk);
+    if (it == promotions_.end()) {
+      planned.plan = PlanPromotion(found.chunk);
+      if (!planned.plan.has_value()) return MissReason::kBusy;
+      plan.must_allocate = true;
+    } else {
+      must_read = it->second->landed < planes;
+    }
   }
-  if (found.state == ChunkState::kDurable && request.deadline <= plan.now) {
+  if (must_read && request.deadline <= plan.now) {
     return MissReason::kDeadline;  // comes up all the same, for the next one
   }
   ++chunk.holds;
   chunk.used_ns = absl::ToUnixNanos(plan.now);
   planned.slot.chunk = found.chunk;
-  planned.slot.pending = found.state == ChunkState::kDurable;
+  planned.slot.pending = must_read;
+  planned.slot.planes = planes;
   planned.slot.bytes = chunk.bytes;
   return MissReason::kNone;
 }
@@ -116,7 +123,7 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
       if (slot.reason == MissReason::kBusy || stopped != MissReason::kNone) {
         CancelPlan(*planned.plan, after);
       } else {
-        StartPromotion(*planned.plan, after);
+        StartPromotion(*planned.plan, slot.planes, after);
       }
       planned.plan.reset();
     }
@@ -133,10 +140,15 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
       }
     }
     if (slot.chunk != kNoChunk && slot.reason == MissReason::kNone) {
-      slot.pending = promotions_.contains(slot.chunk);
+      const auto it = promotions_.find(slot.chunk);
+      slot.pending =
+          it != promotions_.end() && it->second->landed < slot.planes;
       // Its promotion failed, or it was evicted, while room was made.
-      if (!slot.pending && !chunks_[slot.chunk].dram_readable) {
+      if (it == promotions_.end() && !chunks_[slot.chunk].dram_readable) {
         slot.reason = MissReason::kBusy;
+      }
+      if (slot.pending && it->second->reading == 0) {
+        ResumePromotion(it->second, slot.planes, after);
       }
     }
     if (slot.chunk != kNoChunk && slot.reason != MissReason::kNone) {
@@ -240,8 +252,12 @@ void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
       hold.Owner(client)->gates.push_back(gate);
     }
     std::vector<Waiter>& waiters = promotions_.at(slot.chunk)->waiters;
-    Waiter waiter{hold.id, client, static_cast<uint32_t>(i),
-                  absl::InfiniteFuture(), gate};
+    Waiter waiter{hold.id,
+                  client,
+                  static_cast<uint32_t>(i),
+                  slot.planes,
+                  absl::InfiniteFuture(),
+                  gate};
     if (deadline.has_value()) {
       waiter.deadline = *deadline;
     } else {
@@ -264,8 +280,7 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
   if (slot.chunk == kNoChunk) return;
   held.state = slot.pending ? ChunkState::kPending : ChunkState::kReady;
   const ChunkEntry& chunk = chunks_[slot.chunk];
-  const auto promotion =
-      slot.pending ? promotions_.find(slot.chunk) : promotions_.end();
+  const auto promotion = promotions_.find(slot.chunk);
   for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
     Extent extent = part.dram();
     if (!extent && promotion != promotions_.end()) {
@@ -318,6 +333,11 @@ StatusOr<HoldReply> EngineImpl::AttachHold(ClientId client, HoldId id,
   HoldRecord& hold = **found;
   if (hold.revoked != MissReason::kNone) {
     return absl::FailedPreconditionError("the hold was revoked");
+  }
+  if (std::any_of(hold.slots.begin(), hold.slots.end(),
+                  [](const HoldSlot& s) { return s.planes < kPlanesMax; })) {
+    return absl::FailedPreconditionError(
+        "a hold of first planes only is not shared");
   }
   if (hold.Owner(client) == nullptr) {
     ClientRecord& record = *FindClient(client);

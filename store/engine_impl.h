@@ -63,6 +63,9 @@ struct ExpectedRecord {
 // asked for). Reads every byte: for the executor.
 Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
                          bool payload, RecordMeta* meta = nullptr);
+// The same of planes [from, to) of the payload.
+Status CheckStoredPlanes(const ExpectedRecord& expected, ByteSpan memory,
+                         uint8_t from, uint8_t to, RecordMeta* meta = nullptr);
 
 class EngineImpl final : public Engine {
  public:
@@ -142,7 +145,7 @@ class EngineImpl final : public Engine {
   };
 
   // A promotion that is being prepared: the chunk is kept busy, its bytes are
-  // counted, memory is found without the lock.
+  // counted, memory for all of it is found without the lock.
   struct PromotionPlan {
     struct Part {
       uint32_t version = 0;
@@ -154,11 +157,14 @@ class EngineImpl final : public Engine {
     std::vector<Part> parts;
     uint64_t bytes = 0;
   };
-  // One that reads.
+  // One that reads. It brings as many planes as are waited for; then it rests,
+  // verified so far, for as long as a hold is on the chunk, and goes on if more
+  // are wanted. Only with all planes does the chunk have a copy in memory.
   struct Waiter {
     HoldId hold{};
     ClientId client{};
     uint32_t index = 0;  // of the slot
+    uint8_t planes = 0;  // that it wants
     absl::Time deadline;
     std::shared_ptr<ProgressGate> gate;
   };
@@ -167,15 +173,23 @@ class EngineImpl final : public Engine {
       uint32_t version = 0;
       Extent dram, durable;
       ExpectedRecord expected;
+      CopyPlanes planes;
       size_t reads_left = 0;
       Status status;
+
+      // That hold its first planes.
+      uint64_t PagesOf(uint8_t first) const;
     };
     ChunkIndex chunk = kNoChunk;
     std::vector<Part> parts;
     size_t parts_left = 0;
     uint64_t bytes = 0;
+    uint8_t landed = 0;   // planes that are there; kPlanesMax: all
+    uint8_t reading = 0;  // ... that are to be there next; 0: it rests
     absl::Time started;
     std::vector<Waiter> waiters;
+
+    uint64_t BytesOf(uint8_t from, uint8_t to) const;  // of planes, to be read
   };
 
   struct PlannedSlot {
@@ -267,6 +281,8 @@ class EngineImpl final : public Engine {
   // another one.
   std::shared_ptr<const SpaceDescriptor> OtherSpaceOf(
       TenantId tenant, SpaceRef space, const Sha256Digest& content) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DescribeDurable(ChunkIndex index, StoredChunk& out) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TouchPrefix(std::span<const ChunkIndex> prefix, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -402,7 +418,13 @@ class EngineImpl final : public Engine {
   Status AllocatePlan(PromotionPlan& plan) ABSL_LOCKS_EXCLUDED(mu_);
   void CancelPlan(PromotionPlan& plan, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void StartPromotion(PromotionPlan& plan, AfterUnlock& after)
+  void StartPromotion(PromotionPlan& plan, uint8_t planes, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // REQUIRES: it rests, and has fewer planes.
+  void ResumePromotion(std::shared_ptr<Promotion> promotion, uint8_t planes,
+                       AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // If there is one: nobody holds the chunk any more. Then ReleaseIfIdle.
+  void EndRestingPromotion(ChunkIndex index, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReadPromotion(std::shared_ptr<Promotion> promotion)
       ABSL_LOCKS_EXCLUDED(mu_);
@@ -410,6 +432,12 @@ class EngineImpl final : public Engine {
                    const Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CheckPromoted(std::shared_ptr<Promotion> promotion, size_t part)
       ABSL_LOCKS_EXCLUDED(mu_);
+  // What was to be read is there, or not.
+  void EndReading(std::shared_ptr<Promotion> promotion, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Why a promoted chunk is of no use to who waited for it.
+  MissReason WhyUseless(const ChunkEntry& chunk) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FinishPromotion(Promotion& promotion, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   MissReason LandPart(Promotion& promotion, Promotion::Part& part,
@@ -432,7 +460,7 @@ class EngineImpl final : public Engine {
                                                         const RecordMeta& meta,
                                                         ByteSpan memory)
       ABSL_LOCKS_EXCLUDED(mu_);
-  void FinishWrite(const WriteJob& job, Extent extent, const CopyFacts& facts,
+  void FinishWrite(const WriteJob& job, Extent extent, const RecordMeta& meta,
                    const Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void WriteFailed(const WriteJob& job, PartEntry* part, const Status& status,
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

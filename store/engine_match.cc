@@ -168,15 +168,37 @@ std::vector<StoredChunk> EngineImpl::Describe(TenantId tenant,
     const ChunkEntry& chunk = chunks_[found.chunk];
     out.lineage = chunk.lineage;
     out.token_count = chunk.token_count;
-    if (found.state != ChunkState::kDurable) continue;
-    for (const PartEntry& part : chunks_.Parts(found.chunk)) {
-      if (part.dram_handle == 0 &&
-          (chunk.visible >> Raw(part.group) & 1) != 0) {
-        out.bytes_to_read += part.record_bytes;
-      }
-    }
+    if (found.state == ChunkState::kDurable) DescribeDurable(found.chunk, out);
   }
   return chunks;
+}
+
+// What a hold of the chunk would have to read, by planes.
+void EngineImpl::DescribeDurable(ChunkIndex index, StoredChunk& out) const {
+  const ChunkEntry& chunk = chunks_[index];
+  const auto it = promotions_.find(index);
+  const uint8_t landed = it == promotions_.end() ? 0 : it->second->landed;
+  out.planes = kPlanesMax;
+  for (const PartEntry& part : chunks_.Parts(index)) {
+    if (part.dram_handle != 0 || (chunk.visible >> Raw(part.group) & 1) == 0) {
+      continue;
+    }
+    const CopyPlanes planes = chunks_.DurablePlanes(index, part);
+    const uint64_t there =
+        landed == 0 ? 0 : planes.cuts[landed - 1].pages * kPageBytes;
+    out.bytes_to_read += part.record_bytes - std::min(part.record_bytes, there);
+    out.planes = std::min(out.planes, planes.planes);
+    for (size_t i = 0; i + 1 < planes.planes; ++i) {
+      const uint64_t bytes = planes.cuts[i].pages * kPageBytes;
+      out.cuts[i].bytes_to_read += bytes - std::min(bytes, there);
+      out.cuts[i].lineage = std::max(
+          {out.cuts[i].lineage, chunk.lineage, planes.cuts[i].lineage});
+    }
+  }
+  // Parts in unlike numbers of planes are brought whole.
+  for (size_t i = 0; i < out.cuts.size(); ++i) {
+    if (i + 1u >= out.planes) out.cuts[i] = {};
+  }
 }
 
 EngineImpl::MissAnswer EngineImpl::WhyMiss(

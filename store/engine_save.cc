@@ -408,6 +408,7 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
   std::vector<std::shared_ptr<SaveTicket>> waiters;
   Extent outdated;  // durable; stays until the better one is
   CopyFacts outdated_facts;
+  CopyPlanes outdated_planes;
   if (part != nullptr) {  // a worse one; who waits for it gets the better one
     if (const auto it = durable_waiters_.find({index, part->version});
         it != durable_waiters_.end()) {
@@ -416,6 +417,7 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
     }
     outdated = part->durable();
     outdated_facts = chunks_.DurableFacts(index, *part);
+    outdated_planes = chunks_.DurablePlanes(index, *part);
     chunks_.DropDurableCopy(index, *part);
     RemovePart(index, part, after);
   }
@@ -426,7 +428,8 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
   part->version = ++last_version_;
   part->set_dram(reserved.extent);
   if (outdated) {
-    chunks_.SetDurableCopy(index, *part, outdated, outdated_facts);
+    chunks_.SetDurableCopy(index, *part, outdated, outdated_facts,
+                           outdated_planes);
     part->durable_outdated = true;
   }
   const uint32_t version = part->version;

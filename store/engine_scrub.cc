@@ -15,6 +15,11 @@ struct FreeDeleter {
 
 Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
                          bool payload, RecordMeta* meta) {
+  return CheckStoredPlanes(expected, memory, 0, payload ? kPlanesMax : 0, meta);
+}
+
+Status CheckStoredPlanes(const ExpectedRecord& expected, ByteSpan memory,
+                         uint8_t from, uint8_t to, RecordMeta* meta) {
   if (memory.size() < expected.record_bytes) {
     return absl::DataLossError("the copy is too short");
   }
@@ -31,7 +36,7 @@ Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
     return absl::DataLossError("the copy is of another record");
   }
   if (meta != nullptr) *meta = found;
-  return payload ? view->VerifyPayload() : absl::OkStatus();
+  return view->VerifyPayload(from, to);
 }
 
 // A consumer says that what it reads in memory is bad.

@@ -18,7 +18,8 @@ namespace larder {
 // One id that a hold was asked for. `chunk` is pinned by it unless kNoChunk.
 struct HoldSlot {
   ChunkIndex chunk = kNoChunk;
-  bool pending = false;  // its promotion is under way
+  bool pending = false;         // its promotion is under way
+  uint8_t planes = kPlanesMax;  // that it is held with, or more
   MissReason reason = MissReason::kNone;
   uint64_t bytes = 0;  // charged to the hold's owners
 };

@@ -182,7 +182,7 @@ void EngineImpl::Unbusy(ChunkIndex index, AfterUnlock& after) {
 }
 
 void EngineImpl::Unhold(ChunkIndex index, AfterUnlock& after) {
-  --chunks_[index].holds;
+  if (--chunks_[index].holds == 0) EndRestingPromotion(index, after);
   ReleaseIfIdle(index, after);
 }
 

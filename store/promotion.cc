@@ -11,6 +11,18 @@ constexpr double kSpeedWeight = 0.1;
 
 }  // namespace
 
+uint64_t EngineImpl::Promotion::Part::PagesOf(uint8_t first) const {
+  if (first == 0) return 0;
+  if (first < planes.planes) return planes.cuts[first - 1].pages;
+  return RoundUp(expected.record_bytes, kPageBytes) / kPageBytes;
+}
+
+uint64_t EngineImpl::Promotion::BytesOf(uint8_t from, uint8_t to) const {
+  uint64_t pages = 0;
+  for (const Part& part : parts) pages += part.PagesOf(to) - part.PagesOf(from);
+  return pages * kPageBytes;
+}
+
 std::optional<EngineImpl::PromotionPlan> EngineImpl::PlanPromotion(
     ChunkIndex index) {
   ChunkEntry& chunk = chunks_[index];
@@ -52,7 +64,8 @@ void EngineImpl::CancelPlan(PromotionPlan& plan, AfterUnlock& after) {
 
 // Takes over what the plan has. If the chunk came up in another way meanwhile,
 // or went, nothing is read.
-void EngineImpl::StartPromotion(PromotionPlan& plan, AfterUnlock& after) {
+void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
+                                AfterUnlock& after) {
   const ChunkEntry& chunk = chunks_[plan.chunk];
   if (!chunk.live || chunk.dram_readable || promotions_.contains(plan.chunk)) {
     CancelPlan(plan, after);
@@ -70,10 +83,25 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, AfterUnlock& after) {
     }
     promotion->parts.push_back(
         {planned.version, planned.extent, part->durable(),
-         Expect(plan.chunk, *part, part->facts()), 0, absl::OkStatus()});
+         Expect(plan.chunk, *part, part->facts()),
+         chunks_.DurablePlanes(plan.chunk, *part), 0, absl::OkStatus()});
   }
-  promotion->parts_left = promotion->parts.size();
   promotions_.emplace(plan.chunk, promotion);
+  promoting_bytes_ -= plan.bytes;  // ResumePromotion counts them again
+  ResumePromotion(promotion, planes, after);
+}
+
+void EngineImpl::ResumePromotion(std::shared_ptr<Promotion> promotion,
+                                 uint8_t planes, AfterUnlock& after) {
+  // Where no part has more, these are all.
+  uint8_t most = 1;
+  for (const Promotion::Part& part : promotion->parts) {
+    most = std::max(most, part.planes.planes);
+  }
+  promotion->reading = planes < most ? planes : kPlanesMax;
+  promotion->parts_left = promotion->parts.size();
+  promotion->started = Now();
+  promoting_bytes_ += promotion->bytes;
   after.Call([this, promotion] { ReadPromotion(promotion); });
 }
 
@@ -88,26 +116,31 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
   {
     absl::MutexLock lock(&mu_);
     for (Promotion::Part& part : promotion->parts) {
-      const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
+      const uint64_t bytes =
+          (part.PagesOf(promotion->reading) - part.PagesOf(promotion->landed)) *
+          kPageBytes;
       part.reads_left =
           (bytes + options_.promote_io_bytes - 1) / options_.promote_io_bytes;
+      // A part that has no such plane is there already.
+      if (part.reads_left == 0) --promotion->parts_left;
     }
   }
   for (size_t i = 0; i < promotion->parts.size(); ++i) {
     const Promotion::Part& part = promotion->parts[i];
     extents.push_back(part.durable);
-    const uint64_t bytes = RoundUp(part.expected.record_bytes, kPageBytes);
-    const MutableByteSpan memory = dram_.Map(part.dram).first(bytes);
-    for (uint64_t at = 0; at < bytes; at += options_.promote_io_bytes) {
-      pieces.push_back({i, at,
-                        memory.subspan(at, std::min(options_.promote_io_bytes,
-                                                    bytes - at))});
+    const uint64_t end = part.PagesOf(promotion->reading) * kPageBytes;
+    const MutableByteSpan memory = dram_.Map(part.dram).first(end);
+    for (uint64_t at = part.PagesOf(promotion->landed) * kPageBytes; at < end;
+         at += options_.promote_io_bytes) {
+      pieces.push_back(
+          {i, at,
+           memory.subspan(at, std::min(options_.promote_io_bytes, end - at))});
     }
   }
   if (pieces.empty()) {
     AfterUnlock after;
     absl::MutexLock lock(&mu_);
-    FinishPromotion(*promotion, after);
+    EndReading(promotion, after);
     return;
   }
   const bool limited = !options_.promote_rate.steps.empty();
@@ -145,11 +178,12 @@ void EngineImpl::CheckPromoted(std::shared_ptr<Promotion> promotion,
                                size_t index) {
   Promotion::Part& part = promotion->parts[index];  // nobody else's by now
   if (part.status.ok()) {
-    part.status = CheckStoredRecord(part.expected, dram_.Map(part.dram), true);
+    part.status = CheckStoredPlanes(part.expected, dram_.Map(part.dram),
+                                    promotion->landed, promotion->reading);
   }
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
-  if (--promotion->parts_left == 0) FinishPromotion(*promotion, after);
+  if (--promotion->parts_left == 0) EndReading(promotion, after);
 }
 
 MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
@@ -159,7 +193,9 @@ MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
   if (part.status.ok()) {
     if (chunk.live && entry != nullptr && entry->dram_handle == 0) {
       entry->set_dram(part.dram);
-      counters_.promoted_bytes += part.expected.record_bytes;
+      // Those of planes that landed before were counted.
+      counters_.promoted_bytes += part.expected.record_bytes -
+                                  part.PagesOf(promotion.landed) * kPageBytes;
     } else {
       // Replaced meanwhile; who waited for this copy may still read it.
       RetireDram(promotion.chunk, part.dram, after);
@@ -174,31 +210,80 @@ MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
   return MissReason::kCorrupt;
 }
 
+MissReason EngineImpl::WhyUseless(const ChunkEntry& chunk) const {
+  if (!chunk.live) {
+    const MissReason reason = misses_.Find(chunk.space, chunk.id);
+    return reason == MissReason::kNeverSeen ? MissReason::kEvicted : reason;
+  }
+  return chunk.epoch == spaces_[chunk.space].epoch ? MissReason::kNone
+                                                   : MissReason::kEpoch;
+}
+
+void EngineImpl::EndReading(std::shared_ptr<Promotion> promotion,
+                            AfterUnlock& after) {
+  promoting_bytes_ -= promotion->bytes;
+  const ChunkIndex index = promotion->chunk;
+  const bool read =
+      std::all_of(promotion->parts.begin(), promotion->parts.end(),
+                  [](const Promotion::Part& part) { return part.status.ok(); });
+  const uint64_t bytes =
+      promotion->BytesOf(promotion->landed, promotion->reading);
+  const double seconds = absl::ToDoubleSeconds(Now() - promotion->started);
+  if (read && seconds > 0) {
+    durable_speed_ +=
+        kSpeedWeight * (static_cast<double>(bytes) / seconds - durable_speed_);
+  }
+  if (!read || promotion->reading >= kPlanesMax ||
+      WhyUseless(chunks_[index]) != MissReason::kNone) {
+    FinishPromotion(*promotion, after);
+    return;
+  }
+  counters_.promoted_bytes += bytes;
+  promotion->landed = std::exchange(promotion->reading, 0);
+  std::vector<Waiter>& waiters = promotion->waiters;
+  const auto served = std::stable_partition(
+      waiters.begin(), waiters.end(),
+      [&](const Waiter& waiter) { return waiter.planes > promotion->landed; });
+  for (auto waiter = served; waiter != waiters.end(); ++waiter) {
+    Answer(*waiter, index, MissReason::kNone, after);
+  }
+  waiters.erase(served, waiters.end());
+  uint8_t wanted = 0;
+  for (const Waiter& waiter : waiters) wanted = std::max(wanted, waiter.planes);
+  if (wanted > 0) {
+    ResumePromotion(promotion, wanted, after);
+  } else if (chunks_[index].holds == 0) {
+    EndRestingPromotion(index, after);
+    ReleaseIfIdle(index, after);
+  }
+}
+
+void EngineImpl::EndRestingPromotion(ChunkIndex index, AfterUnlock& after) {
+  const auto it = promotions_.find(index);
+  if (it == promotions_.end() || it->second->reading != 0) return;
+  const std::shared_ptr<Promotion> promotion = it->second;
+  promotions_.erase(it);
+  for (const Promotion::Part& part : promotion->parts) {
+    RetireDram(index, part.dram, after);
+  }
+  --chunks_[index].busy;
+}
+
 void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
   const ChunkIndex index = promotion.chunk;
   promotions_.erase(index);
-  promoting_bytes_ -= promotion.bytes;
+  const bool all = promotion.reading >= kPlanesMax;
   MissReason reason = MissReason::kNone;
   for (Promotion::Part& part : promotion.parts) {
+    if (!all && part.status.ok()) {
+      RetireDram(index, part.dram, after);
+      continue;
+    }
     const MissReason landed = LandPart(promotion, part, after);
     if (reason == MissReason::kNone) reason = landed;
   }
-  const ChunkEntry& chunk = chunks_[index];
-  if (reason == MissReason::kNone) {
-    if (!chunk.live) {
-      reason = misses_.Find(chunk.space, chunk.id);
-      if (reason == MissReason::kNeverSeen) reason = MissReason::kEvicted;
-    } else if (chunk.epoch != spaces_[chunk.space].epoch) {
-      reason = MissReason::kEpoch;
-    }
-  }
+  if (reason == MissReason::kNone) reason = WhyUseless(chunks_[index]);
   Settle(index, MissReason::kCorrupt, after);
-  const double seconds = absl::ToDoubleSeconds(Now() - promotion.started);
-  if (reason == MissReason::kNone && seconds > 0) {
-    durable_speed_ +=
-        kSpeedWeight *
-        (static_cast<double>(promotion.bytes) / seconds - durable_speed_);
-  }
   for (const Waiter& waiter : promotion.waiters) {
     Answer(waiter, index, reason, after);
   }
@@ -261,7 +346,7 @@ void EngineImpl::Prefetch(TenantId tenant, const SpaceId& space,
     AfterUnlock after;
     absl::MutexLock lock(&mu_);
     if (room) {
-      StartPromotion(plan, after);
+      StartPromotion(plan, kPlanesMax, after);
     } else {
       CancelPlan(plan, after);
     }

@@ -18,6 +18,7 @@ using namespace internal;  // NOLINT: the offsets of the header
 constexpr char kRecordMagic[9] = "LARDREC1";
 constexpr char kMetaMagic[9] = "LARDMET1";
 constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersionOfPlanes = 2;
 
 // Copying a record at least this large, the caches would not keep it anyway,
 // so every stripe of kStreamStripeBytes or more is written past them, also
@@ -62,7 +63,8 @@ bool AllZero(ByteSpan bytes) {
 void StoreMeta(const RecordMeta& meta, const char magic[8], std::byte* out) {
   std::memset(out, 0, kRecordHeaderBytes);
   std::memcpy(out + kMagicAt, magic, 8);
-  Store<uint16_t>(out + kVersionAt, kVersion);
+  Store<uint16_t>(out + kVersionAt,
+                  meta.planes > 1 ? kVersionOfPlanes : kVersion);
   Store<uint16_t>(out + kHeaderBytesAt, kRecordHeaderBytes);
   Store<uint32_t>(out + kTokenCountAt, meta.token_count);
   Store<uint64_t>(out + kRecordBytesAt, meta.record_bytes);
@@ -79,7 +81,49 @@ void StoreMeta(const RecordMeta& meta, const char magic[8], std::byte* out) {
   Store<uint8_t>(out + kCodecAt, Raw(meta.codec));
   Store<uint8_t>(out + kLineageAt, Raw(meta.lineage));
   Store<uint8_t>(out + kFlagsAt, meta.is_tail ? kFlagTail : 0);
+  if (meta.planes > 1) {
+    Store<uint8_t>(out + kPlanesAt, meta.planes);
+    for (size_t i = 0; i < meta.cuts.size(); ++i) {
+      Store<uint8_t>(out + kCutLineageAt + i, Raw(meta.cuts[i].lineage));
+      Store<uint32_t>(out + kCutPagesAt + 4 * i, meta.cuts[i].pages);
+    }
+  }
   StoreChecksum(out + kChecksumAt, meta.checksum);
+}
+
+// Planes and their cuts, of a header of that version. What pages a cut has is
+// only known to be possible.
+Status LoadPlanes(const std::byte* in, RecordMeta& meta) {
+  if (Load<uint16_t>(in + kVersionAt) == kVersion) {
+    if (!AllZero({in + kPlanesAt, 7}) || !AllZero({in + kCutPagesAt, 8})) {
+      return Corrupt("reserved fields are set");
+    }
+    return absl::OkStatus();
+  }
+  meta.planes = Load<uint8_t>(in + kPlanesAt);
+  if (meta.planes < 2 || meta.planes > kPlanesMax ||
+      meta.codec == CodecId::kRaw) {
+    return Corrupt("an impossible number of planes");
+  }
+  if (!AllZero({in + kCutLineageAt + meta.cuts.size(), 4})) {
+    return Corrupt("reserved fields are set");
+  }
+  uint64_t before = 1;
+  for (size_t i = 0; i < meta.cuts.size(); ++i) {
+    PlaneCut& cut = meta.cuts[i];
+    cut.pages = Load<uint32_t>(in + kCutPagesAt + 4 * i);
+    cut.lineage = Lineage{Load<uint8_t>(in + kCutLineageAt + i)};
+    if (i + 1 >= meta.planes) {
+      if (cut != PlaneCut{}) return Corrupt("reserved fields are set");
+      continue;
+    }
+    if (cut.pages < before ||
+        cut.pages > RoundUp(meta.record_bytes, kPageBytes) / kPageBytes) {
+      return Corrupt("an impossible end of a plane");
+    }
+    before = cut.pages;
+  }
+  return absl::OkStatus();
 }
 
 // The reverse, of 256 bytes that do not change meanwhile.
@@ -87,15 +131,13 @@ StatusOr<RecordMeta> LoadMeta(const std::byte* in, const char magic[8]) {
   if (std::memcmp(in + kMagicAt, magic, 8) != 0) {
     return Corrupt("another magic");
   }
-  if (Load<uint16_t>(in + kVersionAt) != kVersion ||
+  const auto version = Load<uint16_t>(in + kVersionAt);
+  if ((version != kVersion && version != kVersionOfPlanes) ||
       Load<uint16_t>(in + kHeaderBytesAt) != kRecordHeaderBytes) {
     return Corrupt("a version this build does not know");
   }
   const uint8_t flags = Load<uint8_t>(in + kFlagsAt);
-  if ((flags & ~kFlagTail) != 0 || !AllZero({in + kReservedAt, 7}) ||
-      !AllZero({in + kReserved2At, 8})) {
-    return Corrupt("reserved fields are set");
-  }
+  if ((flags & ~kFlagTail) != 0) return Corrupt("reserved fields are set");
   RecordMeta meta;
   meta.token_count = Load<uint32_t>(in + kTokenCountAt);
   meta.record_bytes = Load<uint64_t>(in + kRecordBytesAt);
@@ -128,6 +170,7 @@ StatusOr<RecordMeta> LoadMeta(const std::byte* in, const char magic[8]) {
       meta.record_bytes > kMaxRecordBytes) {
     return Corrupt("an impossible size");
   }
+  LARDER_RETURN_IF_ERROR(LoadPlanes(in, meta));
   return meta;
 }
 
@@ -161,7 +204,8 @@ StatusOr<Header> ParseHeader(const std::byte* in) {
   header.stripe_count = Load<uint32_t>(in + kStripeCountAt);
   header.payload_offset = Load<uint64_t>(in + kPayloadOffsetAt);
   header.tables_checksum = LoadChecksum(in + kTablesChecksumAt);
-  if (header.segment_count != header.meta.shape.layer_count) {
+  if (header.segment_count !=
+      uint32_t{header.meta.shape.layer_count} * header.meta.planes) {
     return Corrupt("another number of segments than layers");
   }
   if (header.stripe_count < header.segment_count ||
@@ -200,6 +244,11 @@ void StoreSegment(std::byte* out, const SegmentEntry& segment) {
   Store<uint64_t>(out + 32, segment.v_bytes);
 }
 
+// The page after the last one with anything of a record's bytes to `end`.
+uint32_t PagesTo(uint64_t end) {
+  return static_cast<uint32_t>(RoundUp(end, kPageBytes) / kPageBytes);
+}
+
 // Stripes of one kind divide their bytes evenly, or there are neither.
 bool Divides(uint64_t bytes, uint32_t stripes) {
   if (stripes == 0) return bytes == 0;
@@ -213,11 +262,15 @@ Status CheckSegments(const Header& header, const std::byte* table) {
   uint64_t end = header.payload_offset;
   for (uint32_t i = 0; i < header.segment_count; ++i) {
     const SegmentEntry segment = LoadSegment(table + i * kSegmentEntryBytes);
-    if (segment.layer != header.meta.shape.layer_begin + i) {
+    const uint32_t layers = header.meta.shape.layer_count;
+    if (segment.layer != header.meta.shape.layer_begin + i % layers) {
       return Corrupt("segments are not in the order of their layers");
     }
+    // What refines others may have nothing to say.
+    const bool nothing =
+        i >= layers && segment.k_bytes == 0 && segment.k_stripes == 1;
     if (segment.stripe_begin != stripes || segment.k_stripes == 0 ||
-        !Divides(segment.k_bytes, segment.k_stripes) ||
+        (!nothing && !Divides(segment.k_bytes, segment.k_stripes)) ||
         !Divides(segment.v_bytes, segment.v_stripes)) {
       return Corrupt("impossible stripes");
     }
@@ -228,6 +281,11 @@ Status CheckSegments(const Header& header, const std::byte* table) {
     end = segment.offset + segment.k_bytes + segment.v_bytes;
     if (end > header.meta.record_bytes || stripes > header.stripe_count) {
       return Corrupt("a segment reaches beyond the record");
+    }
+    const uint32_t planes = (i + 1) / layers;
+    if ((i + 1) % layers == 0 && planes < header.meta.planes &&
+        header.meta.cuts[planes - 1].pages != PagesTo(end)) {
+      return Corrupt("a plane does not end where it is said to");
     }
   }
   if (end != header.meta.record_bytes || stripes != header.stripe_count) {
@@ -324,21 +382,25 @@ StatusOr<RecordLayout> LayoutRecord(const GroupDescriptor& group,
 StatusOr<RecordLayout> LayoutCodedRecord(
     const PartShape& shape, std::span<const uint64_t> encoded_bytes) {
   const uint32_t layers = shape.layer_count;
-  if (layers == 0 || layers != encoded_bytes.size() ||
+  if (layers == 0 || encoded_bytes.empty() ||
+      encoded_bytes.size() % layers != 0 ||
+      encoded_bytes.size() / layers > kPlanesMax ||
       shape.layer_begin + layers > kMaxSegments) {
-    return Misshapen("not one encoded segment per layer");
+    return Misshapen("not one encoded segment per layer and plane");
   }
+  const auto count = static_cast<uint32_t>(encoded_bytes.size());
   RecordLayout layout;
-  layout.stripe_count = layers;
-  layout.payload_offset = PayloadOffset(layers, layers);
-  layout.segments.reserve(layers);
+  layout.stripe_count = count;
+  layout.payload_offset = PayloadOffset(count, count);
+  layout.segments.reserve(count);
   uint64_t end = layout.payload_offset;
-  for (uint32_t i = 0; i < layers; ++i) {
-    if (encoded_bytes[i] == 0 || encoded_bytes[i] > kMaxRecordBytes) {
+  for (uint32_t i = 0; i < count; ++i) {
+    if ((encoded_bytes[i] == 0 && i < layers) ||
+        encoded_bytes[i] > kMaxRecordBytes) {
       return Misshapen("an encoded segment is absurdly large or empty");
     }
     SegmentEntry segment;
-    segment.layer = shape.layer_begin + i;
+    segment.layer = shape.layer_begin + i % layers;
     segment.stripe_begin = i;
     segment.k_stripes = 1;
     segment.offset = RoundUp(end, kSegmentAlign);
@@ -370,6 +432,18 @@ void SealRecord(const RecordLayout& layout, RecordMeta& meta,
               stripe_checksums.size() == layout.stripe_count,
           "SealRecord: not one checksum per stripe");
   meta.record_bytes = layout.record_bytes;
+  const size_t layers = meta.shape.layer_count;
+  Require(layers > 0 && layout.segments.size() % layers == 0,
+          "SealRecord: a layout of another shape");
+  meta.planes = static_cast<uint8_t>(layout.segments.size() / layers);
+  for (size_t i = 0; i < meta.cuts.size(); ++i) {
+    if (i + 1u >= meta.planes) {
+      meta.cuts[i] = {};
+      continue;
+    }
+    const SegmentEntry& last = layout.segments[(i + 1) * layers - 1];
+    meta.cuts[i].pages = PagesTo(last.offset + last.k_bytes);
+  }
   std::byte* const base = record.data();
   std::byte* const segments = base + kRecordHeaderBytes;
   std::byte* const checksums =
@@ -477,7 +551,8 @@ Status RecordView::VerifySegment(size_t index) const {
   const uint32_t stripes = segment.k_stripes + segment.v_stripes;
   for (uint32_t i = 0; i < stripes; ++i) {
     const ByteSpan bytes = stripe_bytes(segment, i);
-    if (bytes.empty() ||
+    // Parse allows stripes without bytes only where there are to be none.
+    if ((bytes.empty() && index < layer_count()) ||
         ComputeChecksum(bytes) != stripe_checksum(segment.stripe_begin + i)) {
       return StripeMismatch(segment, i);
     }
@@ -485,10 +560,14 @@ Status RecordView::VerifySegment(size_t index) const {
   return absl::OkStatus();
 }
 
-Status RecordView::VerifyPayload() const {
-  for (size_t i = 0; i < segment_count_; ++i) {
-    LARDER_RETURN_IF_ERROR(VerifySegment(i));
-    if (!AllZero(GapAfter(record_, segment(i)))) {
+Status RecordView::VerifyPayload(uint8_t from, uint8_t to) const {
+  const size_t begin = std::min(segment_count_, from * layer_count());
+  const size_t end = std::min(segment_count_, to * layer_count());
+  // What is between two planes goes with the second.
+  for (size_t i = begin == 0 ? 0 : begin - 1; i < end; ++i) {
+    if (i >= begin) LARDER_RETURN_IF_ERROR(VerifySegment(i));
+    if ((i + 1 < end || end == segment_count_) &&
+        !AllZero(GapAfter(record_, segment(i)))) {
       return Corrupt("bytes between two segments");
     }
   }
@@ -556,6 +635,16 @@ void RestampRecord(MutableByteSpan record, RecordMeta& meta) {
   Store<uint64_t>(base + kGenerationAt, meta.generation);
   Store<uint8_t>(base + kLineageAt, Raw(meta.lineage));
   StampHeaderChecksum(base, meta);
+}
+
+uint32_t RecordMeta::PagesOf(uint8_t planes_read) const {
+  if (planes_read == 0 || planes_read >= planes) return PagesTo(record_bytes);
+  return cuts[planes_read - 1].pages;
+}
+
+Lineage RecordMeta::LineageOf(uint8_t planes_read) const {
+  if (planes_read == 0 || planes_read >= planes) return lineage;
+  return std::max(lineage, cuts[planes_read - 1].lineage);
 }
 
 void EncodeMeta(const RecordMeta& meta, std::byte out[kEncodedMetaBytes]) {

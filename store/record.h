@@ -1,6 +1,7 @@
 #ifndef LARDER_STORE_RECORD_H_
 #define LARDER_STORE_RECORD_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -22,8 +23,18 @@ namespace larder {
 // The payload is the part's segments in layer order, each aligned to 64 bytes.
 // Each segment is a run of stripes with a checksum of their own: one per head
 // for K, then for V (kHeadMajor); one for K and one for V (kTokenMajor); one
-// (kOpaque). The header's checksum covers header, tables and through them the
-// payload and its identity: a swapped, stale or torn record does not verify.
+// (kOpaque). A coded record of several progressive planes has the first plane
+// of every layer, then the second of every layer, and so on: its first pages
+// are of use without the rest. The header's checksum covers header, tables and
+// through them the payload and its identity: a swapped, stale or torn record
+// does not verify.
+
+// The first planes of a record, without those behind them.
+struct PlaneCut {
+  uint32_t pages = 0;                 // of the record, from its beginning
+  Lineage lineage = Lineage::kExact;  // what they give; of the copy alone
+  bool operator==(const PlaneCut&) const = default;
+};
 
 // Who and what a part is. Also the entry of the NVMe log's frames, footers and
 // index (EncodeMeta).
@@ -43,7 +54,14 @@ struct RecordMeta {
   uint32_t token_begin = 0;   // position of the chunk's first token
   uint64_t generation = 0;    // given by the daemon, grows with every commit
   uint64_t record_bytes = 0;  // header to the end of the payload, unpadded
-  Checksum checksum;          // the header's own
+  uint8_t planes = 1;         // more than 1: coded, plane after plane
+  std::array<PlaneCut, kPlanesMax - 1> cuts{};  // of 1, 2.. planes, but all
+  Checksum checksum;                            // the header's own
+
+  // Of a reader of so many planes, 0 or too many meaning all. The pages are
+  // those that hold them.
+  uint32_t PagesOf(uint8_t planes_read) const;
+  Lineage LineageOf(uint8_t planes_read) const;
 
   bool operator==(const RecordMeta&) const = default;
 };
@@ -84,8 +102,9 @@ StatusOr<RecordLayout> LayoutRecord(const GroupDescriptor& group,
                                     const PartShape& shape, uint32_t tokens);
 
 // The layout of a coded record: a segment of one stripe per layer of the shape,
-// in order, of the given sizes. InvalidArgument if there is not one size per
-// layer, one is 0, or the whole is absurd.
+// in order, of the given sizes; then, if there are more sizes, those of the
+// second and the third plane likewise. InvalidArgument if there is not one size
+// per layer and plane, one of the first plane is 0, or the whole is absurd.
 StatusOr<RecordLayout> LayoutCodedRecord(
     const PartShape& shape, std::span<const uint64_t> encoded_bytes);
 
@@ -93,7 +112,7 @@ StatusOr<RecordLayout> LayoutCodedRecord(
 // payload the caller has filled, computing stripe checksums from the payload;
 // or taking them from `stripe_checksums` where the caller computed them while
 // copying (empty = compute). Zeroes the padding between segments. Sets
-// meta.record_bytes and meta.checksum.
+// meta.record_bytes, meta.planes, pages of meta.cuts and meta.checksum.
 void SealRecord(const RecordLayout& layout, RecordMeta& meta,
                 std::span<const Checksum> stripe_checksums,
                 MutableByteSpan record);
@@ -112,16 +131,18 @@ class RecordView {
 
   const RecordMeta& meta() const { return meta_; }
   uint64_t payload_offset() const { return payload_offset_; }
+  // One per layer; of several planes, the layers of each.
   size_t segment_count() const { return segment_count_; }
+  size_t layer_count() const { return meta_.shape.layer_count; }
   size_t stripe_count() const { return stripe_count_; }
   SegmentEntry segment(size_t index) const;
   Checksum stripe_checksum(size_t index) const;
   // The bytes of stripe `stripe` (0-based within segment): K stripes, then V.
   ByteSpan stripe_bytes(const SegmentEntry& segment, size_t stripe) const;
 
-  // Reads and checks every stripe and the padding, or the stripes of one
-  // segment. DataLoss names the first that does not match.
-  Status VerifyPayload() const;
+  // Reads and checks every stripe and the padding of planes [from, to), or the
+  // stripes of one segment. DataLoss names the first that does not match.
+  Status VerifyPayload(uint8_t from = 0, uint8_t to = kPlanesMax) const;
   Status VerifySegment(size_t index) const;
 
  private:

@@ -30,10 +30,11 @@ inline constexpr size_t kGroupAt = 204;
 inline constexpr size_t kCodecAt = 206;
 inline constexpr size_t kLineageAt = 207;
 inline constexpr size_t kFlagsAt = 208;
-inline constexpr size_t kReservedAt = 209;  // 7 bytes, zero
+inline constexpr size_t kPlanesAt = 209;      // version 2, as the next two
+inline constexpr size_t kCutLineageAt = 210;  // 2 of them; then 4 bytes, zero
 inline constexpr size_t kTablesChecksumAt = 216;
-inline constexpr size_t kReserved2At = 232;  // 8 bytes, zero
-inline constexpr size_t kChecksumAt = 240;   // of everything before it
+inline constexpr size_t kCutPagesAt = 232;  // 2 of them
+inline constexpr size_t kChecksumAt = 240;  // of everything before it
 
 inline constexpr uint8_t kFlagTail = 1;
 

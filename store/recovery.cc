@@ -126,7 +126,7 @@ void EngineImpl::RecoverRecord(const RecordMeta& meta, Extent extent,
   part.shape = meta.shape;
   part.group = meta.group;
   part.version = ++last_version_;
-  chunks_.SetDurableCopy(index, part, extent, FactsOf(meta));
+  chunks_.SetDurableCopy(index, part, extent, FactsOf(meta), PlanesOf(meta));
   Settle(index, MissReason::kIncomplete, after);
 }
 

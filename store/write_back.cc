@@ -165,12 +165,13 @@ void EngineImpl::RunWrite(const WriteJob& job) {
   }
   durable_->Write(
       *extent, meta, record,
-      Guard([this, job, extent = *extent, facts = FactsOf(meta), encoded](
-                Status written) { FinishWrite(job, extent, facts, written); }));
+      Guard([this, job, extent = *extent, meta, encoded](Status written) {
+        FinishWrite(job, extent, meta, written);
+      }));
 }
 
 void EngineImpl::FinishWrite(const WriteJob& job, Extent extent,
-                             const CopyFacts& facts, const Status& status) {
+                             const RecordMeta& meta, const Status& status) {
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   writing_bytes_ -= job.expected.record_bytes;
@@ -181,9 +182,10 @@ void EngineImpl::FinishWrite(const WriteJob& job, Extent extent,
   NoteHealth(status, after);
   if (status.ok() && wanted) {
     RetireDurable(job.chunk, part->durable(), after);
-    chunks_.SetDurableCopy(job.chunk, *part, extent, facts);
+    chunks_.SetDurableCopy(job.chunk, *part, extent, FactsOf(meta),
+                           PlanesOf(meta));
     part->wanted_durable = false;
-    counters_.demoted_bytes += facts.record_bytes;
+    counters_.demoted_bytes += meta.record_bytes;
     TellWaiters({job.chunk, job.version}, absl::OkStatus(), after);
     Settle(job.chunk, MissReason::kNone, after);
   } else {

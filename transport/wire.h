@@ -154,9 +154,12 @@ struct StoredChunk {
   uint8_t state = 0;   // ChunkState
   uint8_t reason = 0;  // MissReason
   uint8_t lineage = 0;
-  uint8_t reserved = 0;
+  uint8_t planes = 1;                  // progressive ones, 1 to 3
+  uint64_t cut_bytes_to_read[2] = {};  // with the first one or two of them only
+  uint8_t cut_lineage[2] = {};
+  uint8_t reserved[6] = {};
 };
-static_assert(sizeof(StoredChunk) == 16);
+static_assert(sizeof(StoredChunk) == 40);
 // then state_count bytes, or described_count StoredChunks. A daemon that does
 // not know `describe` sends states.
 struct LookupReply {
@@ -173,7 +176,8 @@ struct Hold {  // then id_count ChunkIds
   uint64_t deadline_us = 0;  // from receipt; 0 = none
   uint8_t worst_lineage = 0;
   uint8_t prefix_only = 0;
-  uint8_t reserved[6] = {};
+  uint8_t planes = 0;  // that must be valid of what is coded in planes; 0: all
+  uint8_t reserved[5] = {};
 };
 struct HeldChunk {
   uint8_t state = 0;   // ChunkState

@@ -87,6 +87,7 @@ StatusOr<std::shared_ptr<Hold>> Hold::Open(Space& space,
   LARDER_ASSIGN_OR_RETURN(Space::At at, space.Reach(options.deadline));
   std::shared_ptr<Hold> hold(
       new Hold(space, std::move(at.link), at.handle, ids));
+  hold->planes_ = options.planes;
   size_t asked = 0;
   while (asked < ids.size()) {
     const auto batch = ids.subspan(asked, std::min(kBatch, ids.size() - asked));
@@ -101,6 +102,7 @@ StatusOr<std::shared_ptr<Hold>> Hold::Open(Space& space,
         ToMicroseconds(options.deadline - space.client().clock().Now());
     body.worst_lineage = Raw(options.worst_lineage);
     body.prefix_only = options.prefix_only ? 1 : 0;
+    body.planes = options.planes;
     LARDER_ASSIGN_OR_RETURN(
         const Packet reply,
         hold->link_->channel().Call(wire::Type::kHold, body,

@@ -22,6 +22,9 @@ struct HoldOptions {
   absl::Duration ttl = absl::ZeroDuration();  // zero = the daemon's default
   Lineage worst_lineage = Lineage::kExact;
   bool prefix_only = true;
+  // Of what is coded in progressive planes only so many need be brought up, and
+  // no more may be read (0: all). Such a hold cannot be shared.
+  uint8_t planes = 0;
 };
 
 // The right to read chunks, of this process or shared with others. Released by
@@ -46,6 +49,7 @@ class Hold {
   const HeldChunks& chunks() const { return *chunks_; }
   size_t size() const { return ids_.size(); }
   const ChunkId& chunk_id(size_t index) const { return ids_[index]; }
+  uint8_t planes() const { return planes_; }
   // Held, or on their way, in a row from the first.
   uint32_t usable() const;
 
@@ -74,6 +78,7 @@ class Hold {
   const uint32_t handle_;
   const std::vector<ChunkId> ids_;
   HoldId id_{};
+  uint8_t planes_ = 0;
   std::shared_ptr<HeldChunks> chunks_;
 
   absl::Mutex mu_;

@@ -98,8 +98,10 @@ class LoadRun {
   }
 
  private:
-  StatusOr<std::shared_ptr<Hold>> OpenHold(size_t begin, size_t end) {
+  StatusOr<std::shared_ptr<Hold>> OpenHold(size_t begin, size_t end,
+                                           uint8_t planes = 0) {
     HoldOptions options;
+    options.planes = planes;
     options.deadline = request_.deadline;
     options.worst_lineage = request_.worst_lineage;
     options.prefix_only = !request_.each;
@@ -225,9 +227,9 @@ class LoadRun {
       }
       std::vector<StoredChunk> chunks(run_.count_);
       for (size_t i = 0; i < chunks.size(); ++i) {
-        held_[i] = {request.hold, request.hold_first + i};
+        held_[i].push_back({request.hold, request.hold_first + i});
         const HeldChunks::Chunk held =
-            request.hold->chunks().Get(held_[i].index);
+            request.hold->chunks().Get(held_[i][0].index);
         chunks[i].reason = held.reason;
         chunks[i].state = held.state;
         if (held.state != ChunkState::kPending) continue;
@@ -239,21 +241,22 @@ class LoadRun {
       return chunks;
     }
 
-    MissReason Fetch(const StreamAction& fetch) override {
-      return HoldOne(fetch.chunk);
+    MissReason Fetch(const StreamAction& fetch, uint8_t planes) override {
+      return HoldPlanes(fetch.chunk, planes);
     }
 
-    Progress Poll(const StreamAction& fetch) override {
-      const Held& held = held_[fetch.chunk];
-      Link& link = held.hold->link();
+    Progress Poll(const StreamAction& fetch, uint8_t planes) override {
+      const Held* const held = Find(fetch.chunk, planes);
+      if (held == nullptr) return {0, MissReason::kEvicted};
+      Link& link = held->hold->link();
       if (!link.broken()) link.Drain();
-      const HeldChunks::Chunk chunk = held.hold->chunks().Get(held.index);
+      const HeldChunks::Chunk chunk = held->hold->chunks().Get(held->index);
       switch (chunk.state) {
         case ChunkState::kReady:
           return {fetch.bytes, MissReason::kNone};
         case ChunkState::kPending:
           if (link.broken()) return {0, MissReason::kUnavailable};
-          return {0, held.hold->chunks().revoked()};
+          return {0, held->hold->chunks().revoked()};
         default:
           return {0, chunk.reason == MissReason::kNone ? MissReason::kNeverSeen
                                                        : chunk.reason};
@@ -262,9 +265,9 @@ class LoadRun {
 
     bool Wait(absl::Time until) override {
       std::vector<const Held*> pending;
-      for (const Held& held : held_) {
-        if (held.hold != nullptr && held.hold->chunks().Pending(held.index)) {
-          pending.push_back(&held);
+      for (const std::vector<Held>& holds : held_) {
+        for (const Held& held : holds) {
+          if (held.hold->chunks().Pending(held.index)) pending.push_back(&held);
         }
       }
       if (!pending.empty()) {
@@ -286,21 +289,56 @@ class LoadRun {
       return run_.cancelled_ == nullptr || !*run_.cancelled_;
     }
 
-    MissReason Take(uint32_t chunk) override {
-      const MissReason why = HoldOne(chunk);
-      if (why != MissReason::kNone) return why;
-      const Held held = std::exchange(held_[chunk], {});
+    MissReason Take(uint32_t chunk, uint8_t planes) override {
+      const Held* found = Find(chunk, planes);
+      if (found == nullptr) {
+        const MissReason why = HoldPlanes(chunk, planes);
+        if (why != MissReason::kNone) return why;
+        found = Find(chunk, planes);
+      }
+      const Held held = *found;
       // It left memory since; there is no time to wait for it.
       if (held.hold->chunks().Pending(held.index)) return kMissRecompute;
-      return run_.CopyShared(*held.hold, held.index, chunk);
+      const bool again = run_.reasons_[chunk] == MissReason::kNone;
+      const MissReason why =
+          run_.CopyShared(*held.hold, held.index, chunk, again);
+      // The last hold keeps the planes that further ones refine.
+      std::erase_if(held_[chunk], [&](const Held& other) {
+        return planes == 0 || (other.planes != 0 && other.planes < held.planes);
+      });
+      return why;
     }
 
    private:
-    MissReason HoldOne(uint32_t chunk) {
-      Held& held = held_[chunk];
-      if (held.hold != nullptr) return MissReason::kNone;
+    struct Held {
+      std::shared_ptr<Hold> hold;
+      size_t index = 0;
+      uint8_t planes = 0;  // 0: all
+    };
+
+    // A hold with so many planes or more, the least such.
+    const Held* Find(uint32_t chunk, uint8_t planes) const {
+      const auto order = [](uint8_t held) { return held == 0 ? 255 : held; };
+      const Held* best = nullptr;
+      for (const Held& held : held_[chunk]) {
+        if (order(held.planes) < order(planes)) continue;
+        if (best == nullptr || order(held.planes) < order(best->planes)) {
+          best = &held;
+        }
+      }
+      return best;
+    }
+
+    MissReason HoldPlanes(uint32_t chunk, uint8_t planes) {
+      if (Find(chunk, planes) != nullptr) return MissReason::kNone;
+      MissReason why = HoldOne(chunk, planes);
+      if (why == MissReason::kBusy && LetGo()) why = HoldOne(chunk, planes);
+      return why;
+    }
+
+    MissReason HoldOne(uint32_t chunk, uint8_t planes) {
       StatusOr<std::shared_ptr<Hold>> opened =
-          run_.OpenHold(chunk, size_t{chunk} + 1);
+          run_.OpenHold(chunk, size_t{chunk} + 1, planes);
       if (!opened.ok()) {
         run_.failure_ = opened.status();
         return ReasonOf(opened.status());
@@ -309,16 +347,23 @@ class LoadRun {
         const MissReason why = (*opened)->chunks().Get(0).reason;
         return why == MissReason::kNone ? MissReason::kNeverSeen : why;
       }
-      held = {*std::move(opened), 0};
+      held_[chunk].push_back({*std::move(opened), 0, planes});
       return MissReason::kNone;
     }
 
-    struct Held {
-      std::shared_ptr<Hold> hold;
-      size_t index = 0;
-    };
+    // Chunks that are where they are wanted make room for those that are not.
+    bool LetGo() {
+      bool any = false;
+      for (size_t i = 0; i < held_.size(); ++i) {
+        if (run_.reasons_[i] != MissReason::kNone) continue;
+        any = any || !held_[i].empty();
+        held_[i].clear();
+      }
+      return any;
+    }
+
     LoadRun& run_;
-    std::vector<Held> held_;
+    std::vector<std::vector<Held>> held_;  // of every chunk
   };
 
   // False: the daemon cannot do it.
@@ -329,6 +374,7 @@ class LoadRun {
     plan.deadline = request_.deadline;
     plan.prefill = request_.stream->prefill;
     plan.soonest = request_.stream->soonest;
+    plan.worst_lineage = request_.worst_lineage;
     plan.first_position = request_.stream->first_position;
     plan.chunk_tokens = space.chunk_tokens;
     plan.token_bytes = static_cast<double>(ChunkBytes(space)) /
@@ -352,8 +398,9 @@ class LoadRun {
     return true;
   }
 
-  // As CopyChunk; the threads of the load share its layers.
-  MissReason CopyShared(Hold& hold, size_t held, size_t i) {
+  // As CopyChunk; the threads of the load share its layers. `again`: it is
+  // there, and stays usable if this fails.
+  MissReason CopyShared(Hold& hold, size_t held, size_t i, bool again) {
     MissReason why = Prepare(hold, held, i, shared_.chunk);
     const uint32_t layers = LayerEnd(request_.views);
     if (why == MissReason::kNone && (threads_ == 1 || layers < 2)) {
@@ -378,7 +425,7 @@ class LoadRun {
       });
       why = missed;
     }
-    Settle(i, why, shared_.chunk);
+    if (why == MissReason::kNone || !again) Settle(i, why, shared_.chunk);
     return why;
   }
 

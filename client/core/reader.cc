@@ -89,14 +89,29 @@ StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
   return MappedPart{*std::move(mapping), std::move(record), codec};
 }
 
-StatusOr<ByteSpan> TakeCoded(const RecordView& record,
-                             const SegmentEntry& segment, Scratch& scratch) {
-  const ByteSpan from = record.stripe_bytes(segment, 0);
-  const MutableByteSpan to = scratch.encoded.Get(from.size());
-  if (CopyAndChecksum(to.data(), from) !=
-      record.stripe_checksum(segment.stripe_begin)) {
-    return absl::DataLossError(absl::StrCat("coded layer ", segment.layer,
-                                            " does not match its checksum"));
+StatusOr<ByteSpan> TakeCoded(const RecordView& record, size_t segment,
+                             uint8_t planes, Scratch& scratch) {
+  const size_t layers = record.layer_count();
+  uint64_t bytes = 0;
+  for (size_t i = segment; i < record.segment_count(); i += layers) {
+    bytes += record.segment(i).k_bytes;
+  }
+  const MutableByteSpan to = scratch.encoded.Get(bytes);
+  const size_t end = planes == 0
+                         ? record.segment_count()
+                         : std::min(record.segment_count(), planes * layers);
+  uint64_t at = 0;
+  for (size_t i = segment; i < end; i += layers) {
+    const SegmentEntry plane = record.segment(i);
+    const ByteSpan from = record.stripe_bytes(plane, 0);
+    // Tables that have changed since must not lead outside.
+    if (from.size() > to.size() - at ||
+        CopyAndChecksum(to.data() + at, from) !=
+            record.stripe_checksum(plane.stripe_begin)) {
+      return absl::DataLossError(absl::StrCat("coded layer ", plane.layer,
+                                              " does not match its checksum"));
+    }
+    at += from.size();
   }
   return ByteSpan(to);
 }
@@ -110,6 +125,7 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
   out.profiles_ = &space.client().profiles();
   out.patience_ = patience;
   out.view_index_ = view_index;
+  out.planes_ = hold.planes();
   out.tokens_ = 0;
   out.lineage_ = Lineage::kExact;
   out.sources_.clear();
@@ -130,7 +146,7 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
       return MissReason::kCorrupt;
     }
     out.tokens_ = meta.token_count;
-    out.lineage_ = std::max(out.lineage_, meta.lineage);
+    out.lineage_ = std::max(out.lineage_, meta.LineageOf(out.planes_));
     mapped[i] = std::make_unique<MappedPart>(*std::move(part));
     return MissReason::kNone;
   };
@@ -209,10 +225,11 @@ Status OpenedChunk::CopyStripe(const Source& source,
   return absl::OkStatus();
 }
 
-Status OpenedChunk::CopyCoded(const Source& source, const SegmentEntry& segment,
+Status OpenedChunk::CopyCoded(const Source& source, size_t index,
                               absl::FunctionRef<Status(uint32_t)> stop,
                               Scratch& scratch, uint64_t& bytes) const {
   const RecordView& record = source.part.record;
+  const SegmentEntry segment = record.segment(index);
   const RecordMeta& meta = record.meta();
   const PartShape& part = meta.shape;
   const PartShape& box = source.view->box();
@@ -225,7 +242,7 @@ Status OpenedChunk::CopyCoded(const Source& source, const SegmentEntry& segment,
   constexpr uint32_t kSlow = 16;
   if (Status stopped = stop(kSlow); !stopped.ok()) return stopped;
   LARDER_ASSIGN_OR_RETURN(const ByteSpan encoded,
-                          TakeCoded(record, segment, scratch));
+                          TakeCoded(record, index, planes_, scratch));
   CodedLayer layer = CodedLayerOf(*space_, meta, segment.layer);
   std::shared_ptr<const Profile> profile;
   if (const ProfileId id = source.part.codec->ProfileOf(encoded);
@@ -276,6 +293,7 @@ Status OpenedChunk::CopyHeads(const Source& source, const CodedLayer& layer,
                           LayoutRecord(group, heads, tokens_));
   const SegmentEntry& segment = layout.segments[0];
   CodedSelection selection;
+  selection.planes = planes_;
   if (heads.head_count != meta.shape.head_count) {
     selection.head_begin = from;
     selection.head_count = heads.head_count;

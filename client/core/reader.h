@@ -68,8 +68,11 @@ StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
 
 // Copies a coded segment out of shared memory, so that what is decoded is what
 // was hashed. Valid until the scratch is used again.
-StatusOr<ByteSpan> TakeCoded(const RecordView& record,
-                             const SegmentEntry& segment, Scratch& scratch);
+// REQUIRES: `segment` is below record.layer_count(). Of a layer in progressive
+// planes the first `planes` (0: all) are there; the others' bytes may be
+// anything.
+StatusOr<ByteSpan> TakeCoded(const RecordView& record, size_t segment,
+                             uint8_t planes, Scratch& scratch);
 
 // A chunk ready to be copied: for every view the parts that hold its box.
 class OpenedChunk {
@@ -102,11 +105,11 @@ class OpenedChunk {
   Status Copy(uint32_t layer_begin, uint32_t layer_end, Stop stop,
               Scratch& scratch, uint64_t& bytes) const {
     for (const Source& source : sources_) {
-      for (size_t s = 0; s < source.part.record.segment_count(); ++s) {
+      for (size_t s = 0; s < source.part.record.layer_count(); ++s) {
         const SegmentEntry segment = source.part.record.segment(s);
         if (segment.layer < layer_begin || segment.layer >= layer_end) continue;
         if (source.part.codec != nullptr) {
-          Status decoded = CopyCoded(source, segment, stop, scratch, bytes);
+          Status decoded = CopyCoded(source, s, stop, scratch, bytes);
           if (!decoded.ok()) return decoded;
           continue;
         }
@@ -127,7 +130,7 @@ class OpenedChunk {
   };
   Status CopyStripe(const Source& source, const SegmentEntry& segment,
                     uint32_t stripe, Scratch& scratch, uint64_t& bytes) const;
-  Status CopyCoded(const Source& source, const SegmentEntry& segment,
+  Status CopyCoded(const Source& source, size_t segment,
                    absl::FunctionRef<Status(uint32_t)> stop, Scratch& scratch,
                    uint64_t& bytes) const;
   // Heads [from, to) of the part, as they are in `encoded`.
@@ -139,6 +142,7 @@ class OpenedChunk {
   Profiles* profiles_ = nullptr;
   Patience patience_;
   size_t view_index_ = 0;
+  uint8_t planes_ = 0;  // that are there; 0: all
   uint32_t tokens_ = 0;
   Lineage lineage_ = Lineage::kExact;
   std::vector<Source> sources_;

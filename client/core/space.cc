@@ -228,6 +228,11 @@ StatusOr<std::vector<StoredChunk>> Space::Describe(std::span<const ChunkId> ids,
       out.lineage = static_cast<Lineage>(chunk.lineage);
       out.token_count = chunk.token_count;
       out.bytes_to_read = chunk.bytes_to_read;
+      out.planes = std::clamp<uint8_t>(chunk.planes, 1, kPlanesMax);
+      for (size_t i = 0; i < out.cuts.size(); ++i) {
+        out.cuts[i] = {chunk.cut_bytes_to_read[i],
+                       static_cast<Lineage>(chunk.cut_lineage[i])};
+      }
     }
   }
   return all;

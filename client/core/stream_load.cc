@@ -12,11 +12,44 @@ namespace larder::client {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+// A plane is near that comes in a fraction of the time that is left.
+constexpr double kNear = 4;
 // How much longer than modelled the engine may take.
 constexpr double kPrefillMargin = 0.05;
 
 double Seconds(absl::Duration duration) {
   return absl::ToDoubleSeconds(duration);
+}
+
+// What levels are made to cost (codec/README.md); for comparing them.
+double DivergenceOf(Lineage lineage) {
+  if (lineage == Lineage::kExact) return 0;
+  return 1e-3 * std::pow(10, (Raw(lineage) - 1) / 2.0);
+}
+
+// In which planes a chunk is fetched: in one, unless each further one makes it
+// better.
+void SetPlanes(const StoredChunk& about, double decode, StreamChunk& chunk) {
+  const auto make = [&](uint8_t planes) {
+    chunk.planes = planes;
+    uint64_t before = 0;
+    double worse = kNever;
+    for (uint8_t p = 0; p < planes; ++p) {
+      const bool last = p + 1 == planes;
+      const uint64_t bytes =
+          last ? about.bytes_to_read : about.cuts[p].bytes_to_read;
+      const double divergence =
+          DivergenceOf(last ? about.lineage : about.cuts[p].lineage);
+      if (bytes <= before || divergence >= worse) return false;
+      chunk.plane_bytes[p] = bytes - before;
+      chunk.divergence[p] = divergence;
+      chunk.decode[p] = absl::Seconds(decode);
+      before = bytes;
+      worse = divergence;
+    }
+    return true;
+  };
+  if (!make(about.planes)) make(1);
 }
 
 // When chunks become usable, one after the other: by the link, by the decoder.
@@ -50,6 +83,7 @@ class Stream {
   StatusOr<Streamed> Run() {
     const size_t count = about_.size();
     out_.chunks.resize(count);
+    planes_.resize(count);
     out_.reasons.assign(count, kMissNotTried);
     const double rate = std::max(plan_.decode_bytes_per_second, 1.0);
     uint64_t position = plan_.first_position;
@@ -59,6 +93,7 @@ class Stream {
     load.start = start_;
     load.deadline = std::max(plan_.deadline, start_);
     GoodputOptions goodput = plan_.goodput;
+    const double worst = DivergenceOf(plan_.worst_lineage);
     for (uint32_t i = 0; i < count; ++i) {
       const StoredChunk& about = about_[i];
       const uint32_t tokens =
@@ -76,15 +111,26 @@ class Stream {
         in_memory_.push_back(i);
         continue;
       }
-      goodput.piece_bytes = std::max(goodput.piece_bytes, about.bytes_to_read);
       to_bring_.push_back(i);
       StreamChunk& chunk = load.chunks.emplace_back();
-      chunk.planes = 1;
-      chunk.plane_bytes[0] = about.bytes_to_read;
-      chunk.decode[0] = absl::Seconds(left.decode);
+      SetPlanes(about, left.decode, chunk);
+      ChunkPlanes& planes = planes_[i];
+      planes.all = planes.count = static_cast<uint8_t>(chunk.planes);
+      left.bytes = 0;
+      do {
+        const uint64_t bytes = chunk.plane_bytes[planes.needed];
+        left.bytes += static_cast<double>(bytes);
+        goodput.piece_bytes = std::max(goodput.piece_bytes, bytes);
+      } while (chunk.divergence[planes.needed++] > worst &&
+               planes.needed < planes.count);
+      for (uint8_t p = planes.needed; p < planes.count; ++p) {
+        goodput.piece_bytes =
+            std::max(goodput.piece_bytes, chunk.plane_bytes[p]);
+      }
     }
     StreamOptions options;
     options.goodput = goodput;
+    options.worst_divergence = worst;
     options.recompute = RecomputeUse::kNever;  // not while it streams
     LARDER_RETURN_IF_ERROR(Validate(options));
     if (!to_bring_.empty()) {
@@ -114,13 +160,16 @@ class Stream {
              out_.reasons[out_.usable] == MissReason::kNone) {
         ++out_.usable;
       }
-      if (out_.usable >= end_) return;
       const absl::Time now = feed_.Now();
-      if (now >= plan_.deadline) {
+      const bool refining = out_.usable >= end_;
+      absl::Time until = plan_.deadline;
+      if (refining) {
+        until = RefineUntil();
+        if (now >= until) return;
+      } else if (now >= plan_.deadline) {
         out_.reasons[out_.usable] = MissReason::kDeadline;
         return;
-      }
-      if (ShouldCut(now)) {
+      } else if (ShouldCut(now)) {
         out_.cut = true;
         return;
       }
@@ -131,27 +180,43 @@ class Stream {
         begun_.push_back({action});
         continue;
       }
+      if (action.kind == StreamActionKind::kAbandon) {
+        // It goes on where it is; asked for again, what has come is there.
+        std::erase_if(begun_, [&](const Begun& fetch) {
+          return fetch.action.fetch == action.fetch;
+        });
+        controller_->OnAbandoned(action.fetch, now);
+        continue;
+      }
       // What is here already, while the link works.
       if (memory_next_ < in_memory_.size() && in_memory_[memory_next_] < end_) {
         const uint32_t chunk = in_memory_[memory_next_++];
-        if (!Land(chunk, feed_.Take(chunk))) return;
+        if (!Land(chunk, feed_.Take(chunk, 0))) return;
         continue;
       }
-      switch (action.kind) {
-        case StreamActionKind::kFetch:
-        case StreamActionKind::kAbandon:  // what is whole is not given up
-        case StreamActionKind::kRecompute:
-        case StreamActionKind::kStop:
-          out_.reasons[out_.usable] = MissReason::kDeadline;
-          return;
-        case StreamActionKind::kWait:
-          if (!feed_.Wait(std::min(action.until, plan_.deadline))) {
-            out_.reasons[out_.usable] = kMissCancelled;
-            return;
-          }
-          break;
+      if (action.kind == StreamActionKind::kWait) {
+        if (feed_.Wait(std::min(action.until, until))) continue;
+        if (!refining) out_.reasons[out_.usable] = kMissCancelled;
+        return;
       }
+      if (!refining) out_.reasons[out_.usable] = MissReason::kDeadline;
+      return;
     }
+  }
+
+  // When all that is to come is usable: until when it may get better. The past
+  // if it cannot.
+  absl::Time RefineUntil() const {
+    if (plan_.soonest) return absl::InfinitePast();
+    const bool more = std::any_of(
+        planes_.begin(), planes_.begin() + end_,
+        [](const ChunkPlanes& chunk) { return chunk.taken < chunk.count; });
+    if (!more) return absl::InfinitePast();
+    absl::Time until = plan_.deadline;
+    for (size_t i = end_; i < left_.size(); ++i) {
+      until -= absl::Seconds(left_[i].prefill);
+    }
+    return until;
   }
 
   // Begins what could not be yet, takes what has landed. False: it ends here.
@@ -161,14 +226,14 @@ class Stream {
       const uint32_t i = fetch.action.chunk;
       MissReason why = MissReason::kNone;
       if (!fetch.started) {
-        why = feed_.Fetch(fetch.action);
+        why = feed_.Fetch(fetch.action, Named(i, fetch.action.plane + 1));
         // Memory may come free with the ones before.
-        if (why == MissReason::kBusy && f > 0) return true;
+        if (why == MissReason::kBusy && f > 0) break;
         fetch.started = true;
       }
       StreamFeed::Progress progress;
       if (why == MissReason::kNone) {
-        progress = feed_.Poll(fetch.action);
+        progress = feed_.Poll(fetch.action, Named(i, fetch.action.plane + 1));
         why = progress.reason;
       }
       if (progress.bytes > 0) {
@@ -180,34 +245,83 @@ class Stream {
         ++f;
         continue;
       }
+      const StreamAction action = fetch.action;
       begun_.erase(begun_.begin() + static_cast<ptrdiff_t>(f));
+      ChunkPlanes& planes = planes_[i];
       if (why == MissReason::kNone) {
-        out_.bytes += about_[i].bytes_to_read;
-        why = feed_.Take(i);
-      }
-      const auto number = static_cast<uint32_t>(
-          std::lower_bound(to_bring_.begin(), to_bring_.end(), i) -
-          to_bring_.begin());
-      if (why == MissReason::kNone) {
-        controller_->OnFetched(number, 1, feed_.Now());
+        out_.bytes += action.bytes;
+        planes.landed =
+            std::max(planes.landed, static_cast<uint8_t>(action.plane + 1));
       } else {
-        controller_->OnLost(number, 0, feed_.Now());
+        controller_->OnLost(NumberOf(i), action.plane, feed_.Now());
+        planes.count =
+            std::min(planes.count, static_cast<uint8_t>(action.plane));
+        if (planes.count < planes.needed && !Land(i, why)) return false;
       }
-      if (!Land(i, why)) return false;
+    }
+    // Decoding once is cheaper than once for every plane, if the next is near.
+    for (const uint32_t i : to_bring_) {
+      const ChunkPlanes& planes = planes_[i];
+      if (planes.landed > planes.taken && planes.landed >= planes.needed &&
+          i < end_ && !NextIsNear(i) && !TakePlanes(i)) {
+        return false;
+      }
     }
     return true;
   }
 
+  bool NextIsNear(uint32_t i) const {
+    if (!controller_->goodput().known()) return false;
+    double bytes = 0;
+    bool under_way = false;
+    for (const Begun& fetch : begun_) {
+      bytes += static_cast<double>(fetch.action.bytes - fetch.landed);
+      under_way = under_way || (fetch.started && fetch.action.chunk == i);
+    }
+    const double seconds = bytes / controller_->goodput().Low();
+    return under_way && kNear * seconds < Seconds(plan_.deadline - feed_.Now());
+  }
+
+  // False: the load ends here.
+  bool TakePlanes(uint32_t i) {
+    ChunkPlanes& planes = planes_[i];
+    const uint8_t landed = planes.landed;
+    const MissReason why = feed_.Take(i, Named(i, landed));
+    if (why == MissReason::kNone) {
+      planes.taken = landed;
+      controller_->OnFetched(NumberOf(i), landed, feed_.Now());
+    } else {
+      controller_->OnLost(NumberOf(i), planes.taken, feed_.Now());
+      planes.count = planes.landed = planes.taken;
+      // As good as it was before.
+      if (planes.taken > 0) return true;
+    }
+    return Land(i, why);
+  }
+
+  // So many planes as the feed calls them.
+  uint8_t Named(uint32_t chunk, uint32_t planes) const {
+    return planes < planes_[chunk].all ? static_cast<uint8_t>(planes) : 0;
+  }
+
+  uint32_t NumberOf(uint32_t chunk) const {
+    return static_cast<uint32_t>(
+        std::lower_bound(to_bring_.begin(), to_bring_.end(), chunk) -
+        to_bring_.begin());
+  }
+
   // Chunk `i` is usable, or why not. False: the load ends here.
   bool Land(uint32_t i, MissReason why) {
-    out_.reasons[i] = why;
     if (why == MissReason::kNone) {
-      out_.chunks[i].fetched = true;
-      out_.chunks[i].planes = 1;
-      out_.chunks[i].time = feed_.Now() - start_;
+      StreamedChunk& chunk = out_.chunks[i];
+      if (!chunk.fetched) chunk.time = feed_.Now() - start_;
+      chunk.fetched = true;
+      chunk.planes = std::max<uint8_t>(1, planes_[i].taken);
+      out_.reasons[i] = why;
       left_[i] = {0, 0, left_[i].prefill};
       return true;
     }
+    out_.reasons[i] = why;
     // Nothing behind it is of use.
     end_ = std::min(end_, i);
     for (size_t k = i; k < left_.size(); ++k) left_[k].bytes = kNever;
@@ -271,6 +385,13 @@ class Stream {
 
   Streamed Finish() {
     out_.time = feed_.Now() - start_;
+    if (controller_ != nullptr) {
+      const StreamResult result = controller_->Result();
+      for (size_t k = 0; k < to_bring_.size(); ++k) {
+        out_.chunks[to_bring_[k]].predicted_planes =
+            result.chunks[k].predicted_planes;
+      }
+    }
     for (size_t i = 0; i < about_.size(); ++i) {
       if (i < out_.usable) continue;
       out_.recompute_time +=
@@ -290,13 +411,22 @@ class Stream {
     bool started = false;
     uint64_t landed = 0;
   };
+  // Of a chunk that is to be brought.
+  struct ChunkPlanes {
+    uint8_t all = 0;
+    uint8_t count = 0;   // to be had, as far as is known
+    uint8_t needed = 0;  // to be usable
+    uint8_t landed = 0;
+    uint8_t taken = 0;  // are where the engine wants them
+  };
 
   StreamFeed& feed_;
   const StreamPlan& plan_;
   const std::vector<StoredChunk> about_;
   const absl::Time start_;
-  uint32_t end_ = 0;                // none from here on is of use
-  std::vector<ChunkLeft> left_;     // of all chunks
+  uint32_t end_ = 0;             // none from here on is of use
+  std::vector<ChunkLeft> left_;  // of all chunks
+  std::vector<ChunkPlanes> planes_;
   std::vector<uint32_t> to_bring_;  // the controller's chunks
   std::vector<uint32_t> in_memory_;
   size_t memory_next_ = 0;

@@ -5,6 +5,10 @@
 // goodput it gets, and ends in time for the engine to compute what will not
 // come, instead of at the deadline with nothing left to do about it.
 //
+// Chunks whose copies have progressive planes come coarse first where the link
+// is short (StreamController chooses); what time is left until the deadline
+// refines them.
+//
 // What every engine can do with a prefix cache is take a prefix and compute the
 // rest afterwards. So the one question is how long that prefix is to be, and it
 // is asked again whenever something happens: the longest after which what is
@@ -39,23 +43,25 @@ class StreamFeed {
   virtual absl::Time Now() = 0;
   // One element per chunk. Called once, first.
   virtual StatusOr<std::vector<StoredChunk>> Describe() = 0;
-  // Begins to bring bytes [offset, offset + bytes) of a plane of a chunk; does
-  // not wait for them. kNone, kBusy (no room before other fetches are taken),
-  // or why they will not come.
-  virtual MissReason Fetch(const StreamAction& fetch) = 0;
+  // Begins to bring what is missing of a chunk's first `planes` planes (0:
+  // all); does not wait for it. kNone, kBusy (no room before other fetches are
+  // taken), or why it will not come.
+  virtual MissReason Fetch(const StreamAction& fetch, uint8_t planes) = 0;
   // Of a fetch that was begun: bytes that have landed since the last question,
   // or why no more will come. All of them: it is done.
   struct Progress {
     uint64_t bytes = 0;
     MissReason reason = MissReason::kNone;
   };
-  virtual Progress Poll(const StreamAction& fetch) = 0;
+  virtual Progress Poll(const StreamAction& fetch, uint8_t planes) = 0;
   // Waits until something landed or will not, or `until`. False: the load was
   // cancelled.
   virtual bool Wait(absl::Time until) = 0;
-  // Puts a chunk that is in memory where the engine wants it. kNone: it is
-  // verified and there. kDeadline at the load's deadline.
-  virtual MissReason Take(uint32_t chunk) = 0;
+  // Puts a chunk of which so many planes (0: all) are in memory where the
+  // engine wants it. kNone: it is verified and there. kDeadline at the load's
+  // deadline. Where it was put before with fewer, it stays at least that good
+  // whatever happens.
+  virtual MissReason Take(uint32_t chunk, uint8_t planes) = 0;
 };
 
 struct StreamPlan {
@@ -64,9 +70,11 @@ struct StreamPlan {
   // time until the deadline is the load's, and it ends before only when nothing
   // more would land by then.
   PrefillModel prefill;
-  // Everything as soon as can be, even where a longer prefix would still be in
-  // time: dearer for the engine, better for who waits.
+  // Everything as soon as can be, even where a longer prefix, or more planes,
+  // would still be in time: dearer for the engine, better for who waits.
   bool soonest = false;
+  // A chunk is usable with as few planes as this allows.
+  Lineage worst_lineage = Lineage::kUnknown;
   uint64_t first_position = 0;  // of the first chunk's first token
   uint32_t chunk_tokens = 0;    // of chunks that are not there
   // Plain bytes of a token, and how many a second the load verifies and
@@ -80,7 +88,8 @@ struct StreamPlan {
 struct StreamedChunk {
   bool predicted = false;  // to be fetched, by the forecast
   bool fetched = false;    // usable in the destination
-  uint8_t planes = 0;
+  uint8_t predicted_planes = 0;
+  uint8_t planes = 0;  // usable; 1 where its copy has no more
   uint64_t bytes = 0;  // that it took, or would take, to bring it
   absl::Duration predicted_time = absl::InfiniteDuration();  // of its fetch
   absl::Duration time = absl::InfiniteDuration();
@@ -121,8 +130,9 @@ struct ChunkLeft {
 uint32_t ChooseCut(std::span<const ChunkLeft> left, double goodput,
                    double awaiting, double seconds, bool soonest);
 
-// Ends when all chunks are usable, when the engine does better, at a miss, at
-// the deadline, or cancelled; fails with Describe. After the return Take is not
+// Ends when all chunks are usable, with all planes or when it is time to
+// compute what is missing; when the engine does better, at a miss, at the
+// deadline, or cancelled; fails with Describe. After the return Take is not
 // called. InvalidArgument for an infinite deadline or senseless options.
 StatusOr<Streamed> RunStream(StreamFeed& feed, const StreamPlan& plan);
 

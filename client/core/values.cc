@@ -123,7 +123,7 @@ MissReason TakeValue(Space& space, const MappedPart& part,
                      Scratch& scratch, bool& unproved, uint64_t& size) {
   const RecordMeta& meta = part.record.meta();
   const uint64_t stored = uint64_t{meta.token_count} * space.value_unit();
-  if (meta.token_begin > stored || part.record.segment_count() != 1) {
+  if (meta.token_begin > stored || part.record.layer_count() != 1) {
     return MissReason::kCorrupt;
   }
   size = stored - meta.token_begin;
@@ -131,7 +131,7 @@ MissReason TakeValue(Space& space, const MappedPart& part,
   if (size > room || (exact_size && size != room)) return kMissNotTried;
   const SegmentEntry segment = part.record.segment(0);
   if (part.codec != nullptr) {
-    const StatusOr<ByteSpan> encoded = TakeCoded(part.record, segment, scratch);
+    const StatusOr<ByteSpan> encoded = TakeCoded(part.record, 0, 0, scratch);
     if (!encoded.ok()) return MissReason::kCorrupt;
     const bool direct = pieces.size() == 1 && pieces[0].size() >= stored;
     const MutableByteSpan plain =

@@ -373,9 +373,9 @@ TEST(RecordTest, HostileHeaders) {
     TryField<uint32_t>(sealed, internal::kStripeCountAt, true);
     TryField<uint64_t>(sealed, internal::kRecordBytesAt, true);
     TryField<uint64_t>(sealed, internal::kPayloadOffsetAt, true);
-    TryField<uint64_t>(sealed, internal::kReserved2At, true);
-    TryField<uint32_t>(sealed, internal::kReservedAt, true);
-    TryField<uint32_t>(sealed, internal::kReservedAt + 3, true);
+    TryField<uint64_t>(sealed, internal::kCutPagesAt, true);
+    TryField<uint32_t>(sealed, internal::kPlanesAt, true);
+    TryField<uint32_t>(sealed, internal::kCutLineageAt + 2, true);
     TryField<uint16_t>(sealed, internal::kShapeAt, true);      // layer_begin
     TryField<uint16_t>(sealed, internal::kShapeAt + 2, true);  // layer_count
     // Fields that have other legal values; whatever is taken must be sound.

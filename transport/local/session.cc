@@ -614,11 +614,17 @@ Status SessionImpl::OnLookup(const PacketView& view) {
     std::vector<wire::StoredChunk> out;
     out.reserve(chunks.size());
     for (const StoredChunk& chunk : chunks) {
-      out.push_back({.bytes_to_read = chunk.bytes_to_read,
-                     .token_count = chunk.token_count,
-                     .state = static_cast<uint8_t>(chunk.state),
-                     .reason = Raw(chunk.reason),
-                     .lineage = Raw(chunk.lineage)});
+      wire::StoredChunk& stored = out.emplace_back();
+      stored.bytes_to_read = chunk.bytes_to_read;
+      stored.token_count = chunk.token_count;
+      stored.state = static_cast<uint8_t>(chunk.state);
+      stored.reason = Raw(chunk.reason);
+      stored.lineage = Raw(chunk.lineage);
+      stored.planes = chunk.planes;
+      for (size_t i = 0; i < chunk.cuts.size(); ++i) {
+        stored.cut_bytes_to_read[i] = chunk.cuts[i].bytes_to_read;
+        stored.cut_lineage[i] = Raw(chunk.cuts[i].lineage);
+      }
     }
     lookup.described_count = static_cast<uint32_t>(out.size());
     reply.SetBody(lookup);
@@ -762,6 +768,7 @@ Status SessionImpl::OnHold(const PacketView& view) {
   }
   request.worst_lineage = Lineage{body.worst_lineage};
   request.prefix_only = body.prefix_only != 0;
+  request.planes = body.planes;
   StatusOr<HoldReply> reply =
       engine_.Hold(request, [tracker](uint32_t index, MissReason reason) {
         tracker->Progress(index, reason);
