@@ -33,8 +33,9 @@ class CodecRecordCoder final : public RecordCoder {
     // all planes.
     std::vector<uint64_t> most;
     for (uint32_t i = 0; i < raw.shape.layer_count; ++i) {
-      const CodedLayer layer =
+      CodedLayer layer =
           CodedLayerOf(descriptor, raw, raw.shape.layer_begin + i);
+      layer.planes = spec.planes;
       LARDER_RETURN_IF_ERROR(codec->Supports(layer));
       most.push_back(codec->EncodedBytesMax(layer));
     }

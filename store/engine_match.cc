@@ -189,7 +189,8 @@ void EngineImpl::DescribeDurable(ChunkIndex index, StoredChunk& out) const {
     out.bytes_to_read += part.record_bytes - std::min(part.record_bytes, there);
     out.planes = std::min(out.planes, planes.planes);
     for (size_t i = 0; i + 1 < planes.planes; ++i) {
-      const uint64_t bytes = planes.cuts[i].pages * kPageBytes;
+      const uint64_t bytes =
+          std::min(part.record_bytes, planes.cuts[i].pages * kPageBytes);
       out.cuts[i].bytes_to_read += bytes - std::min(bytes, there);
       out.cuts[i].lineage = std::max(
           {out.cuts[i].lineage, chunk.lineage, planes.cuts[i].lineage});

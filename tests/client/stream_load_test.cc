@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <map>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -25,7 +26,7 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 
 // A link that serves fetches in their order and tells of whole chunks only, as
 // the daemon does.
-class TracedFeed final : public StreamFeed {
+class TracedFeed : public StreamFeed {
  public:
   TracedFeed(uint32_t chunks, BandwidthTrace trace)
       : trace_(std::move(trace)), about_(chunks) {
@@ -41,24 +42,26 @@ class TracedFeed final : public StreamFeed {
     if (!describe.ok()) return describe;
     return about_;
   }
-  MissReason Fetch(const StreamAction& fetch) override {
+  MissReason Fetch(const StreamAction& fetch, uint8_t planes) override {
     if (fetch.chunk == busy_chunk && busy_times > 0) {
       --busy_times;
       return MissReason::kBusy;
     }
-    EXPECT_EQ(fetch.plane, 0U);
+    const StoredChunk& about = about_[fetch.chunk];
+    EXPECT_EQ(planes, fetch.plane + 1 < about.planes ? fetch.plane + 1 : 0);
     fetched.push_back(fetch.chunk);
+    EXPECT_EQ(fetch.bytes, PlaneBytes(about, fetch.plane));
     const double begin = std::max(free_at_, Seconds(Now()));
-    free_at_ = trace_.Delivered(
-        begin, static_cast<double>(about_[fetch.chunk].bytes_to_read));
-    arrivals_.push_back({fetch.chunk, free_at_});
+    free_at_ = trace_.Delivered(begin, static_cast<double>(fetch.bytes));
+    arrivals_.push_back({fetch.chunk, planes, free_at_});
     return fetch.chunk == refused ? MissReason::kEvicted : MissReason::kNone;
   }
-  Progress Poll(const StreamAction& fetch) override {
+  Progress Poll(const StreamAction& fetch, uint8_t planes) override {
     if (fetch.chunk == lost) return {0, MissReason::kCorrupt};
     EXPECT_GT(about_[fetch.chunk].bytes_to_read, 0U);
     for (const Arrival& arrival : arrivals_) {
-      if (arrival.chunk == fetch.chunk && arrival.at <= Seconds(Now())) {
+      if (arrival.chunk == fetch.chunk && arrival.planes == planes &&
+          arrival.at <= Seconds(Now())) {
         return {fetch.bytes, MissReason::kNone};
       }
     }
@@ -73,10 +76,27 @@ class TracedFeed final : public StreamFeed {
     clock_.AdvanceTo(Time(at) + absl::Nanoseconds(1));
     return Seconds(Now()) < cancel_at;
   }
-  MissReason Take(uint32_t chunk) override {
+  MissReason Take(uint32_t chunk, uint8_t planes) override {
     clock_.Advance(take_time);
-    brought += about_[chunk].bytes_to_read;
-    if (chunk == corrupt) return MissReason::kCorrupt;
+    const StoredChunk& about = about_[chunk];
+    const uint32_t all = planes == 0 ? about.planes : planes;
+    for (uint32_t plane = has[chunk]; plane < all; ++plane) {
+      brought += PlaneBytes(about, plane);
+    }
+    if (chunk == corrupt && planes == corrupt_planes) {
+      return MissReason::kCorrupt;
+    }
+    // What is put there has landed, and is better than what was there.
+    if (about.bytes_to_read > 0) {
+      EXPECT_TRUE(std::any_of(
+          arrivals_.begin(), arrivals_.end(), [&](const Arrival& arrival) {
+            return arrival.chunk == chunk && arrival.planes == planes &&
+                   arrival.at <= Seconds(Now());
+          }));
+    }
+    uint8_t& is = has[chunk];
+    EXPECT_GT(all, is);
+    is = static_cast<uint8_t>(all);
     taken.push_back(chunk);
     if (Now() > deadline) taken_late = true;
     return MissReason::kNone;
@@ -100,12 +120,23 @@ class TracedFeed final : public StreamFeed {
   std::vector<uint32_t> fetched, taken;
   bool taken_late = false;
   uint64_t brought = 0;
+  uint8_t corrupt_planes = 0;
+  std::map<uint32_t, uint8_t> has;  // planes of what was taken
 
  private:
   struct Arrival {
     uint32_t chunk;
+    uint8_t planes;
     double at;
   };
+  static uint64_t PlaneBytes(const StoredChunk& about, uint32_t plane) {
+    const auto end = [&](uint32_t planes) {
+      if (planes == 0) return uint64_t{0};
+      return planes < about.planes ? about.cuts[planes - 1].bytes_to_read
+                                   : about.bytes_to_read;
+    };
+    return end(plane + 1) - end(plane);
+  }
   ManualClock clock_;
   const BandwidthTrace trace_;
   std::vector<StoredChunk> about_;
@@ -142,13 +173,18 @@ Streamed Play(TracedFeed& feed, const StreamPlan& plan) {
     EXPECT_EQ(streamed->reasons[i] == MissReason::kNone, i < streamed->usable)
         << i;
     const StreamedChunk& chunk = streamed->chunks[i];
-    const bool taken = std::count(feed.taken.begin(), feed.taken.end(), i) == 1;
+    const uint8_t planes = feed.has[static_cast<uint32_t>(i)];
+    const bool taken = planes > 0;
     EXPECT_EQ(chunk.fetched, taken) << i;
-    EXPECT_EQ(chunk.planes, taken ? 1 : 0);
+    EXPECT_EQ(chunk.planes, planes);
     EXPECT_EQ(chunk.time < absl::InfiniteDuration(), taken) << i;
     if (i < streamed->usable) EXPECT_TRUE(taken) << i;
   }
-  EXPECT_EQ(streamed->bytes, feed.brought);
+  if (count > 0 && feed.about()[0].planes == 1) {
+    EXPECT_EQ(streamed->bytes, feed.brought);
+  } else {
+    EXPECT_GE(streamed->bytes, feed.brought);
+  }
   EXPECT_LE(streamed->bytes_unused, streamed->bytes);
   return *std::move(streamed);
 }
@@ -420,6 +456,84 @@ TEST(StreamLoad, CancelledAndRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(RunStream(other, plan).status()));
   other.describe = absl::UnavailableError("gone");
   EXPECT_TRUE(absl::IsUnavailable(RunStream(other, Plan(1)).status()));
+}
+
+// Chunks of two planes: 0.4 MB of level 3, with 0.6 MB more of level 1.
+struct PlanarFeed : TracedFeed {
+  PlanarFeed(uint32_t chunks, BandwidthTrace trace)
+      : TracedFeed(chunks, std::move(trace)) {
+    for (StoredChunk& chunk : about()) {
+      chunk.planes = 2;
+      chunk.lineage = Lineage{1};
+      chunk.cuts[0] = {400'000, Lineage{3}};
+    }
+  }
+};
+
+TEST(StreamLoad, PlanesAllComeOverAFastLink) {
+  PlanarFeed feed(8, Rates({100e6}));
+  const Streamed load = Play(feed, Plan(0.001));
+  EXPECT_EQ(load.usable, 8U);
+  EXPECT_FALSE(load.cut);
+  for (const StreamedChunk& chunk : load.chunks) EXPECT_EQ(chunk.planes, 2);
+  EXPECT_EQ(load.bytes, 8 * kChunkBytes);
+  EXPECT_LT(load.time, absl::Milliseconds(100));
+}
+
+TEST(StreamLoad, ASlowLinkBringsFirstPlanesAndRefinesWhileThereIsTime) {
+  // 5 MB in the second: all first planes are 3.2 MB, three more fit.
+  PlanarFeed feed(8, Rates({5e6}));
+  const Streamed load = Play(feed, Plan(0));
+  EXPECT_EQ(load.usable, 8U);
+  EXPECT_FALSE(load.cut);
+  EXPECT_LE(load.time, absl::Seconds(1));
+  uint32_t refined = 0;
+  for (uint32_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(load.reasons[i], MissReason::kNone);
+    EXPECT_EQ(load.chunks[i].planes, feed.has[i]);
+    refined += load.chunks[i].planes == 2 ? 1 : 0;
+  }
+  EXPECT_GE(refined, 1U);
+  EXPECT_LE(refined, 3U);
+}
+
+TEST(StreamLoad, ADropInMidLoadCostsPlanesBeforeItCostsChunks) {
+  // 2.6 MB, then a quarter of that: whole chunks would not all have come.
+  PlanarFeed feed(6, Rates({5e6, 5e6, 0.8e6, 0.8e6}));
+  const Streamed load = Play(feed, Plan(0));
+  EXPECT_EQ(load.usable, 6U);
+  uint32_t coarse = 0;
+  for (const StreamedChunk& chunk : load.chunks) coarse += chunk.planes == 1;
+  EXPECT_GE(coarse, 3U);
+}
+
+TEST(StreamLoad, SoonestTakesTheFirstPlanesOfASlowLink) {
+  PlanarFeed feed(4, Rates({4e6}));
+  StreamPlan plan = Plan(0.05);
+  plan.soonest = true;
+  const Streamed load = Play(feed, plan);
+  EXPECT_LE(load.bytes, 4 * 400'000U + kChunkBytes);
+}
+
+TEST(StreamLoad, AsManyPlanesAsTheWorstLineageAsksFor) {
+  PlanarFeed feed(8, Rates({5e6}));
+  StreamPlan plan = Plan(0);
+  plan.worst_lineage = Lineage{2};
+  const Streamed load = Play(feed, plan);
+  EXPECT_EQ(load.usable, 4U);
+  for (uint32_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(load.chunks[i].fetched, load.chunks[i].planes == 2) << i;
+  }
+}
+
+TEST(StreamLoad, ARefinementThatFailsLeavesWhatIsThere) {
+  PlanarFeed feed(4, Rates({3e6}));
+  feed.corrupt = 1;
+  feed.corrupt_planes = 0;  // with all of them
+  const Streamed load = Play(feed, Plan(0));
+  EXPECT_EQ(load.usable, 4U);
+  EXPECT_EQ(load.chunks[1].planes, 1);
+  EXPECT_EQ(load.reasons[1], MissReason::kNone);
 }
 
 TEST(Goodput, OfPieces) {

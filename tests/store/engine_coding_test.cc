@@ -318,6 +318,167 @@ TEST(EngineCoding, RottenCodedCopyIsWrittenAgainOrMissed) {
 }
 
 // A chunk of which a part is lossy is lossy.
+// Two planes: the first alone is what test-upper makes.
+CodingSpec TwoPlanes() {
+  CodingSpec spec = kLossless;
+  spec.planes = 2;
+  return spec;
+}
+
+struct PlanesRig : CodingRig {
+  static constexpr uint64_t kVersion = kOracleSmooth | 1;
+
+  PlanesRig() : CodingRig(TwoPlanes()) {
+    EXPECT_TRUE(SaveDurable(SmoothSpec()).Reached(SaveStage::kDurable));
+    FillMemory();
+    EXPECT_EQ(State(space, OracleChunkId(1)), ChunkState::kDurable);
+  }
+  static SaveSpec SmoothSpec() {
+    SaveSpec spec = Spec(1);
+    spec.version = kVersion;
+    return spec;
+  }
+  StoredChunk Describe(uint64_t n) {
+    const std::vector<ChunkId> ids = {OracleChunkId(n)};
+    return engine->Describe(TenantId{}, space, ids, Lineage::kUnknown)[0];
+  }
+  StatusOr<HoldReply> HoldWith(uint8_t planes) {
+    hold_planes = planes;
+    progress.clear();
+    auto hold = Hold(client, space, {OracleChunkId(1)});
+    hold_planes = 0;
+    return hold;
+  }
+};
+
+TEST(EnginePlanes, AreBroughtOneByOne) {
+  PlanesRig rig;
+  const StoredChunk about = rig.Describe(1);
+  ASSERT_EQ(about.planes, 2);
+  EXPECT_EQ(about.lineage, Lineage::kExact);
+  EXPECT_EQ(about.cuts[0].lineage, kUpperLevel);
+  EXPECT_GT(about.cuts[0].bytes_to_read, 0u);
+  EXPECT_LT(about.cuts[0].bytes_to_read, about.bytes_to_read);
+  const uint64_t promoted = rig.engine->Stats().promoted_bytes;
+
+  const auto first = rig.HoldWith(1);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->chunks[0].state, ChunkState::kPending);
+  rig.Run();
+  ASSERT_EQ(rig.progress.size(), 1u);
+  EXPECT_EQ(rig.progress[0].second, MissReason::kNone);
+  EXPECT_EQ(rig.engine->Stats().promoted_bytes - promoted,
+            about.cuts[0].bytes_to_read);
+  EXPECT_EQ(
+      rig.Read(rig.space, OracleChunkId(1), first->chunks[0], rig.kVersion, 1),
+      absl::OkStatus());
+  EXPECT_NE(
+      rig.Read(rig.space, OracleChunkId(1), first->chunks[0], rig.kVersion, 2),
+      absl::OkStatus())
+      << "its bytes have not been read";
+  // Memory has no copy of the chunk; what it takes to have one is less now.
+  EXPECT_EQ(rig.State(rig.space, OracleChunkId(1)), ChunkState::kDurable);
+  EXPECT_EQ(rig.Describe(1).cuts[0].bytes_to_read, 0u);
+  EXPECT_EQ(rig.Describe(1).bytes_to_read,
+            about.bytes_to_read - about.cuts[0].bytes_to_read);
+
+  // Another with as few waits for nothing, one of all for the rest alone.
+  const auto again = rig.HoldWith(1);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->chunks[0].state, ChunkState::kReady);
+  const auto all = rig.HoldWith(0);
+  ASSERT_TRUE(all.ok());
+  EXPECT_EQ(all->chunks[0].state, ChunkState::kPending);
+  rig.Run();
+  ASSERT_EQ(rig.progress.size(), 1u);
+  EXPECT_EQ(rig.progress[0].second, MissReason::kNone);
+  EXPECT_EQ(rig.engine->Stats().promoted_bytes - promoted, about.bytes_to_read);
+  EXPECT_EQ(rig.State(rig.space, OracleChunkId(1)), ChunkState::kReady);
+  EXPECT_EQ(rig.Read(rig.space, OracleChunkId(1), all->chunks[0], rig.kVersion),
+            absl::OkStatus());
+  // It is the memory that the first ones read.
+  EXPECT_EQ(all->chunks[0].parts[0].address, first->chunks[0].parts[0].address);
+  for (const auto* hold : {&*first, &*again, &*all}) {
+    EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, hold->hold).ok());
+  }
+}
+
+TEST(EnginePlanes, ThatNobodyHoldsAreForgotten) {
+  PlanesRig rig;
+  const auto hold = rig.HoldWith(1);
+  ASSERT_TRUE(hold.ok());
+  rig.Run();
+  const uint64_t used = rig.engine->Stats().dram.used_bytes;
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, hold->hold).ok());
+  rig.Run();
+  EXPECT_LT(rig.engine->Stats().dram.used_bytes, used);
+  EXPECT_EQ(rig.Describe(1).planes, 2);
+  EXPECT_EQ(rig.ReadChunk(Lineage::kExact, 1, rig.kVersion), absl::OkStatus());
+  // Released before it was read: the same.
+  rig.FillMemory();
+  const auto early = rig.HoldWith(1);
+  ASSERT_TRUE(early.ok());
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, early->hold).ok());
+  rig.Run();
+  EXPECT_EQ(rig.ReadChunk(Lineage::kExact, 1, rig.kVersion), absl::OkStatus());
+}
+
+TEST(EnginePlanes, WaitersOfBothAreServedInTurn) {
+  PlanesRig rig;
+  const auto first = rig.HoldWith(1);
+  const auto all = rig.HoldWith(2);
+  ASSERT_TRUE(first.ok() && all.ok());
+  rig.Run();
+  EXPECT_EQ(
+      rig.Read(rig.space, OracleChunkId(1), first->chunks[0], rig.kVersion, 1),
+      absl::OkStatus());
+  EXPECT_EQ(rig.Read(rig.space, OracleChunkId(1), all->chunks[0], rig.kVersion),
+            absl::OkStatus());
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, first->hold).ok());
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, all->hold).ok());
+}
+
+TEST(EnginePlanes, EvictedWhileSomeAreHeld) {
+  PlanesRig rig;
+  const auto first = rig.HoldWith(1);
+  ASSERT_TRUE(first.ok());
+  rig.Run();
+  ASSERT_TRUE(rig.engine->Evict(TenantId{}, OracleChunkId(1), false).ok());
+  rig.Run();
+  EXPECT_EQ(rig.State(rig.space, OracleChunkId(1)), ChunkState::kMiss);
+  // Who holds it may read on.
+  EXPECT_EQ(
+      rig.Read(rig.space, OracleChunkId(1), first->chunks[0], rig.kVersion, 1),
+      absl::OkStatus());
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, first->hold).ok());
+  rig.Run();
+  // Saved again, it is another chunk, of another copy.
+  EXPECT_TRUE(rig.SaveDurable(rig.SmoothSpec()).Reached(SaveStage::kDurable));
+  EXPECT_EQ(rig.ReadChunk(Lineage::kExact, 1, rig.kVersion), absl::OkStatus());
+}
+
+TEST(EnginePlanes, AHoldOfSomeIsNotShared) {
+  PlanesRig rig;
+  const auto first = rig.HoldWith(1);
+  ASSERT_TRUE(first.ok());
+  const ClientId other = rig.Client();
+  EXPECT_EQ(rig.engine->AttachHold(other, first->hold, nullptr).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  rig.Run();
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, first->hold).ok());
+}
+
+TEST(EnginePlanes, AreKnownAfterARestart) {
+  PlanesRig rig;
+  const StoredChunk before = rig.Describe(1);
+  rig.Crash();
+  rig.client = rig.Client();
+  const StoredChunk after = rig.Describe(1);
+  EXPECT_EQ(after.planes, 2);
+  EXPECT_EQ(after.cuts, before.cuts);
+  EXPECT_EQ(after.bytes_to_read, before.bytes_to_read);
+}
+
 TEST(EngineCoding, WorstOfItsParts) {
   CodingRig rig(kLossy, {}, 8);
   SaveSpec left = Spec(1);

@@ -248,6 +248,7 @@ struct EngineRig {
     request.space = space;
     request.ids = ids;
     request.worst_lineage = worst_lineage;
+    request.planes = hold_planes;
     return request;
   }
   HoldProgress Progress() {
@@ -260,9 +261,10 @@ struct EngineRig {
     return engine->Hold(Ask(client, space, ids), Progress());
   }
 
-  // OK if every part of the held chunk lies where the reply says, whole.
+  // OK if every part of the held chunk lies where the reply says, whole or with
+  // so many planes.
   Status Read(const SpaceId& space, const ChunkId& id, const HeldChunk& chunk,
-              uint64_t version = 1) {
+              uint64_t version = 1, uint8_t planes = kPlanesMax) {
     if (chunk.parts.empty()) return absl::NotFoundError("no parts");
     for (const HeldPart& part : chunk.parts) {
       const MutableByteSpan bytes = dram->At(part.address);
@@ -275,8 +277,9 @@ struct EngineRig {
         return absl::DataLossError("not the record of the reply");
       }
       expected.token_count = view->meta().token_count;
-      LARDER_RETURN_IF_ERROR(CheckCodedRecord(
-          spaces.at(space), bytes.first(part.record_bytes), expected, version));
+      LARDER_RETURN_IF_ERROR(CheckCodedRecord(spaces.at(space),
+                                              bytes.first(part.record_bytes),
+                                              expected, version, planes));
     }
     return absl::OkStatus();
   }
@@ -307,6 +310,7 @@ struct EngineRig {
   std::map<ClientId, std::vector<std::pair<HoldId, MissReason>>> revoked;
   std::vector<std::pair<uint32_t, MissReason>> progress;
   Lineage worst_lineage = Lineage::kExact;
+  uint8_t hold_planes = 0;
   std::unique_ptr<Engine> engine;
 };
 

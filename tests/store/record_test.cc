@@ -24,6 +24,8 @@ struct Example {
   GroupDescriptor group;
   PartShape shape;
   uint32_t tokens;
+  // Of a coded record: bytes of every layer in every plane.
+  std::vector<uint64_t> coded = {};
 };
 
 // One small record of every layout and kind that lies differently. Payload
@@ -56,6 +58,9 @@ std::vector<Example> Examples() {
       {"latent", latent, {0, 3, 0, 1, 0, 1}, 9},
       {"state", state, {5, 1, 0, 4, 0, 1}, 256},
       {"in turns", turns, {0, 2, 0, 4, 2, 3}, 8},
+      {"coded", full, {2, 2, 0, 4, 0, 1}, 5, {37, 64}},
+      {"two planes", full, {1, 3, 0, 4, 0, 1}, 5, {70, 5000, 1, 9, 0, 4100}},
+      {"three planes", full, {0, 2, 0, 4, 0, 1}, 5, {9, 64, 8000, 0, 5000, 0}},
   };
 }
 
@@ -74,6 +79,13 @@ RecordMeta MetaOf(const Example& example) {
   meta.token_count = example.tokens;
   meta.token_begin = 1024;
   meta.generation = 8;
+  if (!example.coded.empty()) {
+    meta.codec = CodecId::kKvc1;
+    meta.lineage = Lineage{2};
+    // SealRecord keeps those of cuts that there are.
+    meta.cuts[0].lineage = Lineage{4};
+    meta.cuts[1].lineage = Lineage{3};
+  }
   return meta;
 }
 
@@ -84,7 +96,9 @@ struct Sealed {
 };
 
 Sealed Seal(const Example& example, uint64_t seed = 1) {
-  auto layout = LayoutRecord(example.group, example.shape, example.tokens);
+  auto layout = example.coded.empty()
+                    ? LayoutRecord(example.group, example.shape, example.tokens)
+                    : LayoutCodedRecord(example.shape, example.coded);
   EXPECT_TRUE(layout.ok()) << example.name << ": " << layout.status();
   Sealed sealed{*std::move(layout), MetaOf(example), {}};
   std::mt19937_64 random(seed);
@@ -123,18 +137,24 @@ TEST(RecordTest, RoundTripOfEveryLayout) {
     ASSERT_TRUE(view.ok()) << view.status();
     EXPECT_EQ(view->meta(), sealed.meta);
     EXPECT_EQ(view->payload_offset(), sealed.layout.payload_offset);
-    ASSERT_EQ(view->segment_count(), example.shape.layer_count);
+    const size_t layers = example.shape.layer_count;
+    ASSERT_EQ(view->layer_count(), layers);
+    ASSERT_EQ(view->segment_count(),
+              example.coded.empty() ? layers : example.coded.size());
+    EXPECT_EQ(view->meta().planes, view->segment_count() / layers);
     EXPECT_EQ(view->stripe_count(), sealed.layout.stripe_count);
     uint64_t end = view->payload_offset();
     size_t stripe = 0;
     for (size_t i = 0; i < view->segment_count(); ++i) {
       const SegmentEntry segment = view->segment(i);
-      EXPECT_EQ(segment.layer, example.shape.layer_begin + i);
+      EXPECT_EQ(segment.layer, example.shape.layer_begin + i % layers);
       EXPECT_EQ(segment.offset, RoundUp(end, kSegmentAlign));
       EXPECT_EQ(segment.k_bytes + segment.v_bytes,
-                SegmentBytes(
-                    example.group, example.shape,
-                    PartTokens(example.group, example.shape, example.tokens)));
+                !example.coded.empty()
+                    ? example.coded[i]
+                    : SegmentBytes(example.group, example.shape,
+                                   PartTokens(example.group, example.shape,
+                                              example.tokens)));
       EXPECT_EQ(segment.stripe_begin, stripe);
       uint64_t at = segment.offset;
       for (size_t s = 0; s < segment.k_stripes + segment.v_stripes; ++s) {
@@ -163,6 +183,36 @@ TEST(RecordTest, RoundTripOfEveryLayout) {
         std::equal(sealed.bytes.begin(), sealed.bytes.end(), copy.begin()));
     EXPECT_TRUE(std::all_of(copy.begin() + sealed.bytes.size(), copy.end(),
                             [](std::byte b) { return b == std::byte{0}; }));
+  }
+}
+
+TEST(RecordTest, FirstPlanesAreOfUseAlone) {
+  for (const Example& example : Examples()) {
+    SCOPED_TRACE(example.name);
+    const Sealed sealed = Seal(example);
+    const RecordMeta& meta = sealed.meta;
+    const uint64_t all = RoundUp(meta.record_bytes, kPageBytes) / kPageBytes;
+    EXPECT_EQ(meta.PagesOf(0), all);
+    EXPECT_EQ(meta.PagesOf(meta.planes), all);
+    EXPECT_EQ(meta.LineageOf(0), meta.lineage);
+    EXPECT_EQ(meta.LineageOf(kPlanesMax), meta.lineage);
+    for (uint8_t planes = 1; planes < meta.planes; ++planes) {
+      EXPECT_LT(meta.PagesOf(planes), all);
+      EXPECT_GT(meta.LineageOf(planes), meta.lineage);
+      // No more of it is there.
+      Bytes some(sealed.bytes.size(), std::byte{0x77});
+      std::copy_n(sealed.bytes.begin(), meta.PagesOf(planes) * kPageBytes,
+                  some.begin());
+      const auto view = RecordView::Parse(some);
+      ASSERT_TRUE(view.ok()) << view.status();
+      EXPECT_EQ(view->meta(), meta);
+      EXPECT_TRUE(view->VerifyPayload(0, planes).ok());
+      EXPECT_FALSE(view->VerifyPayload(0, planes + 1).ok());
+      EXPECT_FALSE(view->VerifyPayload().ok());
+      // Then the rest comes.
+      std::copy(sealed.bytes.begin(), sealed.bytes.end(), some.begin());
+      EXPECT_TRUE(view->VerifyPayload(planes, kPlanesMax).ok());
+    }
   }
 }
 
@@ -373,9 +423,7 @@ TEST(RecordTest, HostileHeaders) {
     TryField<uint32_t>(sealed, internal::kStripeCountAt, true);
     TryField<uint64_t>(sealed, internal::kRecordBytesAt, true);
     TryField<uint64_t>(sealed, internal::kPayloadOffsetAt, true);
-    TryField<uint64_t>(sealed, internal::kCutPagesAt, true);
-    TryField<uint32_t>(sealed, internal::kPlanesAt, true);
-    TryField<uint32_t>(sealed, internal::kCutLineageAt + 2, true);
+    TryField<uint8_t>(sealed, internal::kPlanesAt, true);
     TryField<uint16_t>(sealed, internal::kShapeAt, true);      // layer_begin
     TryField<uint16_t>(sealed, internal::kShapeAt + 2, true);  // layer_count
     // Fields that have other legal values; whatever is taken must be sound.
@@ -384,6 +432,16 @@ TEST(RecordTest, HostileHeaders) {
       TryField<uint16_t>(sealed, at, false);
     }
     TryField<uint32_t>(sealed, internal::kTokenCountAt, false);
+    if (sealed.meta.planes > 1) {
+      TryField<uint8_t>(sealed, internal::kCutLineageAt, false);
+      TryField<uint32_t>(sealed, internal::kCutLineageAt + 2, true);
+      TryField<uint32_t>(sealed, internal::kCutPagesAt, true);
+      TryField<uint32_t>(sealed, internal::kCutPagesAt + 4, true);
+    } else {
+      TryField<uint64_t>(sealed, internal::kCutPagesAt, true);
+      TryField<uint32_t>(sealed, internal::kPlanesAt, true);
+      TryField<uint32_t>(sealed, internal::kCutLineageAt + 2, true);
+    }
     TryField<uint8_t>(sealed, internal::kFlagsAt, false);
   }
 }
@@ -566,32 +624,42 @@ RecordMeta RichMeta() {
   return meta;
 }
 
+RecordMeta PlanarMeta() {
+  RecordMeta meta = RichMeta();
+  meta.planes = 3;
+  meta.cuts = {{{1000, Lineage{5}}, {2000, Lineage{3}}}};
+  return meta;
+}
+
 TEST(RecordTest, MetaRoundTrip) {
-  const RecordMeta meta = RichMeta();
-  std::byte encoded[kEncodedMetaBytes];
-  EncodeMeta(meta, encoded);
-  const auto decoded = DecodeMeta(encoded);
-  ASSERT_TRUE(decoded.ok()) << decoded.status();
-  EXPECT_EQ(*decoded, meta);
-  for (size_t size = 0; size < kEncodedMetaBytes; ++size) {
-    EXPECT_FALSE(DecodeMeta(ByteSpan(encoded).first(size)).ok());
+  for (const RecordMeta& meta : {RichMeta(), PlanarMeta()}) {
+    std::byte encoded[kEncodedMetaBytes];
+    EncodeMeta(meta, encoded);
+    const auto decoded = DecodeMeta(encoded);
+    ASSERT_TRUE(decoded.ok()) << decoded.status();
+    EXPECT_EQ(*decoded, meta);
+    for (size_t size = 0; size < kEncodedMetaBytes; ++size) {
+      EXPECT_FALSE(DecodeMeta(ByteSpan(encoded).first(size)).ok());
+    }
   }
 }
 
 // A meta carries no checksum of its own, but nothing that decodes loses a bit.
 TEST(RecordTest, MetaIsCanonical) {
-  std::byte encoded[kEncodedMetaBytes];
-  EncodeMeta(RichMeta(), encoded);
-  for (size_t bit = 0; bit < 8 * kEncodedMetaBytes; ++bit) {
-    std::byte changed[kEncodedMetaBytes];
-    std::memcpy(changed, encoded, sizeof changed);
-    changed[bit / 8] ^= std::byte{1} << (bit % 8);
-    const auto decoded = DecodeMeta(changed);
-    if (!decoded.ok()) continue;
-    EXPECT_NE(*decoded, RichMeta());
-    std::byte again[kEncodedMetaBytes];
-    EncodeMeta(*decoded, again);
-    EXPECT_EQ(std::memcmp(again, changed, sizeof again), 0) << bit;
+  for (const RecordMeta& meta : {RichMeta(), PlanarMeta()}) {
+    std::byte encoded[kEncodedMetaBytes];
+    EncodeMeta(meta, encoded);
+    for (size_t bit = 0; bit < 8 * kEncodedMetaBytes; ++bit) {
+      std::byte changed[kEncodedMetaBytes];
+      std::memcpy(changed, encoded, sizeof changed);
+      changed[bit / 8] ^= std::byte{1} << (bit % 8);
+      const auto decoded = DecodeMeta(changed);
+      if (!decoded.ok()) continue;
+      EXPECT_NE(*decoded, meta);
+      std::byte again[kEncodedMetaBytes];
+      EncodeMeta(*decoded, again);
+      EXPECT_EQ(std::memcmp(again, changed, sizeof again), 0) << bit;
+    }
   }
 }
 

@@ -51,7 +51,8 @@ class PlaneCodec final : public Codec {
   uint64_t EncodedBytesMax(const CodedLayer& layer) const override {
     const Shape shape(layer);
     return shape.TableBytes() + PlainBytes(layer) + PlainBytes(layer) / 64 +
-           shape.streams.size() * 8;
+           (layer.planes > 1 ? PlainBytes(layer) / 4 : 0) +
+           shape.streams.size() * 12;
   }
 
   StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
@@ -63,9 +64,11 @@ class PlaneCodec final : public Codec {
       return absl::InvalidArgumentError("test codec: wrong size");
     }
     const bool lower = !lossy_ || quality < kUpperLevel;
+    const bool apart = lower && layer.planes > 1;
     const Shape shape(layer);
     std::vector<std::byte> out(shape.TableBytes());
-    out[0] = lower ? std::byte{1} : std::byte{0};
+    out[0] = apart ? std::byte{2} : lower ? std::byte{1} : std::byte{0};
+    std::vector<std::byte> second;  // each with its size
     for (size_t s = 0; s < shape.streams.size(); ++s) {
       std::vector<std::byte> bytes;
       for (uint32_t row = 0; row < shape.streams[s].rows; ++row) {
@@ -75,12 +78,30 @@ class PlaneCodec final : public Codec {
       }
       const size_t begin = out.size();
       Pack(bytes, 1, out);
-      if (lower) Pack(bytes, 0, out);
+      if (apart) {
+        const size_t at = second.size();
+        second.resize(at + 4);
+        Pack(bytes, 0, second);
+        const auto bytes_of = static_cast<uint32_t>(second.size() - at - 4);
+        std::memcpy(second.data() + at, &bytes_of, 4);
+      } else if (lower) {
+        Pack(bytes, 0, out);
+      }
       const auto size = static_cast<uint32_t>(out.size() - begin);
       std::memcpy(out.data() + 1 + 4 * s, &size, 4);
     }
+    EncodedLayer made{out.size() + second.size(),
+                      lower ? Lineage::kExact : kUpperLevel};
+    if (apart) {
+      // As much room as a plane of real numbers takes, in zeros.
+      second.resize(second.size() + plain.size() / 4);
+      made.bytes = out.size() + second.size();
+      made.planes = 2;
+      made.cuts[0] = {out.size(), kUpperLevel};
+    }
+    out.insert(out.end(), second.begin(), second.end());
     std::copy(out.begin(), out.end(), encoded.begin());
-    return EncodedLayer{out.size(), lower ? Lineage::kExact : kUpperLevel};
+    return made;
   }
 
   uint64_t IndexBytes(const CodedLayer& layer) const override {
@@ -98,6 +119,10 @@ class PlaneCodec final : public Codec {
     for (const size_t s : shape.Wanted(selection)) {
       if (all[s].bytes != 0) ranges.push_back(all[s]);
     }
+    const uint64_t end = all.back().offset + all.back().bytes;
+    if (end < encoded_bytes && selection.planes != 1) {
+      ranges.push_back({end, encoded_bytes - end});
+    }
     return ranges;
   }
 
@@ -111,6 +136,23 @@ class PlaneCodec final : public Codec {
     LARDER_ASSIGN_OR_RETURN(const std::vector<CodedRange> table,
                             Table(shape, encoded, encoded.size()));
     const bool lower = encoded[0] == std::byte{1};
+    std::vector<ByteSpan> second;
+    if (encoded[0] == std::byte{2} && selection.planes != 1) {
+      ByteSpan in = encoded.subspan(table.back().offset + table.back().bytes);
+      for (size_t s = 0; s < shape.streams.size(); ++s) {
+        uint32_t size = 0;
+        if (in.size() >= 4) std::memcpy(&size, in.data(), 4);
+        if (in.size() < 4 || size > in.size() - 4) {
+          return absl::DataLossError("test codec: a stream beyond the end");
+        }
+        second.push_back(in.subspan(4, size));
+        in = in.subspan(4 + size);
+      }
+      if (!std::all_of(in.begin(), in.end(),
+                       [](std::byte b) { return b == std::byte{0}; })) {
+        return absl::DataLossError("test codec: bytes behind the streams");
+      }
+    }
     const std::vector<size_t> wanted = shape.Wanted(selection);
     uint64_t half = 0;  // of `plain`
     for (size_t i = 0; i < wanted.size();) {
@@ -133,6 +175,10 @@ class PlaneCodec final : public Codec {
                                       table[wanted[i + h]].bytes);
         if (!Unpack(in, 1, bytes) || (lower && !Unpack(in, 0, bytes)) ||
             !in.empty()) {
+          return absl::DataLossError("test codec: runs do not fit");
+        }
+        if (!second.empty() && (!Unpack(second[wanted[i + h]], 0, bytes) ||
+                                !second[wanted[i + h]].empty())) {
           return absl::DataLossError("test codec: runs do not fit");
         }
         for (uint32_t row = 0; row < rows; ++row) {
@@ -207,7 +253,7 @@ class PlaneCodec final : public Codec {
                                                  uint64_t encoded_bytes) {
     std::vector<CodedRange> ranges;
     uint64_t at = shape.TableBytes();
-    if (index.size() < at || encoded_bytes < at || index[0] > std::byte{1}) {
+    if (index.size() < at || encoded_bytes < at || index[0] > std::byte{2}) {
       return absl::DataLossError("test codec: no table");
     }
     for (size_t s = 0; s < shape.streams.size(); ++s) {
@@ -219,7 +265,7 @@ class PlaneCodec final : public Codec {
       ranges.push_back({at, size});
       at += size;
     }
-    if (at != encoded_bytes) {
+    if (at != encoded_bytes && index[0] != std::byte{2}) {
       return absl::DataLossError("test codec: bytes behind the streams");
     }
     return ranges;
@@ -291,7 +337,8 @@ inline const Codec* FindTestCodec(CodecId id) {
 // segments are what the codec makes of the bytes of FillRecord.
 inline Status CheckCodedRecord(const SpaceDescriptor& space, ByteSpan record,
                                const RecordMeta& expected,
-                               std::optional<uint64_t> version = {}) {
+                               std::optional<uint64_t> version = {},
+                               uint8_t planes = kPlanesMax) {
   StatusOr<RecordView> view = RecordView::Parse(record);
   if (!view.ok()) return view.status();
   const RecordMeta& meta = view->meta();
@@ -306,26 +353,37 @@ inline Status CheckCodedRecord(const SpaceDescriptor& space, ByteSpan record,
       meta.token_count != expected.token_count) {
     return absl::DataLossError("another part's record");
   }
-  LARDER_RETURN_IF_ERROR(view->VerifyPayload());
+  LARDER_RETURN_IF_ERROR(view->VerifyPayload(0, planes));
   LARDER_RETURN_IF_ERROR(CheckCodedSegments(*view));
   const OracleRecord plain =
       FillRecord(group, expected, version.value_or(expected.generation));
   const StatusOr<RecordView> was = RecordView::Parse(plain.bytes.span());
   if (!was.ok()) return was.status();
-  for (size_t i = 0; i < view->segment_count(); ++i) {
+  const size_t layers = view->layer_count();
+  for (size_t i = 0; i < layers; ++i) {
     const SegmentEntry from = was->segment(i);
-    const CodedLayer layer = CodedLayerOf(space, meta, from.layer);
+    CodedLayer layer = CodedLayerOf(space, meta, from.layer);
+    layer.planes = meta.planes;
     std::vector<std::byte> want(codec->EncodedBytesMax(layer));
     const auto made = codec->Encode(
         layer,
         plain.bytes.span().subspan(from.offset, from.k_bytes + from.v_bytes),
         meta.lineage, want);
     if (!made.ok()) return made.status();
-    const ByteSpan have = view->stripe_bytes(view->segment(i), 0);
-    if (have.size() != made->bytes ||
-        std::memcmp(have.data(), want.data(), have.size()) != 0) {
+    size_t at = 0;
+    for (size_t p = 0; p < std::min(planes, meta.planes); ++p) {
+      const ByteSpan have =
+          view->stripe_bytes(view->segment(p * layers + i), 0);
+      if (have.size() > made->bytes - at ||
+          std::memcmp(have.data(), want.data() + at, have.size()) != 0) {
+        return absl::DataLossError(
+            absl::StrCat("layer ", from.layer, " is not what was encoded"));
+      }
+      at += have.size();
+    }
+    if (planes >= meta.planes && at != made->bytes) {
       return absl::DataLossError(
-          absl::StrCat("layer ", from.layer, " is not what was encoded"));
+          absl::StrCat("layer ", from.layer, " is not whole"));
     }
   }
   return absl::OkStatus();
