@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 
 #include "client/core/goodput.h"
+#include "tests/testing/sanitized.h"
 #include "tools/stream/clairvoyant.h"
 #include "tools/stream/naive.h"
 #include "tools/stream/plot.h"
@@ -420,10 +421,10 @@ void CheckResult(const Case& load, const StreamRun& run) {
 }
 
 TEST(StreamControllerProperty, HoldsOverEveryKindOfTrace) {
-  int met = 0, should = 0, foretold = 0;
+  uint64_t met = 0, should = 0, foretold = 0;
   for (size_t k = 0; k < stream::TraceKinds().size(); ++k) {
     const stream::TraceKind& kind = stream::TraceKinds()[k];
-    for (uint64_t n = 0; n < 24; ++n) {
+    for (uint64_t n = 0; n < FewerIfSanitized(24); ++n) {
       const uint64_t seed = 77000 + 100 * k + n;
       const bool engine = n % 2 == 1;
       const stream::Geometry& geometry = stream::Geometries()[n / 2 % 4];
@@ -460,9 +461,9 @@ TEST(StreamControllerProperty, HoldsOverEveryKindOfTrace) {
       if (testing::Test::HasFailure()) return;
     }
   }
-  EXPECT_GT(should, 300);
+  EXPECT_GT(should, FewerIfSanitized(300));
   EXPECT_GT(met, should);
-  EXPECT_GT(foretold, 300);
+  EXPECT_GT(foretold, FewerIfSanitized(300));
 }
 
 TEST(StreamControllerProperty, OneSeedOneLoad) {

@@ -1,25 +1,28 @@
 // The whole service on fake time, disk and wire (world.h). A failure names its
-// seed; LARDER_SIM_SEEDS=N runs more of them.
+// seed; LARDER_SIM_SEEDS=N runs N of them.
 
+#include <cstdint>
 #include <cstdlib>
 
 #include "gtest/gtest.h"
 
 #include "tests/sim/world.h"
+#include "tests/testing/sanitized.h"
 #include "tests/testing/test_codecs.h"
 
 namespace larder::sim {
 namespace {
 
-int SeedCount() {
+uint64_t SeedCount() {
   const char* seeds = std::getenv("LARDER_SIM_SEEDS");
-  return seeds == nullptr ? 60 : std::atoi(seeds);
+  return seeds == nullptr ? FewerIfSanitized(60)
+                          : std::strtoull(seeds, nullptr, 10);
 }
 
 World::Counts RunSeeds(WorldOptions options) {
   World::Counts sum;
-  for (int i = 0; i < SeedCount(); ++i) {
-    options.seed = static_cast<uint64_t>(i) + 1;
+  for (uint64_t seed = 1; seed <= SeedCount(); ++seed) {
+    options.seed = seed;
     World world(options);
     world.Run();
     if (testing::Test::HasFailure()) break;

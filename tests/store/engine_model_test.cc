@@ -26,6 +26,7 @@
 #include "gtest/gtest.h"
 
 #include "tests/store/engine_rig.h"
+#include "tests/testing/sanitized.h"
 
 namespace larder {
 namespace {
@@ -556,7 +557,8 @@ class Model {
 // LARDER_MODEL_SEEDS multiplies the length of the run.
 uint64_t Seeds(uint64_t few) {
   const char* more = std::getenv("LARDER_MODEL_SEEDS");
-  return few * (more == nullptr ? 1 : std::strtoull(more, nullptr, 10));
+  return FewerIfSanitized(few) *
+         (more == nullptr ? 1 : std::strtoull(more, nullptr, 10));
 }
 
 void RunWorld(const World& world, uint64_t seeds, int steps) {

@@ -1,6 +1,7 @@
 larder_test(nvme_conformance_test
   SRCS nvme/nvme_conformance_test.cc
-  DEPS larder::tiers_nvme larder::tiers_index)
+  DEPS larder::tiers_nvme larder::tiers_index
+  THREADS)
 
 larder_test(nvme_crash_test
   SRCS nvme/nvme_crash_test.cc
@@ -17,6 +18,7 @@ larder_test(nvme_fault_test
 
 larder_test(io_queue_test
   SRCS nvme/io_queue_test.cc
-  DEPS larder::tiers_nvme)
+  DEPS larder::tiers_nvme
+  THREADS)
 
 larder_fuzz(nvme_log DEPS larder::tiers_nvme)

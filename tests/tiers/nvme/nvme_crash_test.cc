@@ -11,6 +11,7 @@
 
 #include "gtest/gtest.h"
 
+#include "tests/testing/sanitized.h"
 #include "tests/tiers/nvme/sim_world.h"
 
 namespace larder {
@@ -318,7 +319,8 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 
 TEST_P(NvmeCrash, LosesNothingAcknowledged) {
   const uint64_t first = FromEnvironment("LARDER_CRASH_FIRST_SEED", 1);
-  const uint64_t seeds = FromEnvironment("LARDER_CRASH_SEEDS", 40);
+  const uint64_t seeds =
+      FromEnvironment("LARDER_CRASH_SEEDS", FewerIfSanitized(40));
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
     SCOPED_TRACE(testing::Message()
                  << "LARDER_CRASH_FIRST_SEED=" << seed
