@@ -665,10 +665,11 @@ LARDER_API void larder_region_close(larder_region* region);
 
 /* What became of one chunk of a streaming load. Times count from its start. */
 typedef struct larder_stream_chunk {
-  uint8_t predicted; /* 1: to be brought, by the forecast */
-  uint8_t brought;   /* 1: it was, and is verified */
-  uint8_t planes;    /* of those that its copy has, which are usable */
-  uint8_t reserved[5];
+  uint8_t predicted;        /* 1: to be brought, by the forecast */
+  uint8_t brought;          /* 1: it was, and is verified */
+  uint8_t planes;           /* of those that its copy has, which are usable */
+  uint8_t predicted_planes; /* ... which were to be, by the forecast */
+  uint8_t reserved[4];
   uint64_t bytes;        /* that it takes to bring it; 0 = it was in memory */
   uint64_t predicted_us; /* when it would be there; UINT64_MAX = never */
   uint64_t actual_us;    /* when it was; UINT64_MAX = never */

@@ -100,6 +100,7 @@ void GiveChunks(const core::LoadOutcome& outcome, larder_stream_chunk* chunks) {
       out.predicted = chunk.predicted ? 1 : 0;
       out.brought = chunk.fetched ? 1 : 0;
       out.planes = chunk.planes;
+      out.predicted_planes = chunk.predicted_planes;
       out.bytes = chunk.bytes;
       out.predicted_us = Microseconds(chunk.predicted_time);
       out.actual_us = Microseconds(chunk.time);

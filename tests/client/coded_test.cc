@@ -267,6 +267,103 @@ TEST_P(CodedTest, LargeLayers) {
   ExpectSame(loads);
 }
 
+class PlanesTest : public CodedTest {
+ protected:
+  PlanesTest() {
+    options_.groups[0].k_head_bytes = 3 << 10;
+    options_.groups[0].v_head_bytes = 1 << 10;
+    space_ = Open(options_);
+    ids_ = Save(space_, options_);
+    segment_ = uint64_t{4 << 10} * kChunk * kHeads;
+    // The exact bytes, from memory.
+    const LoadAnswer loaded = Load(exact_, LoadOptions());
+    EXPECT_TRUE(loaded.status.ok()) << loaded.status.ToString();
+    Restart();
+  }
+
+  LoadAnswer Load(Bytes& into, const LoadOptions& how) {
+    into.assign(kChunks * kLayers * segment_, 0xee);
+    std::vector<void*> places;
+    for (uint32_t i = 0; i < kChunks * kLayers; ++i) {
+      places.push_back(into.data() + i * segment_);
+    }
+    return space_.Load(ids_, {SegmentsView(0, places.data(), places.size())},
+                       how);
+  }
+  // Ends as soon as every chunk is usable; computing is never quicker.
+  static LoadOptions Streaming() {
+    LoadOptions options;
+    options.worst_lineage = Raw(kUpperLevel);
+    options.deadline = milliseconds(6000);
+    options.stream.emplace();
+    options.stream->prefill_chunk_s = 1.2;
+    options.stream->soonest = true;
+    return options;
+  }
+  StoredChunk Describe() {
+    ChunkId id;
+    std::memcpy(id.bytes.data(), ids_[0].bytes, sizeof ids_[0].bytes);
+    SpaceId space;
+    const Id name = *space_.id();
+    std::memcpy(space.bytes.data(), name.bytes, sizeof name.bytes);
+    return daemon_.engine().Describe(TenantId{}, space, std::span(&id, 1),
+                                     Lineage::kUnknown)[0];
+  }
+
+  SpaceOptions options_ = SmallSpaceOptions();
+  Space space_;
+  std::vector<Id> ids_;
+  uint64_t segment_ = 0;
+  Bytes exact_;
+};
+
+TEST_P(PlanesTest, TheFirstAreEnoughWhereTheLinkStops) {
+  const StoredChunk about = Describe();
+  ASSERT_EQ(about.planes, 2);
+  // As much as all first planes, then nothing.
+  const uint64_t first = about.cuts[0].bytes_to_read;
+  ASSERT_LT(first, about.bytes_to_read);
+  // Slow enough for chunks not to come whole at once.
+  daemon_.Limit(
+      {{{kChunks * first, absl::Milliseconds(1100)}, {0, absl::Minutes(10)}}});
+  Restart();
+  Bytes got;
+  const LoadAnswer loaded = Load(got, Streaming());
+  ASSERT_DONE(loaded.status);
+  ASSERT_EQ(loaded.usable, kChunks);
+  EXPECT_EQ(loaded.lineage, Raw(kUpperLevel));
+  for (const larder_stream_chunk& chunk : loaded.stream.chunks) {
+    EXPECT_EQ(chunk.brought, 1);
+    EXPECT_EQ(chunk.planes, 1);
+  }
+  // The second plane is of zeros here: what the first has is all there is.
+  EXPECT_EQ(got, exact_);
+  AwaitThat([&] { return daemon_.engine().Stats().holds == 0; });
+
+  // Who takes nothing but exact ones does not get them.
+  LoadOptions exact = Streaming();
+  exact.worst_lineage = LARDER_LINEAGE_EXACT;
+  exact.deadline = milliseconds(300);
+  const LoadAnswer none = Load(got, exact);
+  EXPECT_EQ(none.usable, 0u);
+
+  daemon_.Limit({});
+  Restart();
+  const LoadAnswer all = Load(got, LoadOptions());
+  ASSERT_DONE(all.status);
+  ASSERT_EQ(all.usable, kChunks);
+  EXPECT_EQ(all.lineage, LARDER_LINEAGE_EXACT);
+  EXPECT_EQ(got, exact_);
+}
+
+CodingSpec TwoPlanes() {
+  CodingSpec spec{kTestPlanes, Lineage::kExact};
+  spec.planes = 2;
+  return spec;
+}
+INSTANTIATE_TEST_SUITE_P(Planes, PlanesTest,
+                         testing::Values(Case{TwoPlanes()}));
+
 class OneCodedTest : public CodedTest {
  protected:
   OneCodedTest() : space_(Open(SmallSpaceOptions())) {

@@ -56,6 +56,10 @@ class DaemonFixture {
   std::string socket_path() const { return folder_ + "/sock"; }
   std::string folder() const { return folder_; }
   Engine& engine() { return *engine_; }
+  // What promotions may read, from the next start on.
+  void Limit(RateSchedule rate) {
+    options_.engine.promote_rate = std::move(rate);
+  }
 
   void Start() {
     executor_ = NewThreadPool("daemon", 2);
@@ -152,7 +156,7 @@ class DaemonFixture {
   }
 
  private:
-  const Options options_;
+  Options options_;
   std::string folder_;
   std::unique_ptr<Executor> executor_;
   MemoryIndex index_;  // outlives a restart, as a disk would

@@ -119,6 +119,7 @@ nb::object Streamed(const Loaded& self) {
     nb::dict one;
     one["bytes"] = chunk.bytes;
     one["planes"] = chunk.planes;
+    one["predicted_planes"] = chunk.predicted_planes;
     one["predicted"] = chunk.predicted != 0;
     one["brought"] = chunk.brought != 0;
     one["predicted_time"] = seconds(chunk.predicted_us);
