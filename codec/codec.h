@@ -103,6 +103,10 @@ class Codec {
     return lossless() ? Lineage::kExact : Lineage::kUnknown;
   }
 
+  // How many progressive planes Encode can make. 1: it has none, and makes one
+  // whatever CodedLayer::planes says.
+  virtual uint8_t planes_max() const { return 1; }
+
   // Encode uses CodedLayer::profile.
   virtual bool uses_profiles() const { return false; }
   // OK if Encode at `quality` would use layer.profile for this layer; else

@@ -1,12 +1,17 @@
 #include "codec/profile.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <span>
 #include <string_view>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
+#include <zstd.h>
 
 #include "codec/kvc1/bank.h"
 #include "codec/kvc1/layer_format.h"
@@ -15,7 +20,8 @@
 namespace larder {
 namespace {
 
-constexpr std::string_view kMagic = "LARDPRF1";
+constexpr std::string_view kPlainMagic = "LARDPRF1";
+constexpr std::string_view kCompressedMagic = "LARDPRF2";
 constexpr uint32_t kMaxText = 1024;
 constexpr uint32_t kMaxLayers = 4096, kMaxChannels = 1 << 16;
 constexpr uint32_t kMaxTransformChannels = 1024;
@@ -23,55 +29,207 @@ constexpr int kMaxParents = 32;
 // Bits of what is said of a profile as a whole.
 constexpr uint8_t kUnrotated = 1, kTrellis = 2;
 
+// Kinds of fields. Version 1 has all fields in one sequence, version 2 those of
+// each kind in a column, for like bytes compress better together. On disk.
+enum class Column : uint8_t {
+  kRest,
+  kReals,
+  kTables,
+  kRefinements,
+  kTrellisTables,
+  kOrder,
+  kParents,
+  kFactors,
+  kMatrices,
+};
+// Bytes of a column's numbers. The first bytes of all of them come first, then
+// the second ones, and so on.
+constexpr std::array<size_t, 9> kWidths = {1, 4, 1, 1, 1, 2, 2, 2, 1};
+
+// zstd's level for the one that writes: profiles are made once, kept for ever.
+constexpr int kZstdLevel = 19;
+// Which 19 takes of itself; a reader allocates as much.
+constexpr int kZstdWindowLog = 23;
+
+// ---- The order of columns ----
+
+// [row][column] -> [column][row]
+std::vector<uint8_t> Transposed(const std::vector<uint8_t>& ids, size_t rows) {
+  if (ids.empty()) return {};
+  const size_t columns = ids.size() / rows;
+  std::vector<uint8_t> out;
+  out.reserve(ids.size());
+  for (size_t c = 0; c < columns; ++c) {
+    for (size_t r = 0; r < rows; ++r) out.push_back(ids[r * columns + c]);
+  }
+  return out;
+}
+
+// Of each channel's parents (`counts`): differences to the one before, or back.
+std::vector<uint16_t> Differences(const std::vector<uint8_t>& counts,
+                                  std::vector<uint16_t> parents, bool back) {
+  size_t at = 0;
+  for (const uint8_t count : counts) {
+    uint16_t last = 0;
+    for (uint8_t i = 0; i < count; ++i, ++at) {
+      const uint16_t given = parents[at];
+      parents[at] = static_cast<uint16_t>(back ? last + given : given - last);
+      last = back ? parents[at] : given;
+    }
+  }
+  return parents;
+}
+
+// ---- Compression ----
+
+StatusOr<std::string> Compress(const std::string& content) {
+  const std::unique_ptr<ZSTD_CCtx, decltype(&ZSTD_freeCCtx)> context(
+      ZSTD_createCCtx(), ZSTD_freeCCtx);
+  if (context == nullptr) return absl::ResourceExhaustedError("zstd: memory");
+  for (const auto& [parameter, value] :
+       {std::pair{ZSTD_c_compressionLevel, kZstdLevel},
+        {ZSTD_c_windowLog, kZstdWindowLog}}) {
+    const size_t set = ZSTD_CCtx_setParameter(context.get(), parameter, value);
+    if (ZSTD_isError(set) != 0) {
+      return absl::InternalError(ZSTD_getErrorName(set));
+    }
+  }
+  std::string frame(ZSTD_compressBound(content.size()), '\0');
+  const size_t bytes = ZSTD_compress2(context.get(), frame.data(), frame.size(),
+                                      content.data(), content.size());
+  if (ZSTD_isError(bytes) != 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("zstd: ", ZSTD_getErrorName(bytes)));
+  }
+  frame.resize(bytes);
+  return frame;
+}
+
+// Allocates as bytes come, not as they are promised.
+StatusOr<std::string> Decompress(ByteSpan frame, uint64_t content_bytes) {
+  const std::unique_ptr<ZSTD_DCtx, decltype(&ZSTD_freeDCtx)> context(
+      ZSTD_createDCtx(), ZSTD_freeDCtx);
+  if (context == nullptr) return absl::ResourceExhaustedError("zstd: memory");
+  const size_t set = ZSTD_DCtx_setParameter(context.get(), ZSTD_d_windowLogMax,
+                                            kZstdWindowLog);
+  if (ZSTD_isError(set) != 0) {
+    return absl::InternalError(ZSTD_getErrorName(set));
+  }
+  std::string content;
+  std::vector<char> piece(ZSTD_DStreamOutSize());
+  ZSTD_inBuffer in{frame.data(), frame.size(), 0};
+  for (size_t left = 1; left != 0;) {
+    ZSTD_outBuffer out{piece.data(), piece.size(), 0};
+    const size_t read = in.pos;
+    left = ZSTD_decompressStream(context.get(), &out, &in);
+    if (ZSTD_isError(left) != 0) {
+      return absl::DataLossError(
+          absl::StrCat("profile: zstd: ", ZSTD_getErrorName(left)));
+    }
+    if (out.pos > content_bytes - content.size()) {
+      return absl::DataLossError("profile: more than it says");
+    }
+    content.append(piece.data(), out.pos);
+    if (left != 0 && out.pos == 0 && in.pos == read) {
+      return absl::DataLossError("profile: cut short");
+    }
+  }
+  if (in.pos != in.size || content.size() != content_bytes) {
+    return absl::DataLossError("profile: cut short, or more than a profile");
+  }
+  return content;
+}
+
 // ---- Writing ----
 
 class Writer {
  public:
+  explicit Writer(Profile::Format format)
+      : plain_(format == Profile::Format::kPlain) {}
+
   template <typename T>
   void Number(T value) {
-    out_.append(reinterpret_cast<const char*>(&value), sizeof value);
+    At(Column::kRest)
+        .append(reinterpret_cast<const char*>(&value), sizeof value);
   }
   template <typename T>
-  void Numbers(const std::vector<T>& values) {
-    out_.append(reinterpret_cast<const char*>(values.data()),
-                values.size() * sizeof(T));
+  void Numbers(Column column, const std::vector<T>& values) {
+    At(column).append(reinterpret_cast<const char*>(values.data()),
+                      values.size() * sizeof(T));
+  }
+  // [row][coefficient]; in columns those of a coefficient are together.
+  void Ids(Column column, const std::vector<uint8_t>& ids, size_t rows) {
+    Numbers(column, plain_ ? ids : Transposed(ids, rows));
+  }
+  void Parents(const TensorProfile::Prediction& prediction) {
+    Numbers(Column::kParents,
+            plain_ ? prediction.parent
+                   : Differences(prediction.parents, prediction.parent, false));
   }
   void Text(const std::string& text) {
     Number(static_cast<uint16_t>(text.size()));
-    out_ += text;
+    At(Column::kRest) += text;
   }
-  std::string Take() { return std::move(out_); }
+
+  StatusOr<std::string> Finish() {
+    if (plain_) return absl::StrCat(std::string(kPlainMagic), columns_[0]);
+    std::string content;
+    for (const std::string& column : columns_) {
+      const uint64_t bytes = column.size();
+      content.append(reinterpret_cast<const char*>(&bytes), sizeof bytes);
+    }
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      for (size_t place = 0; place < kWidths[i]; ++place) {
+        for (size_t at = place; at < columns_[i].size(); at += kWidths[i]) {
+          content.push_back(columns_[i][at]);
+        }
+      }
+    }
+    if (content.size() > kMaxProfileBytes) return content;
+    const uint64_t bytes = content.size();
+    LARDER_ASSIGN_OR_RETURN(const std::string frame, Compress(content));
+    std::string out(kCompressedMagic);
+    out.append(reinterpret_cast<const char*>(&bytes), sizeof bytes);
+    return out + frame;
+  }
 
  private:
-  std::string out_{kMagic};
+  std::string& At(Column column) {
+    return columns_[plain_ ? 0 : static_cast<size_t>(column)];
+  }
+
+  const bool plain_;
+  std::array<std::string, kWidths.size()> columns_;
 };
 
-void Write(Writer& writer, const TensorProfile& tensor) {
-  writer.Numbers(tensor.step);
-  writer.Numbers(tensor.mean);
-  writer.Numbers(tensor.weight);
-  writer.Numbers(tensor.tables.base);
-  writer.Numbers(tensor.tables.refinement);
+void Write(Writer& writer, const CoefficientTables& tables, uint8_t levels) {
+  writer.Ids(Column::kTables, tables.base, levels * 3);
+  writer.Ids(Column::kRefinements, tables.refinement, levels * 2);
+}
+
+void Write(Writer& writer, const TensorProfile& tensor, uint8_t levels) {
+  writer.Numbers(Column::kReals, tensor.step);
+  writer.Numbers(Column::kReals, tensor.mean);
+  writer.Numbers(Column::kReals, tensor.weight);
+  Write(writer, tensor.tables, levels);
   writer.Number(static_cast<uint16_t>(tensor.transforms.size()));
   for (const TensorProfile::Transform& transform : tensor.transforms) {
     writer.Number(transform.channel_begin);
     writer.Number(transform.channel_count);
-    writer.Numbers(transform.weight);
-    writer.Numbers(transform.tables.base);
-    writer.Numbers(transform.tables.refinement);
-    writer.Numbers(transform.matrix);
+    writer.Numbers(Column::kReals, transform.weight);
+    Write(writer, transform.tables, levels);
+    writer.Numbers(Column::kMatrices, transform.matrix);
   }
   writer.Number(static_cast<uint16_t>(tensor.predictions.size()));
   for (const TensorProfile::Prediction& prediction : tensor.predictions) {
     writer.Number(prediction.channel_begin);
     writer.Number(prediction.channel_count);
-    writer.Numbers(prediction.order);
-    writer.Numbers(prediction.parents);
-    writer.Numbers(prediction.parent);
-    writer.Numbers(prediction.factor);
-    writer.Numbers(prediction.tables.base);
-    writer.Numbers(prediction.tables.refinement);
-    writer.Numbers(prediction.trellis_tables);
+    writer.Numbers(Column::kOrder, prediction.order);
+    writer.Numbers(Column::kRest, prediction.parents);
+    writer.Parents(prediction);
+    writer.Numbers(Column::kFactors, prediction.factor);
+    Write(writer, prediction.tables, levels);
+    writer.Ids(Column::kTrellisTables, prediction.trellis_tables, levels);
   }
 }
 
@@ -89,8 +247,9 @@ bool HasTrellis(const Profile::Contents& contents) {
   return false;
 }
 
-std::string Write(const Profile::Contents& contents) {
-  Writer writer;
+StatusOr<std::string> Write(const Profile::Contents& contents,
+                            Profile::Format format) {
+  Writer writer(format);
   writer.Text(contents.model_name);
   writer.Text(contents.made_by);
   writer.Number(contents.weights.bytes);
@@ -98,17 +257,20 @@ std::string Write(const Profile::Contents& contents) {
       static_cast<uint8_t>((contents.unrotated_keys ? kUnrotated : 0) |
                            (HasTrellis(contents) ? kTrellis : 0)));
   writer.Number(contents.level_count);
-  writer.Numbers(contents.divergence);
+  writer.Numbers(Column::kReals, contents.divergence);
   writer.Number(static_cast<uint16_t>(contents.groups.size()));
   for (const Profile::Group& group : contents.groups) {
     writer.Number(group.layer_count);
     writer.Number(group.kv_head_count);
     writer.Number(group.key_dim);
     writer.Number(group.value_dim);
-    for (const TensorProfile& tensor : group.keys) Write(writer, tensor);
-    for (const TensorProfile& tensor : group.values) Write(writer, tensor);
+    for (const auto* tensors : {&group.keys, &group.values}) {
+      for (const TensorProfile& tensor : *tensors) {
+        Write(writer, tensor, contents.level_count);
+      }
+    }
   }
-  return writer.Take();
+  return writer.Finish();
 }
 
 // ---- Reading ----
@@ -116,79 +278,170 @@ std::string Write(const Profile::Contents& contents) {
 // Never allocates more than the bytes that are left could fill.
 class Reader {
  public:
-  explicit Reader(ByteSpan rest) : rest_(rest) {}
+  // `bytes` outlive the reader.
+  Status Open(ByteSpan bytes) {
+    if (bytes.size() > kMaxProfileBytes) {
+      return absl::DataLossError("profile: more than 256 MiB");
+    }
+    if (HasMagic(bytes, kPlainMagic)) {
+      plain_ = true;
+      rest_[0] = bytes.subspan(kPlainMagic.size());
+      return absl::OkStatus();
+    }
+    uint64_t content_bytes = 0;
+    constexpr size_t kFront = kCompressedMagic.size() + sizeof content_bytes;
+    if (!HasMagic(bytes, kCompressedMagic) || bytes.size() < kFront) {
+      return absl::DataLossError(
+          "profile: not a Larder profile of version 1 or 2");
+    }
+    std::memcpy(&content_bytes, bytes.data() + kCompressedMagic.size(),
+                sizeof content_bytes);
+    if (content_bytes > kMaxProfileBytes) {
+      return absl::DataLossError("profile: more than 256 MiB of content");
+    }
+    LARDER_ASSIGN_OR_RETURN(const std::string content,
+                            Decompress(bytes.subspan(kFront), content_bytes));
+    return Split(std::as_bytes(std::span(content)));
+  }
+
   bool ok() const { return ok_; }
-  bool AtEnd() const { return ok_ && rest_.empty(); }
+  void Fail() { ok_ = false; }
+  bool AtEnd() const {
+    return ok_ && std::all_of(rest_.begin(), rest_.end(),
+                              [](ByteSpan rest) { return rest.empty(); });
+  }
 
   template <typename T>
   T Number() {
     T value{};
-    const ByteSpan bytes = Take(sizeof value);
+    const ByteSpan bytes = Take(Column::kRest, sizeof value);
     if (!bytes.empty()) std::memcpy(&value, bytes.data(), sizeof value);
     return value;
   }
   template <typename T>
-  void Numbers(std::vector<T>& values, size_t count) {
-    const ByteSpan bytes = Take(count * sizeof(T));
+  void Numbers(Column column, std::vector<T>& values, size_t count) {
+    const ByteSpan bytes = Take(column, count * sizeof(T));
     if (!ok_) return;
     values.resize(count);
     if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
   }
-  std::string Text() {
-    const ByteSpan bytes = Take(Number<uint16_t>());
-    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  void Ids(Column column, std::vector<uint8_t>& ids, size_t rows,
+           size_t count) {
+    Numbers(column, ids, rows * count);
+    if (ok_ && !plain_) ids = Transposed(ids, count);
   }
-  ByteSpan Take(size_t size) {
-    if (!ok_ || size > rest_.size()) {
-      ok_ = false;
-      return {};
+  void Parents(TensorProfile::Prediction& prediction) {
+    const size_t all = std::accumulate(prediction.parents.begin(),
+                                       prediction.parents.end(), size_t{0});
+    Numbers(Column::kParents, prediction.parent, all);
+    if (ok_ && !plain_) {
+      prediction.parent =
+          Differences(prediction.parents, std::move(prediction.parent), true);
     }
-    const ByteSpan taken = rest_.first(size);
-    rest_ = rest_.subspan(size);
-    return taken;
+  }
+  std::string Text() {
+    const ByteSpan bytes = Take(Column::kRest, Number<uint16_t>());
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
 
  private:
-  ByteSpan rest_;
-  bool ok_ = true;
+  static bool HasMagic(ByteSpan bytes, std::string_view magic) {
+    return bytes.size() >= magic.size() &&
+           std::memcmp(bytes.data(), magic.data(), magic.size()) == 0;
+  }
+
+  // Numbers of columns, each with its bytes together.
+  Status Split(ByteSpan content) {
+    std::array<uint64_t, kWidths.size()> sizes;
+    if (content.size() < sizeof sizes) {
+      return absl::DataLossError("profile: no columns");
+    }
+    std::memcpy(sizes.data(), content.data(), sizeof sizes);
+    content = content.subspan(sizeof sizes);
+    split_.resize(content.size());
+    std::byte* to = split_.data();
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] > content.size() || sizes[i] % kWidths[i] != 0) {
+        return absl::DataLossError("profile: a column of an impossible size");
+      }
+      const size_t count = sizes[i] / kWidths[i];
+      for (size_t at = 0; at < sizes[i]; ++at) {
+        to[at] = content[at % kWidths[i] * count + at / kWidths[i]];
+      }
+      rest_[i] = {to, sizes[i]};
+      to += sizes[i];
+      content = content.subspan(sizes[i]);
+    }
+    if (!content.empty()) {
+      return absl::DataLossError("profile: bytes behind the columns");
+    }
+    return absl::OkStatus();
+  }
+
+  ByteSpan Take(Column column, size_t size) {
+    ByteSpan& rest = rest_[plain_ ? 0 : static_cast<size_t>(column)];
+    if (!ok_ || size > rest.size()) {
+      ok_ = false;
+      return {};
+    }
+    const ByteSpan taken = rest.first(size);
+    rest = rest.subspan(size);
+    return taken;
+  }
+
+  bool plain_ = false, ok_ = true;
+  std::vector<std::byte> split_;
+  std::array<ByteSpan, kWidths.size()> rest_;
 };
 
 void Read(Reader& reader, size_t count, uint8_t levels,
           CoefficientTables& tables) {
-  reader.Numbers(tables.base, levels * 3 * count);
-  reader.Numbers(tables.refinement, levels * 2 * count);
+  reader.Ids(Column::kTables, tables.base, size_t{levels} * 3, count);
+  reader.Ids(Column::kRefinements, tables.refinement, size_t{levels} * 2,
+             count);
+}
+
+// Of one block of the channels that are left; fails if it is none.
+void ReadBlock(Reader& reader, uint32_t& begin, uint32_t& count,
+               uint32_t& left) {
+  begin = reader.Number<uint32_t>();
+  count = reader.Number<uint32_t>();
+  if (count == 0 || count > left) reader.Fail();
+  left -= std::min(left, count);
 }
 
 void Read(Reader& reader, uint32_t channels, uint8_t levels, bool trellis,
           TensorProfile& tensor) {
-  reader.Numbers(tensor.step, levels);
-  reader.Numbers(tensor.mean, channels);
-  reader.Numbers(tensor.weight, channels);
+  reader.Numbers(Column::kReals, tensor.step, levels);
+  reader.Numbers(Column::kReals, tensor.mean, channels);
+  reader.Numbers(Column::kReals, tensor.weight, channels);
   Read(reader, channels, levels, tensor.tables);
   const auto transforms = reader.Number<uint16_t>();
+  uint32_t left = channels;
   for (uint32_t i = 0; i < transforms && reader.ok(); ++i) {
     TensorProfile::Transform& transform = tensor.transforms.emplace_back();
-    transform.channel_begin = reader.Number<uint32_t>();
-    transform.channel_count = reader.Number<uint32_t>();
-    const size_t count = std::min(transform.channel_count, kMaxChannels);
-    reader.Numbers(transform.weight, count);
+    ReadBlock(reader, transform.channel_begin, transform.channel_count, left);
+    const size_t count = std::min(transform.channel_count, channels);
+    reader.Numbers(Column::kReals, transform.weight, count);
     Read(reader, count, levels, transform.tables);
-    reader.Numbers(transform.matrix, count * count);
+    reader.Numbers(Column::kMatrices, transform.matrix, count * count);
   }
   const auto predictions = reader.Number<uint16_t>();
+  left = channels;
   for (uint32_t i = 0; i < predictions && reader.ok(); ++i) {
     TensorProfile::Prediction& prediction = tensor.predictions.emplace_back();
-    prediction.channel_begin = reader.Number<uint32_t>();
-    prediction.channel_count = reader.Number<uint32_t>();
-    const size_t count = std::min(prediction.channel_count, kMaxChannels);
-    reader.Numbers(prediction.order, count);
-    reader.Numbers(prediction.parents, count);
-    const size_t all = std::accumulate(prediction.parents.begin(),
-                                       prediction.parents.end(), size_t{0});
-    reader.Numbers(prediction.parent, all);
-    reader.Numbers(prediction.factor, all);
+    ReadBlock(reader, prediction.channel_begin, prediction.channel_count, left);
+    const size_t count = std::min(prediction.channel_count, channels);
+    reader.Numbers(Column::kOrder, prediction.order, count);
+    reader.Numbers(Column::kRest, prediction.parents, count);
+    reader.Parents(prediction);
+    reader.Numbers(Column::kFactors, prediction.factor,
+                   prediction.parent.size());
     Read(reader, count, levels, prediction.tables);
-    if (trellis) reader.Numbers(prediction.trellis_tables, levels * count);
+    if (trellis) {
+      reader.Ids(Column::kTrellisTables, prediction.trellis_tables, levels,
+                 count);
+    }
   }
 }
 
@@ -400,32 +653,26 @@ Status Complete(Profile::Contents& contents, Profile::Use use) {
 
 }  // namespace
 
-StatusOr<std::shared_ptr<const Profile>> Profile::Make(Contents contents) {
-  return MakeFor(std::move(contents), Use::kEncoding);
+Profile::Profile(Contents contents, std::string bytes)
+    : contents_(std::move(contents)), bytes_(std::move(bytes)) {
+  Sha256 hash;
+  hash.Update(bytes_.data(), bytes_.size());
+  hash.Finish(id_.bytes.data());
 }
 
-StatusOr<std::shared_ptr<const Profile>> Profile::MakeFor(Contents contents,
-                                                          Use use) {
-  LARDER_RETURN_IF_ERROR(Complete(contents, use));
-  std::shared_ptr<Profile> profile(new Profile);
-  profile->bytes_ = Write(contents);
-  if (profile->bytes_.size() > kMaxProfileBytes) {
-    return Invalid("more than 256 MiB");
-  }
-  Sha256 hash;
-  hash.Update(profile->bytes_.data(), profile->bytes_.size());
-  hash.Finish(profile->id_.bytes.data());
-  profile->contents_ = std::move(contents);
-  return profile;
+StatusOr<std::shared_ptr<const Profile>> Profile::Make(Contents contents,
+                                                       Format format) {
+  LARDER_RETURN_IF_ERROR(Complete(contents, Use::kEncoding));
+  LARDER_ASSIGN_OR_RETURN(std::string bytes, Write(contents, format));
+  if (bytes.size() > kMaxProfileBytes) return Invalid("more than 256 MiB");
+  return std::shared_ptr<const Profile>(
+      new Profile(std::move(contents), std::move(bytes)));
 }
 
 StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes,
                                                         Use use) {
-  if (bytes.size() < kMagic.size() || bytes.size() > kMaxProfileBytes ||
-      std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
-    return absl::DataLossError("profile: not a Larder profile of version 1");
-  }
-  Reader reader(bytes.subspan(kMagic.size()));
+  Reader reader;
+  LARDER_RETURN_IF_ERROR(reader.Open(bytes));
   Contents contents;
   contents.model_name = reader.Text();
   contents.made_by = reader.Text();
@@ -433,7 +680,7 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes,
   const auto flags = reader.Number<uint8_t>();
   contents.unrotated_keys = (flags & kUnrotated) != 0;
   contents.level_count = reader.Number<uint8_t>();
-  reader.Numbers(contents.divergence, contents.level_count);
+  reader.Numbers(Column::kReals, contents.divergence, contents.level_count);
   const auto groups = reader.Number<uint16_t>();
   for (uint32_t g = 0; g < groups && g < kMaxGroups && reader.ok(); ++g) {
     Group& group = contents.groups.emplace_back();
@@ -454,7 +701,10 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes,
       HasTrellis(contents) != ((flags & kTrellis) != 0)) {
     return absl::DataLossError("profile: cut short, or more than a profile");
   }
-  return MakeFor(std::move(contents), use);
+  LARDER_RETURN_IF_ERROR(Complete(contents, use));
+  return std::shared_ptr<const Profile>(
+      new Profile(std::move(contents),
+                  {reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
 }
 
 }  // namespace larder

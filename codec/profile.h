@@ -86,30 +86,35 @@ class Profile {
     std::vector<Group> groups;
   };
 
+  // How the bytes are laid out; the version of the format (FORMAT.md). On disk.
+  enum class Format : uint8_t { kPlain = 1, kCompressed = 2 };
+
   // InvalidArgument names what is missing, not finite or of the wrong size; or
-  // says which transform cannot be inverted.
-  static StatusOr<std::shared_ptr<const Profile>> Make(Contents contents);
+  // says which transform cannot be inverted. Another version of zstd may make
+  // other compressed bytes, and so another id, of the same contents.
+  static StatusOr<std::shared_ptr<const Profile>> Make(
+      Contents contents, Format format = Format::kCompressed);
   // What a profile is read for. Decoding needs no inverses of transforms, which
   // take seconds for a large model; who encodes with a profile that was read
   // for decoding has one without transforms.
   enum class Use : uint8_t { kEncoding, kDecoding };
-  // Untrusted bytes. DataLoss; InvalidArgument as above.
+  // Untrusted bytes, of any format. DataLoss; InvalidArgument as above.
   static StatusOr<std::shared_ptr<const Profile>> Parse(
       ByteSpan bytes, Use use = Use::kEncoding);
 
-  const ProfileId& id() const { return id_; }
+  const ProfileId& id() const { return id_; }  // SHA-256 of bytes()
+  // What was read, or what is to be stored.
   const std::string& bytes() const { return bytes_; }
   const Contents& contents() const { return contents_; }
 
  private:
-  Profile() = default;
-  static StatusOr<std::shared_ptr<const Profile>> MakeFor(Contents contents,
-                                                          Use use);
+  Profile(Contents contents, std::string bytes);
   Contents contents_;
   std::string bytes_;
   ProfileId id_;
 };
 
+// Of its bytes, and of what they hold when they are not compressed.
 inline constexpr uint64_t kMaxProfileBytes = 256_MiB;
 inline constexpr uint8_t kMaxProfileLevels = 9;
 

@@ -185,6 +185,39 @@ std::vector<const Codec*> All(CodecLookup lookup) {
   return codecs;
 }
 
+// What stands behind the colon of `text`.
+StatusOr<Lineage> ParseLevel(const Codec& codec, std::string_view text,
+                             std::string_view digits) {
+  if (codec.default_quality() != Lineage::kUnknown) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("codec ", Absl(codec.name()), " has no levels"));
+  }
+  uint32_t level = 0;
+  if (!absl::SimpleAtoi(Absl(digits), &level) || level < 1 ||
+      level >= Raw(Lineage::kApproximate)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "\"", Absl(text.substr(0, 100)), "\": levels are 1 (finest) to 199"));
+  }
+  return static_cast<Lineage>(level);
+}
+
+// What stands behind the slash of `text`.
+StatusOr<uint8_t> ParsePlanes(const Codec& codec, std::string_view text,
+                              std::string_view digits) {
+  if (codec.planes_max() == 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("codec ", Absl(codec.name()), " has no planes"));
+  }
+  uint32_t planes = 0;
+  if (!absl::SimpleAtoi(Absl(digits), &planes) || planes < 1 ||
+      planes > codec.planes_max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", Absl(text.substr(0, 100)), "\": planes are 1 to ",
+                     int{codec.planes_max()}));
+  }
+  return static_cast<uint8_t>(planes);
+}
+
 }  // namespace
 
 std::unique_ptr<RecordCoder> NewRecordCoder(ChooseCoding choose,
@@ -235,29 +268,25 @@ CodedLayer CodedLayerOf(const SpaceDescriptor& space, const RecordMeta& meta,
 }
 
 StatusOr<CodingSpec> ParseCoding(std::string_view text, CodecLookup lookup) {
-  const size_t colon = text.find(':');
-  const std::string_view name = text.substr(0, colon);
+  const size_t slash = text.find('/');
+  const std::string_view coding = text.substr(0, slash);
+  const size_t colon = coding.find(':');
+  const std::string_view name = coding.substr(0, colon);
   for (const Codec* codec : All(lookup)) {
     if (codec->name() != name) continue;
     CodingSpec spec{codec->id(), codec->default_quality()};
-    const bool levels = spec.quality == Lineage::kUnknown;
-    if (colon == std::string_view::npos) {
-      if (!levels) return spec;
+    if (colon != std::string_view::npos) {
+      LARDER_ASSIGN_OR_RETURN(
+          spec.quality, ParseLevel(*codec, text, coding.substr(colon + 1)));
+    } else if (spec.quality == Lineage::kUnknown) {
       return absl::InvalidArgumentError(
           absl::StrCat("codec ", Absl(name), " needs a quality level, 1 ",
                        "(finest) to 199, such as ", Absl(name), ":2"));
     }
-    if (!levels) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("codec ", Absl(name), " has no levels"));
+    if (slash != std::string_view::npos) {
+      LARDER_ASSIGN_OR_RETURN(
+          spec.planes, ParsePlanes(*codec, text, text.substr(slash + 1)));
     }
-    uint32_t level = 0;
-    if (!absl::SimpleAtoi(Absl(text.substr(colon + 1)), &level) || level < 1 ||
-        level >= Raw(Lineage::kApproximate)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "\"", Absl(text.substr(0, 100)), "\": levels are 1 (finest) to 199"));
-    }
-    spec.quality = static_cast<Lineage>(level);
     return spec;
   }
   return absl::InvalidArgumentError(
@@ -277,12 +306,19 @@ std::string FormatCoding(CodecId id, Lineage quality, CodecLookup lookup) {
   return text;
 }
 
+std::string FormatCoding(const CodingSpec& spec, CodecLookup lookup) {
+  std::string text = FormatCoding(spec.codec, spec.quality, lookup);
+  if (spec.planes > 1) absl::StrAppend(&text, "/", int{spec.planes});
+  return text;
+}
+
 std::string KnownCodings(CodecLookup lookup) {
   std::string text;
   for (const Codec* codec : All(lookup)) {
     absl::StrAppend(
         &text, text.empty() ? "" : ", ", Absl(codec->name()),
-        codec->default_quality() == Lineage::kUnknown ? ":LEVEL" : "");
+        codec->default_quality() == Lineage::kUnknown ? ":LEVEL" : "",
+        codec->planes_max() > 1 ? "[/PLANES]" : "");
   }
   return text;
 }

@@ -46,16 +46,20 @@ Status CheckCodedSegments(const RecordView& record);
 CodedLayer CodedLayerOf(const SpaceDescriptor& space, const RecordMeta& meta,
                         uint32_t layer);
 
-// ---- Codecs by name, as users write them: "raw", "int8", "kvc1:3" ----
+// ---- Codecs by name, as users write them: "raw", "kvc1:3", "kvc1:3/2" ----
 
-// InvalidArgument names the codecs there are, or says what is wrong with the
-// level. Levels are lineages, 1 (finest) to 199.
+// NAME[:LEVEL][/PLANES]. InvalidArgument names the codecs there are, or says
+// what is wrong with the level or the planes. Levels are lineages, 1 (finest)
+// to 199, of all planes together; planes are one unless they are given.
 StatusOr<CodingSpec> ParseCoding(std::string_view text,
                                  CodecLookup lookup = FindCodec);
-// "raw", "kvc1:3"; "codec 77" if this build does not know it.
+// Of a copy: "raw", "kvc1:3"; "codec 77" if this build does not know it.
 std::string FormatCoding(CodecId codec, Lineage quality,
                          CodecLookup lookup = FindCodec);
-// "raw, lossless, kvc1:LEVEL"
+// As ParseCoding reads it; the profile is left out.
+std::string FormatCoding(const CodingSpec& spec,
+                         CodecLookup lookup = FindCodec);
+// "raw, lossless, kvc1:LEVEL[/PLANES]"
 std::string KnownCodings(CodecLookup lookup = FindCodec);
 
 }  // namespace larder

@@ -26,7 +26,7 @@ struct CodecRule {
   std::string tenant;  // name or number
   std::string model;   // of the space; '*' stands for anything
   std::string space;   // its id, or the first 8 digits or more
-  std::string codec;   // "kvc1:2"
+  std::string codec;   // "kvc1:2", "kvc1:2/3"
   // Of a kept profile the id, or its first 8 digits or more; or a file's path.
   std::string profile{};
   bool operator==(const CodecRule&) const = default;

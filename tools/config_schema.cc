@@ -188,7 +188,8 @@ const std::array kSchema = {
               .description =
                   "codec of the copies written to NVMe where no rule fits: "
                   "raw, lossless, fp8, int8, int4, or kvc1:LEVEL with 1 the "
-                  "finest; all but raw and lossless lose quality"},
+                  "finest, or kvc1:LEVEL/PLANES in 1 to 3 progressive planes; "
+                  "all but raw and lossless lose quality"},
     ConfigKey{.name = "codec.profile",
               .type = ConfigType::kString,
               .field = LARDER_FIELD(codec.profile),

@@ -100,7 +100,7 @@ std::string DurableCoding::Describe(TenantId tenant,
     absl::MutexLock lock(&mu_);
     spec = rules_.Choose(tenant, tenant_name, space, descriptor);
   }
-  std::string text = FormatCoding(spec.codec, spec.quality, lookup_);
+  std::string text = FormatCoding(spec, lookup_);
   if (spec.profile.IsZero()) return text;
   std::vector<std::string> wrong;
   for (size_t g = 0; g < descriptor.groups.size(); ++g) {

@@ -66,7 +66,7 @@ class DurableCoding {
     template <typename H>
     friend H AbslHashValue(H h, const Question& q) {
       return H::combine(std::move(h), q.space, Raw(q.group),
-                        Raw(q.spec.quality), q.spec.profile);
+                        Raw(q.spec.quality), q.spec.planes, q.spec.profile);
     }
   };
   static constexpr size_t kAnswersMax = 4096;

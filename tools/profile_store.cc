@@ -277,10 +277,6 @@ Status ProfileStore::SyncFolder() {
 StatusOr<ProfileStore::Added> ProfileStore::Add(ByteSpan bytes) {
   LARDER_ASSIGN_OR_RETURN(std::shared_ptr<const Profile> profile,
                           Profile::Parse(bytes));
-  // What is kept is what was given, whatever else would mean the same.
-  if (!std::ranges::equal(bytes, Bytes(profile->bytes()))) {
-    return absl::DataLossError("profile: not in the form that writers give it");
-  }
   const ProfileId id = profile->id();
   absl::MutexLock files(&files_mu_);
   {

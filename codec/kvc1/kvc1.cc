@@ -23,6 +23,8 @@ class TiledCodec : public Codec {
   std::string_view name() const override { return name_; }
   bool lossless() const override { return lossless_; }
 
+  uint8_t planes_max() const override { return lossless_ ? 1 : kPlanesMax; }
+
   bool uses_profiles() const override { return !lossless_; }
 
   Status FitsProfile(const CodedLayer& layer, Lineage quality) const override {
@@ -165,6 +167,7 @@ class FixedCodec final : public TiledCodec {
       : TiledCodec(id, name, false), mode_(mode), quality_(quality) {}
 
   Lineage default_quality() const override { return quality_; }
+  uint8_t planes_max() const override { return 1; }
 
   StatusOr<EncodedLayer> Encode(const CodedLayer& layer, ByteSpan plain,
                                 Lineage quality,

@@ -667,28 +667,94 @@ TEST_F(Kvc1Test, ReadForDecoding) {
 }
 
 TEST_F(Kvc1Test, ProfilesAreWhatTheirBytesSay) {
-  const auto profile = SomeProfile(With::kTransform);
-  const std::string& text = profile->bytes();
-  const ByteSpan bytes = std::as_bytes(std::span(text));
-  const auto parsed = Profile::Parse(bytes);
-  ASSERT_TRUE(parsed.ok()) << parsed.status();
-  EXPECT_EQ((*parsed)->id(), profile->id());
-  EXPECT_EQ((*parsed)->bytes(), text);
-  for (size_t size = 0; size < bytes.size(); size += 1 + bytes.size() / 301) {
-    EXPECT_FALSE(Profile::Parse(bytes.first(size)).ok());
-  }
-  const std::string longer = text + "x";
-  EXPECT_FALSE(Profile::Parse(std::as_bytes(std::span(longer))).ok());
-  std::mt19937 random(9);
-  for (int round = 0; round < 300; ++round) {
-    std::string changed = text;
-    changed[random() % (round % 2 == 0 ? 200 : changed.size())] =
-        static_cast<char>(random());
-    const auto other = Profile::Parse(std::as_bytes(std::span(changed)));
-    if (other.ok() && changed != text) {
-      EXPECT_NE((*other)->id(), profile->id());
+  for (const auto format :
+       {Profile::Format::kPlain, Profile::Format::kCompressed}) {
+    SCOPED_TRACE(static_cast<int>(format));
+    const auto made =
+        Profile::Make(SomeProfile(With::kTransform)->contents(), format);
+    ASSERT_TRUE(made.ok()) << made.status();
+    const std::string& text = (*made)->bytes();
+    const ByteSpan bytes = std::as_bytes(std::span(text));
+    const auto parsed = Profile::Parse(bytes);
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ((*parsed)->id(), (*made)->id());
+    EXPECT_EQ((*parsed)->bytes(), text);
+    for (size_t size = 0; size < bytes.size(); size += 1 + bytes.size() / 301) {
+      EXPECT_FALSE(Profile::Parse(bytes.first(size)).ok());
+    }
+    const std::string longer = text + "x";
+    EXPECT_FALSE(Profile::Parse(std::as_bytes(std::span(longer))).ok());
+    std::mt19937 random(9);
+    for (int round = 0; round < 300; ++round) {
+      std::string changed = text;
+      changed[random() % (round % 2 == 0 ? 200 : changed.size())] =
+          static_cast<char>(random());
+      const auto other = Profile::Parse(std::as_bytes(std::span(changed)));
+      if (other.ok() && changed != text) {
+        EXPECT_NE((*other)->id(), (*made)->id());
+      }
     }
   }
+}
+
+// Both formats say the same, and one of them in less.
+TEST_F(Kvc1Test, CompressedProfiles) {
+  for (const With with :
+       {With::kNothing, With::kTransform, With::kPrediction, With::kTrellis}) {
+    const Profile::Contents contents = SomeProfile(with)->contents();
+    const auto plain = Profile::Make(contents, Profile::Format::kPlain);
+    const auto compressed = Profile::Make(contents);
+    ASSERT_TRUE(plain.ok()) << plain.status();
+    ASSERT_TRUE(compressed.ok()) << compressed.status();
+    EXPECT_EQ((*plain)->bytes().substr(0, 8), "LARDPRF1");
+    EXPECT_EQ((*compressed)->bytes().substr(0, 8), "LARDPRF2");
+    EXPECT_LT((*compressed)->bytes().size(), (*plain)->bytes().size() * 3 / 4);
+    EXPECT_NE((*compressed)->id(), (*plain)->id());
+    const auto parsed =
+        Profile::Parse(std::as_bytes(std::span((*compressed)->bytes())));
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    const auto again =
+        Profile::Make((*parsed)->contents(), Profile::Format::kPlain);
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ((*again)->bytes(), (*plain)->bytes());
+  }
+}
+
+TEST_F(Kvc1Test, CompressedProfilesOfAbsurdSizes) {
+  const auto error = [](const std::string& bytes) {
+    const Status status =
+        Profile::Parse(std::as_bytes(std::span(bytes))).status();
+    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+    return std::string(status.message());
+  };
+  const auto promising = [](uint64_t bytes, const std::string& rest) {
+    std::string out = "LARDPRF2";
+    out.append(reinterpret_cast<const char*>(&bytes), sizeof bytes);
+    return out + rest;
+  };
+  const std::string good = SomeProfile(With::kTransform)->bytes();
+  const std::string frame = good.substr(16);
+  uint64_t content = 0;
+  std::memcpy(&content, good.data() + 8, sizeof content);
+  ASSERT_EQ(promising(content, frame), good);
+  EXPECT_NE(error(promising(content - 1, frame)).find("more than it says"),
+            std::string::npos);
+  error(promising(content + 1, frame));
+  error(promising(0, frame));
+  error(promising(content, frame + frame));
+  error(promising(content, ""));
+  EXPECT_NE(error(promising(kMaxProfileBytes + 1, frame)).find("256 MiB"),
+            std::string::npos);
+  EXPECT_NE(error(promising(~uint64_t{0}, frame)).find("256 MiB"),
+            std::string::npos);
+  // 512 MiB: every four bytes are 128 KiB.
+  std::string bomb("\x28\xb5\x2f\xfd\x00\x38", 6);
+  for (int i = 0; i < 4096; ++i) bomb += std::string("\x02\x00\x10z", 4);
+  EXPECT_NE(error(promising(1_MiB, bomb)).find("more than it says"),
+            std::string::npos);
+  // A window of 1 TiB.
+  const std::string window("\x28\xb5\x2f\xfd\x00\xf0\x01\x00\x00", 9);
+  EXPECT_NE(error(promising(1_MiB, window)).find("zstd"), std::string::npos);
 }
 
 TEST_F(Kvc1Test, AnyFlippedBitOfATileIsNoticed) {

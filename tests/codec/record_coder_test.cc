@@ -261,9 +261,42 @@ TEST(CodingNames, ParseAndFormat) {
   EXPECT_EQ(format(CodecId{77}, kUpperLevel), "codec 77");
 }
 
+TEST(CodingNames, WithPlanes) {
+  for (const auto& [text, planes] : {std::pair("kvc1:2", 1),
+                                     {"kvc1:2/1", 1},
+                                     {"kvc1:2/2", 2},
+                                     {"kvc1:2/3", 3}}) {
+    const auto spec = ParseCoding(text);
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    EXPECT_EQ(*spec, (CodingSpec{.codec = CodecId::kKvc1,
+                                 .quality = Lineage{2},
+                                 .planes = static_cast<uint8_t>(planes)}));
+    EXPECT_EQ(FormatCoding(*spec), planes == 1 ? "kvc1:2" : text);
+  }
+  const auto refused = [](std::string_view text) {
+    const Status status = ParseCoding(text, FindTestCodec).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << text;
+    return std::string(status.message());
+  };
+  for (const char* wrong : {"kvc1:2/", "kvc1:2/0", "kvc1:2/4", "kvc1:2/x",
+                            "kvc1:2/2/2", "kvc1:2/-1", "kvc1:2/4294967298"}) {
+    EXPECT_EQ(refused(wrong),
+              absl::StrCat("\"", wrong, "\": planes are 1 to 3"));
+  }
+  for (const std::string one : {"raw", "lossless", "int8", "fp8", "int4"}) {
+    EXPECT_EQ(refused(one + "/2"), "codec " + one + " has no planes");
+    EXPECT_EQ(refused(one + "/1"), "codec " + one + " has no planes");
+  }
+  EXPECT_EQ(refused("test-upper:7/2"), "codec test-upper has no planes");
+  EXPECT_EQ(refused("kvc1:0/2"), "\"kvc1:0/2\": levels are 1 (finest) to 199");
+  refused("kvc1/2");
+  refused("/2");
+}
+
 // Codecs of one quality are named without it, in both directions.
 TEST(CodingNames, OfOneQuality) {
-  EXPECT_EQ(KnownCodings(), "raw, lossless, kvc1:LEVEL, fp8, int8, int4");
+  EXPECT_EQ(KnownCodings(),
+            "raw, lossless, kvc1:LEVEL[/PLANES], fp8, int8, int4");
   const auto int8 = ParseCoding("int8");
   ASSERT_TRUE(int8.ok()) << int8.status();
   EXPECT_EQ(*int8, (CodingSpec{CodecId::kInt8, Lineage{1}}));

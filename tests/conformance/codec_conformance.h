@@ -48,6 +48,12 @@ class CodecConformance : public testing::TestWithParam<CodecUnderTest> {
     return quality == Lineage::kUnknown ? Lineage::kExact : quality;
   }
 
+  // Something that loses bits, if the codec does.
+  Lineage lossy() const {
+    const Lineage quality = codec().default_quality();
+    return quality == Lineage::kUnknown ? Lineage{3} : quality;
+  }
+
   CodecConformance() {
     space_.model_name = "conformance";
     space_.weights.bytes.fill(1);
@@ -268,6 +274,56 @@ TEST_P(CodecConformance, SelectionsReadOnlyTheirRanges) {
       EXPECT_EQ(Decode(layer, selection, fetched), expected);
     }
   }
+}
+
+// What is said of the first planes holds of so many bytes from the front,
+// whatever lies behind them.
+TEST_P(CodecConformance, FirstPlanesStandAlone) {
+  std::mt19937 random(5);
+  uint8_t most = 1;
+  for (CodedLayer layer : Layers()) {
+    for (const Bytes& plain : Contents(layer)) {
+      for (layer.planes = 1; layer.planes <= kPlanesMax; ++layer.planes) {
+        Bytes encoded(codec().EncodedBytesMax(layer));
+        const auto made = codec().Encode(layer, plain, lossy(), encoded);
+        ASSERT_TRUE(made.ok()) << made.status();
+        encoded.resize(made->bytes);
+        ASSERT_GE(made->planes, 1);
+        ASSERT_LE(made->planes, std::min(layer.planes, codec().planes_max()));
+        most = std::max(most, made->planes);
+        CodedSelection first;
+        first.planes = made->planes;
+        EXPECT_EQ(Decode(layer, first, encoded), Decode(layer, {}, encoded));
+        uint64_t end = codec().IndexBytes(layer);
+        Lineage quality = Lineage::kUnknown;
+        for (first.planes = 1; first.planes <= made->planes; ++first.planes) {
+          const EncodedLayer::Cut cut =
+              first.planes == made->planes
+                  ? EncodedLayer::Cut{made->bytes, made->quality}
+                  : made->cuts[first.planes - 1];
+          EXPECT_GE(cut.bytes, end);
+          end = cut.bytes;
+          EXPECT_LE(cut.quality, quality);
+          quality = cut.quality;
+          ASSERT_LE(cut.bytes, encoded.size());
+          const auto ranges =
+              codec().Ranges(layer, first, encoded, encoded.size());
+          ASSERT_TRUE(ranges.ok()) << ranges.status();
+          EXPECT_EQ(ranges->back().offset + ranges->back().bytes, cut.bytes);
+          Bytes garbled = encoded;
+          for (size_t i = cut.bytes; i < garbled.size(); ++i) {
+            garbled[i] = static_cast<std::byte>(random());
+          }
+          EXPECT_EQ(Decode(layer, first, garbled),
+                    Decode(layer, first, encoded));
+        }
+        for (size_t i = made->planes - 1u; i < made->cuts.size(); ++i) {
+          EXPECT_EQ(made->cuts[i].bytes, 0u);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(most, codec().planes_max());
 }
 
 TEST_P(CodecConformance, RefusesWrongSizes) {

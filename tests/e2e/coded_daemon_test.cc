@@ -1,6 +1,6 @@
 // A real larderd whose NVMe copies are coded, once for every codec that this
-// build knows besides raw: KV comes back after a kill as good as its lineage
-// says, and `larder stat` says what it is.
+// build knows besides raw, and in planes where it has them: KV comes back after
+// a kill as good as its lineage says, and `larder stat` says what it is.
 
 #include <algorithm>
 #include <cmath>
@@ -28,12 +28,10 @@ constexpr uint64_t kSegment = uint64_t{kChunk} * kHeads * kDim * 2;  // numbers
 struct Coding {
   const Codec* codec = nullptr;
   Lineage quality = Lineage::kExact;
+  uint8_t planes = 1;
   std::string name() const {
-    std::string name(codec->name());
-    if (codec->default_quality() == Lineage::kUnknown) {
-      absl::StrAppend(&name, ":", int{Raw(quality)});
-    }
-    return name;
+    return FormatCoding(
+        {.codec = codec->id(), .quality = quality, .planes = planes});
   }
 };
 
@@ -46,9 +44,11 @@ std::vector<Coding> Codings() {
   for (int id = 1; id <= UINT8_MAX; ++id) {
     const Codec* codec = FindCodec(CodecId{static_cast<uint8_t>(id)});
     if (codec == nullptr) continue;
-    const Lineage quality = codec->default_quality();
-    codings.push_back(
-        {codec, quality == Lineage::kUnknown ? Lineage{1} : quality});
+    Lineage quality = codec->default_quality();
+    if (quality == Lineage::kUnknown) quality = Lineage{1};
+    codings.push_back({codec, quality});
+    if (codec->planes_max() == 1) continue;
+    codings.push_back({codec, quality, codec->planes_max()});
   }
   return codings;
 }
@@ -88,6 +88,9 @@ INSTANTIATE_TEST_SUITE_P(Codecs, CodedDaemonTest, testing::ValuesIn(Codings()),
                          [](const testing::TestParamInfo<Coding>& test) {
                            std::string name(test.param.codec->name());
                            std::replace(name.begin(), name.end(), '-', '_');
+                           if (test.param.planes > 1) {
+                             absl::StrAppend(&name, "_in_planes");
+                           }
                            return name;
                          });
 

@@ -11,6 +11,7 @@
 //   6  as 1, of a layer of bytes
 //   7  bytes, to be encoded
 //   8  numbers, to be encoded at a fixed rate that the third byte says
+//   9  what a compressed profile holds, not compressed yet
 
 #include <algorithm>
 #include <cstdint>
@@ -215,6 +216,51 @@ void DecodeBytes(const CodedLayer& layer,
   }
 }
 
+// What is read says what was written, in either format.
+void ReadProfile(ByteSpan bytes) {
+  const auto profile = Profile::Parse(bytes);
+  if (!profile.ok()) return;
+  Require((*profile)->bytes().size() == bytes.size() &&
+          std::memcmp((*profile)->bytes().data(), bytes.data(), bytes.size()) ==
+              0);
+  const auto plain =
+      Profile::Make((*profile)->contents(), Profile::Format::kPlain);
+  Require(plain.ok());
+  if (bytes[7] == std::byte{'1'}) {
+    Require((*plain)->bytes() == (*profile)->bytes());
+  }
+  const auto compressed = Profile::Make((*plain)->contents());
+  Require(compressed.ok());
+  const auto again =
+      Profile::Parse(std::as_bytes(std::span((*compressed)->bytes())));
+  Require(again.ok());
+  const auto same =
+      Profile::Make((*again)->contents(), Profile::Format::kPlain);
+  Require(same.ok() && (*same)->id() == (*plain)->id());
+}
+
+// A compressed profile whose zstd frame has blocks of bytes as they are.
+std::vector<std::byte> StoredProfile(ByteSpan content) {
+  std::vector<std::byte> out;
+  const auto put = [&out](const void* from, size_t size) {
+    const auto* bytes = static_cast<const std::byte*>(from);
+    out.insert(out.end(), bytes, bytes + size);
+  };
+  put("LARDPRF2", 8);
+  const uint64_t bytes = content.size();
+  put(&bytes, 8);
+  put("\x28\xb5\x2f\xfd\x00\x38", 6);  // magic; a window of 128 KiB
+  do {
+    const size_t size = std::min<size_t>(content.size(), 128_KiB);
+    const auto block =
+        static_cast<uint32_t>(size << 3 | (size == content.size() ? 1 : 0));
+    put(&block, 3);
+    put(content.data(), size);
+    content = content.subspan(size);
+  } while (!content.empty());
+  return out;
+}
+
 std::vector<std::byte> Repeated(ByteSpan bytes, size_t size) {
   std::vector<std::byte> all(size);
   for (size_t i = 0; i < size && !bytes.empty(); ++i) {
@@ -331,15 +377,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 2:
       Encode(layer, data[2], rest.subspan(1));
       break;
-    case 3: {
-      const auto profile = Profile::Parse(rest);
-      if (profile.ok()) {
-        const std::string& text = (*profile)->bytes();
-        Require(text.size() == rest.size() &&
-                std::memcmp(text.data(), rest.data(), text.size()) == 0);
-      }
+    case 3:
+      ReadProfile(rest);
       break;
-    }
     case 4: {
       const std::string_view text(reinterpret_cast<const char*>(rest.data()),
                                   rest.size());
@@ -370,6 +410,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       break;
     }
+    case 9:
+      ReadProfile(StoredProfile(rest));
+      break;
     default:
       break;
   }

@@ -179,7 +179,18 @@ TEST(Config, CodecsThatCannotBe) {
                     HasSubstr("there are raw")));
   config.codec.nvme = "raw:3";
   EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("no levels"));
+  config.codec.nvme = "int8/2";
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              AllOf(HasSubstr("codec.nvme"), HasSubstr("no planes")));
+  config.codec.nvme = "kvc1:2/4";
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              AllOf(HasSubstr("codec.nvme"), HasSubstr("1 to 3")));
+  config.codec.nvme = "kvc1:2/3";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
   config.codec.nvme = "raw";
+  config.codec.rules = {{"", "x", "", "kvc1:1/2"}, {"", "y", "", "raw/2"}};
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              AllOf(HasSubstr("rule 2"), HasSubstr("no planes")));
   config.codec.rules = {{"", "x", "", "raw"}, {"", "y", "", "zip"}};
   EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("rule 2"));
   config.codec.rules = {{"", "", "77ab", "raw"}};

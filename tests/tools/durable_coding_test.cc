@@ -81,6 +81,7 @@ TEST_F(DurableCodingTest, ProfilesByNameAndByFile) {
   config.profile = name.substr(0, 8);
   config.rules = {
       {.model = "two", .codec = "kvc1:2", .profile = folder_ / "two"},
+      {.model = "planes", .codec = "kvc1:2/3", .profile = name},
       {.model = "none", .codec = "kvc1:1"}};
   ASSERT_EQ(coding_->SetRules(config), absl::OkStatus());
   EXPECT_EQ(Choose(MakeSpace()),
@@ -89,9 +90,14 @@ TEST_F(DurableCodingTest, ProfilesByNameAndByFile) {
             (CodingSpec{CodecId::kKvc1, Lineage{2}, two_->id()}));
   EXPECT_EQ(Choose(MakeSpace("none"), 3),
             (CodingSpec{CodecId::kKvc1, Lineage{1}}));
+  EXPECT_EQ(Choose(MakeSpace("planes"), 4),
+            (CodingSpec{CodecId::kKvc1, Lineage{2}, one_->id(), 3}));
+  EXPECT_EQ(Describe(MakeSpace("planes"), 4),
+            "kvc1:2/3 with profile " + name.substr(0, 12));
   EXPECT_EQ(Describe(MakeSpace()), "kvc1:3 with profile " + name.substr(0, 12));
   EXPECT_EQ(Describe(MakeSpace("none"), 3), "kvc1:1");
-  EXPECT_THAT(coding_->RulesNaming(one_->id()), ElementsAre("codec.nvme"));
+  EXPECT_THAT(coding_->RulesNaming(one_->id()),
+              ElementsAre("codec.nvme", "codec.rules, rule 2"));
   EXPECT_THAT(coding_->RulesNaming(two_->id()),
               ElementsAre("codec.rules, rule 1"));
   EXPECT_THAT(log_, IsEmpty());

@@ -90,6 +90,8 @@ void ChooseParents(const Eigen::MatrixXd& covariance,
   }
   const auto count = static_cast<Eigen::Index>(parents.size());
   if (count == 0) return;
+  // Their order says nothing; this one takes the least in a stored profile.
+  std::sort(parents.begin(), parents.end());
   Eigen::MatrixXd normal(count, count);
   Eigen::VectorXd right(count);
   for (Eigen::Index a = 0; a < count; ++a) {
