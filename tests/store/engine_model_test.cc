@@ -109,6 +109,7 @@ class Model {
     std::vector<HeldChunk> reply;
     std::vector<bool> pending;
     Lineage worst = Lineage::kExact;
+    uint8_t planes = kPlanesMax;
     int owners = 1;
   };
 
@@ -190,7 +191,7 @@ class Model {
   }
 
   void CheckParts(size_t space, uint64_t n, const HeldChunk& chunk,
-                  Lineage worst) {
+                  Lineage worst, uint8_t planes) {
     const auto known = known_.find({space, n});
     ASSERT_NE(known, known_.end()) << "never saved, but served";
     uint64_t heads = 0;
@@ -206,8 +207,9 @@ class Model {
       bool right = false;
       for (const uint64_t version : known->second.versions[half]) {
         right =
-            right ||
-            rig_.Read(spaces_[space].id, OracleChunkId(n), one, version).ok();
+            right || rig_.Read(spaces_[space].id, OracleChunkId(n), one,
+                               version, planes)
+                         .ok();
       }
       EXPECT_TRUE(right) << "wrong bytes served";
     }
@@ -230,6 +232,10 @@ class Model {
     request.prefix_only = Draw(2) == 0;
     if (world_.coded() && Draw(3) != 0) request.worst_lineage = kUpperLevel;
     held.worst = request.worst_lineage;
+    if (world_.coding.planes > 1) {
+      request.planes = static_cast<uint8_t>(Draw(3));
+      if (request.planes != 0) held.planes = request.planes;
+    }
     if (Draw(2) == 0) request.deadline = rig_.clock.Now() + absl::Seconds(1);
     auto answers =
         std::make_shared<std::vector<std::pair<uint32_t, MissReason>>>();
@@ -259,7 +265,9 @@ class Model {
           chunk.state == ChunkState::kReady ||
           (chunk.state == ChunkState::kPending && answered.contains(i) &&
            answered.at(i) == MissReason::kNone);
-      if (ready) CheckParts(held.space, held.chunks[i], chunk, held.worst);
+      if (ready) {
+        CheckParts(held.space, held.chunks[i], chunk, held.worst, held.planes);
+      }
     }
   }
 
@@ -292,7 +300,8 @@ class Model {
       return;
     }
     if (!reply.ok()) {
-      EXPECT_TRUE(absl::IsFailedPrecondition(reply.status()));  // revoked
+      // It was revoked, or is of some planes.
+      EXPECT_TRUE(absl::IsFailedPrecondition(reply.status()));
       return;
     }
     if (client.holds.insert(it->first).second) ++it->second.owners;
@@ -634,6 +643,23 @@ TEST(EngineModel, LossyDurableCopiesOnAFailingDisk) {
 
 TEST(EngineModel, LosslessDurableCopies) {
   RunWorld(Coded({kTestPlanes, Lineage::kExact}), 15, 2000);
+}
+
+CodingSpec InPlanes() {
+  CodingSpec spec{kTestPlanes, Lineage::kExact};
+  spec.planes = 2;
+  return spec;
+}
+
+TEST(EngineModel, DurableCopiesInPlanes) {
+  RunWorld(Coded(InPlanes()), 15, 2000);
+}
+
+TEST(EngineModel, DurableCopiesInPlanesOnAFailingDisk) {
+  World world = Coded(InPlanes());
+  world.faults = true;
+  world.write_back = EngineOptions::WriteBack::kOnEvict;
+  RunWorld(world, 15, 2000);
 }
 
 TEST(EngineModel, CodedCopiesLoseNothingDurable) {
