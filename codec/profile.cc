@@ -21,7 +21,7 @@ constexpr uint32_t kMaxLayers = 4096, kMaxChannels = 1 << 16;
 constexpr uint32_t kMaxTransformChannels = 1024;
 constexpr int kMaxParents = 32;
 // Bits of what is said of a profile as a whole.
-constexpr uint8_t kUnrotated = 1, kTrellis = 2;
+constexpr uint8_t kUnrotated = 1, kTrellis = 2, kNested = 4;
 
 // ---- Writing ----
 
@@ -72,21 +72,24 @@ void Write(Writer& writer, const TensorProfile& tensor) {
     writer.Numbers(prediction.tables.base);
     writer.Numbers(prediction.tables.refinement);
     writer.Numbers(prediction.trellis_tables);
+    writer.Numbers(prediction.nested_tables);
   }
 }
 
 // What every prediction has or none has, which Complete() sees to.
-bool HasTrellis(const Profile::Contents& contents) {
+uint8_t PredictionFlags(const Profile::Contents& contents) {
+  uint8_t flags = 0;
   for (const Profile::Group& group : contents.groups) {
     for (const auto* tensors : {&group.keys, &group.values}) {
       for (const TensorProfile& tensor : *tensors) {
         for (const TensorProfile::Prediction& prediction : tensor.predictions) {
-          if (!prediction.trellis_tables.empty()) return true;
+          if (!prediction.trellis_tables.empty()) flags |= kTrellis;
+          if (!prediction.nested_tables.empty()) flags |= kNested;
         }
       }
     }
   }
-  return false;
+  return flags;
 }
 
 std::string Write(const Profile::Contents& contents) {
@@ -94,9 +97,8 @@ std::string Write(const Profile::Contents& contents) {
   writer.Text(contents.model_name);
   writer.Text(contents.made_by);
   writer.Number(contents.weights.bytes);
-  writer.Number(
-      static_cast<uint8_t>((contents.unrotated_keys ? kUnrotated : 0) |
-                           (HasTrellis(contents) ? kTrellis : 0)));
+  writer.Number(static_cast<uint8_t>(
+      (contents.unrotated_keys ? kUnrotated : 0) | PredictionFlags(contents)));
   writer.Number(contents.level_count);
   writer.Numbers(contents.divergence);
   writer.Number(static_cast<uint16_t>(contents.groups.size()));
@@ -159,7 +161,7 @@ void Read(Reader& reader, size_t count, uint8_t levels,
   reader.Numbers(tables.refinement, levels * 2 * count);
 }
 
-void Read(Reader& reader, uint32_t channels, uint8_t levels, bool trellis,
+void Read(Reader& reader, uint32_t channels, uint8_t levels, uint8_t flags,
           TensorProfile& tensor) {
   reader.Numbers(tensor.step, levels);
   reader.Numbers(tensor.mean, channels);
@@ -188,7 +190,12 @@ void Read(Reader& reader, uint32_t channels, uint8_t levels, bool trellis,
     reader.Numbers(prediction.parent, all);
     reader.Numbers(prediction.factor, all);
     Read(reader, count, levels, prediction.tables);
-    if (trellis) reader.Numbers(prediction.trellis_tables, levels * count);
+    if ((flags & kTrellis) != 0) {
+      reader.Numbers(prediction.trellis_tables, levels * count);
+    }
+    if ((flags & kNested) != 0) {
+      reader.Numbers(prediction.nested_tables, levels * 3 * count);
+    }
   }
 }
 
@@ -304,7 +311,7 @@ Status CheckPrediction(const TensorProfile::Prediction& prediction) {
 }
 
 Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
-                uint8_t levels, bool trellis, Profile::Use use) {
+                uint8_t levels, uint8_t flags, Profile::Use use) {
   const uint32_t channels = heads * head_dim;
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.step, levels, true, "steps"));
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.mean, channels, false, "means"));
@@ -323,11 +330,21 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
     LARDER_RETURN_IF_ERROR(CheckPrediction(prediction));
     LARDER_RETURN_IF_ERROR(CheckTables(prediction.tables, n, levels));
     if (prediction.trellis_tables.size() !=
-        (trellis ? size_t{n} * levels : 0)) {
+        ((flags & kTrellis) != 0 ? size_t{n} * levels : 0)) {
       return Invalid("number of table ids of a trellis");
     }
     for (const uint8_t id : prediction.trellis_tables) {
       if (id >= kvc1::kBankIds) return Invalid("an id of no table");
+    }
+    if (prediction.nested_tables.size() !=
+        ((flags & kNested) != 0 ? size_t{3} * n * levels : 0)) {
+      return Invalid("number of table ids of nested numbers");
+    }
+    for (size_t i = 0; i < prediction.nested_tables.size(); ++i) {
+      const int ids = i / n % 3 == 0 ? kvc1::kBankIds : kvc1::kBankTables;
+      if (prediction.nested_tables[i] >= ids) {
+        return Invalid("an id of no table");
+      }
     }
   }
   if (at != channels && !tensor.predictions.empty()) {
@@ -374,7 +391,8 @@ Status Complete(Profile::Contents& contents, Profile::Use use) {
   if (contents.groups.empty() || contents.groups.size() > kMaxGroups) {
     return Invalid("1 to 16 groups");
   }
-  const bool trellis = HasTrellis(contents);
+  const uint8_t flags = PredictionFlags(contents);
+  if (flags == kNested) return Invalid("nested numbers without a trellis");
   for (Profile::Group& group : contents.groups) {
     const uint32_t heads = group.kv_head_count;
     if (group.layer_count < 1 || group.layer_count > kMaxLayers || heads < 1 ||
@@ -388,11 +406,11 @@ Status Complete(Profile::Contents& contents, Profile::Use use) {
     }
     for (TensorProfile& keys : group.keys) {
       LARDER_RETURN_IF_ERROR(Complete(keys, heads, group.key_dim,
-                                      contents.level_count, trellis, use));
+                                      contents.level_count, flags, use));
     }
     for (TensorProfile& values : group.values) {
       LARDER_RETURN_IF_ERROR(Complete(values, heads, group.value_dim,
-                                      contents.level_count, trellis, use));
+                                      contents.level_count, flags, use));
     }
   }
   return absl::OkStatus();
@@ -445,13 +463,12 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes,
                                 std::pair(&group.values, group.value_dim)}) {
       for (uint32_t l = 0; l < group.layer_count && reader.ok(); ++l) {
         Read(reader, uint32_t{group.kv_head_count} * dim, contents.level_count,
-             (flags & kTrellis) != 0, tensors->emplace_back());
+             flags, tensors->emplace_back());
       }
     }
   }
   if (!reader.AtEnd() || groups != contents.groups.size() ||
-      (flags & ~(kUnrotated | kTrellis)) != 0 ||
-      HasTrellis(contents) != ((flags & kTrellis) != 0)) {
+      (flags & ~kUnrotated) != PredictionFlags(contents)) {
     return absl::DataLossError("profile: cut short, or more than a profile");
   }
   return MakeFor(std::move(contents), use);
