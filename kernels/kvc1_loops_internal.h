@@ -198,18 +198,24 @@ inline int TripleOf(int cell) {
 inline void HalfGuess(const uint16_t* parents, const int16_t* factors,
                       size_t count, const int16_t* round, int16_t* guess) {
   __m512i low = _mm512_setzero_si512(), high = low;
-  for (size_t p = 0; p < count; p += 2) {
-    const __m512i a = _mm512_loadu_si512(round + parents[p] * kLanes);
-    __m512i b = _mm512_setzero_si512();
-    uint32_t both = static_cast<uint16_t>(factors[p]);
-    if (p + 1 < count) {
-      b = _mm512_loadu_si512(round + parents[p + 1] * kLanes);
-      both |= static_cast<uint32_t>(static_cast<uint16_t>(factors[p + 1]))
-              << 16;
-    }
-    const __m512i weights = _mm512_set1_epi32(static_cast<int>(both));
+  const auto add = [&](__m512i a, __m512i b, int both)
+      __attribute__((always_inline)) {
+    const __m512i weights = _mm512_set1_epi32(both);
     low = _mm512_dpwssd_epi32(low, _mm512_unpacklo_epi16(a, b), weights);
     high = _mm512_dpwssd_epi32(high, _mm512_unpackhi_epi16(a, b), weights);
+  };
+  const auto load = [round](size_t channel) __attribute__((always_inline)) {
+    return _mm512_loadu_si512(round + channel * kLanes);
+  };
+  size_t p = 0;
+  for (; p + 2 <= count; p += 2) {
+    int both;
+    __builtin_memcpy(&both, factors + p, sizeof both);
+    add(load(parents[p]), load(parents[p + 1]), both);
+  }
+  if (p < count) {
+    add(load(parents[p]), _mm512_setzero_si512(),
+        static_cast<uint16_t>(factors[p]));
   }
   const __m512i mask = _mm512_set1_epi32(0xffff);
   _mm512_storeu_si512(
@@ -221,25 +227,29 @@ inline void HalfGuess(const uint16_t* parents, const int16_t* factors,
 inline void HalfGuess(const uint16_t* parents, const int16_t* factors,
                       size_t count, const int16_t* round, int16_t* guess) {
   for (size_t half = 0; half < kLanes; half += 16) {
-    const auto load = [round, half](size_t channel) {
-      return _mm256_loadu_si256(
-          reinterpret_cast<const __m256i*>(round + channel * kLanes + half));
-    };
     __m256i low = _mm256_setzero_si256(), high = low;
-    for (size_t p = 0; p < count; p += 2) {
-      const __m256i a = load(parents[p]);
-      __m256i b = _mm256_setzero_si256();
-      uint32_t both = static_cast<uint16_t>(factors[p]);
-      if (p + 1 < count) {
-        b = load(parents[p + 1]);
-        both |= static_cast<uint32_t>(static_cast<uint16_t>(factors[p + 1]))
-                << 16;
-      }
-      const __m256i weights = _mm256_set1_epi32(static_cast<int>(both));
+    const auto add = [&](__m256i a, __m256i b, int both)
+        __attribute__((always_inline)) {
+      const __m256i weights = _mm256_set1_epi32(both);
       low = _mm256_add_epi32(
           low, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), weights));
       high = _mm256_add_epi32(
           high, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), weights));
+    };
+    const auto load =
+        [ round, half ](size_t channel) __attribute__((always_inline)) {
+      return _mm256_loadu_si256(
+          reinterpret_cast<const __m256i*>(round + channel * kLanes + half));
+    };
+    size_t p = 0;
+    for (; p + 2 <= count; p += 2) {
+      int both;
+      __builtin_memcpy(&both, factors + p, sizeof both);
+      add(load(parents[p]), load(parents[p + 1]), both);
+    }
+    if (p < count) {
+      add(load(parents[p]), _mm256_setzero_si256(),
+          static_cast<uint16_t>(factors[p]));
     }
     const __m256i mask = _mm256_set1_epi32(0xffff);
     _mm256_storeu_si256(
