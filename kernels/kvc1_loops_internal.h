@@ -160,32 +160,33 @@ inline void JoinWide(const uint16_t* wide, size_t count, int16_t* round,
 
 // --- Nested numbers of a trellis ---------------------------------------------
 
-inline int HoldWithin(int value, int least, int most) {
+inline int16_t HoldWithin(int16_t value, int16_t least, int16_t most) {
   return value < least ? least : value > most ? most : value;
 }
 
-// Quotients that are a multiplication and a shift, as compilers cannot know
-// that numbers are small.
-constexpr uint32_t Sixth(uint32_t x) {
-  return x * 43691 >> 18;
+// Quotients of 16 bits in operations of 16 bits, which stay whole vectors.
+constexpr uint16_t HighHalf(uint16_t a, uint16_t b) {
+  return static_cast<uint16_t>(uint32_t{a} * b >> 16);
 }
-constexpr uint32_t ThirtySixth(uint32_t x) {
-  return x * 58255 >> 21;
+constexpr uint16_t Sixth(uint16_t x) {
+  return static_cast<uint16_t>(HighHalf(x, 43691) >> 2);
+}
+constexpr uint16_t ThirtySixth(uint16_t x) {
+  return static_cast<uint16_t>(HighHalf(x, 58255) >> 5);
 }
 constexpr bool QuotientsAreExact() {
-  for (uint32_t x = 0; x <= 65536; ++x) {
-    if (Sixth(x) != x / 6 || ThirtySixth(x & 65535) != (x & 65535) / 36) {
-      return false;
-    }
+  for (uint32_t i = 0; i <= 65535; ++i) {
+    const auto x = static_cast<uint16_t>(i);
+    if (Sixth(x) != x / 6 || ThirtySixth(x) != x / 36) return false;
   }
   return true;
 }
 static_assert(QuotientsAreExact());
 
 // floor((q + 3) / 6), the divisor's multiple being there to stay positive.
-inline int CellOf(int q) {
-  return static_cast<int>(Sixth(static_cast<uint32_t>(q + 3 + 6 * 5461))) -
-         5461;
+inline int16_t CellOf(int16_t q) {
+  const auto x = static_cast<uint16_t>(q + 3 + 6 * 5460);
+  return static_cast<int16_t>(Sixth(x) - 5460);
 }
 
 inline int TripleOf(int cell) {
@@ -299,36 +300,39 @@ struct NestedWalk {
 
   // The triple guessed, and where in it; triples and their differences are told
   // from each other by the same sum.
-  static int GuessedTriple(int guess, bool* upper) {
-    const uint32_t x = static_cast<uint16_t>(guess + 32779);
-    const uint32_t n = ThirtySixth(x);
-    *upper = x - 36 * n >= 18;
-    return static_cast<int>(n) - 910;
+  static int16_t GuessedTriple(int16_t guess, bool* upper) {
+    const auto x = static_cast<uint16_t>(guess + 32779);
+    const uint16_t n = ThirtySixth(x);
+    *upper = static_cast<uint16_t>(x - 36 * n) >= 18;
+    return static_cast<int16_t>(n - 910);
   }
 
   // From differences to triples or back.
   void Triples(int16_t* numbers) const {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       bool upper;
-      const int n = GuessedTriple(guess[lane], &upper);
-      const int k = numbers[lane];
-      numbers[lane] = static_cast<int16_t>(upper ? n + k : n - k);
+      const int16_t n = GuessedTriple(guess[lane], &upper);
+      const int16_t k = numbers[lane];
+      numbers[lane] =
+          upper ? static_cast<int16_t>(n + k) : static_cast<int16_t>(n - k);
     }
   }
   void Differences(const int16_t* triples, int16_t* differences) const {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       bool upper;
-      const int n = GuessedTriple(guess[lane], &upper);
-      const int t = triples[lane];
-      differences[lane] = static_cast<int16_t>(upper ? t - n : n - t);
+      const int16_t n = GuessedTriple(guess[lane], &upper);
+      const int16_t t = triples[lane];
+      differences[lane] =
+          upper ? static_cast<int16_t>(t - n) : static_cast<int16_t>(n - t);
     }
   }
 
   void CellContext(const int16_t* triples, int8_t* context) const {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const auto d = static_cast<int16_t>(guess[lane] + 1 - 36 * triples[lane]);
-      context[lane] = static_cast<int8_t>((HoldWithin(d, -24, 23) + 24) * 171 >>
-                                          9);  // a third
+      const auto past = static_cast<int16_t>(HoldWithin(d, -24, 23) + 24);
+      context[lane] =
+          static_cast<int8_t>(static_cast<int16_t>(past * 171) >> 9);  // / 3
     }
   }
   void NumberContext(const int16_t* cells, int8_t* context) const {
@@ -342,7 +346,8 @@ struct NestedWalk {
   void Estimates(const int16_t* cells, int16_t* estimates) const {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const auto middle = static_cast<int16_t>(6 * cells[lane]);
-      const int number = static_cast<int16_t>(guess[lane] + 1) >> 1;
+      const auto number =
+          static_cast<int16_t>(static_cast<int16_t>(guess[lane] + 1) >> 1);
       estimates[lane] = static_cast<int16_t>(
           HoldWithin(number, static_cast<int16_t>(middle - 2),
                      static_cast<int16_t>(middle + 1)));
@@ -372,7 +377,7 @@ inline void SplitCells(const Prediction& prediction, const int16_t* q,
       const size_t first = walk.Guess(prediction, estimates);
       int16_t cells[kLanes], triples[kLanes];
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        const int cell = CellOf(q[first + lane]);
+        const int16_t cell = CellOf(q[first + lane]);
         const int triple = TripleOf(cell);
         cells[lane] = static_cast<int16_t>(cell);
         triples[lane] = static_cast<int16_t>(triple);
@@ -399,7 +404,7 @@ inline void SplitNumbers(const Prediction& prediction, const int16_t* q,
       int16_t cells[kLanes];
       for (size_t lane = 0; lane < kLanes; ++lane) {
         const int number = q[first + lane];
-        const int cell = CellOf(number);
+        const int cell = CellOf(q[first + lane]);
         cells[lane] = static_cast<int16_t>(cell);
         walk.s[lane] = static_cast<int16_t>(number & 1);
         symbols[lane] =
@@ -444,7 +449,7 @@ struct AroundSteps<NestedDecodeStream> {
       walk.CellContext(cells, context);
     } else {
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        cells[lane] = static_cast<int16_t>(CellOf(round[first + lane]));
+        cells[lane] = CellOf(round[first + lane]);
       }
       walk.NumberContext(cells, context);
     }
