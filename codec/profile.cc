@@ -27,7 +27,7 @@ constexpr uint32_t kMaxLayers = 4096, kMaxChannels = 1 << 16;
 constexpr uint32_t kMaxTransformChannels = 1024;
 constexpr int kMaxParents = 32;
 // Bits of what is said of a profile as a whole.
-constexpr uint8_t kUnrotated = 1, kTrellis = 2;
+constexpr uint8_t kUnrotated = 1, kTrellis = 2, kNested = 4;
 
 // Kinds of fields. Version 1 has all fields in one sequence, version 2 those of
 // each kind in a column, for like bytes compress better together. On disk.
@@ -230,21 +230,24 @@ void Write(Writer& writer, const TensorProfile& tensor, uint8_t levels) {
     writer.Numbers(Column::kFactors, prediction.factor);
     Write(writer, prediction.tables, levels);
     writer.Ids(Column::kTrellisTables, prediction.trellis_tables, levels);
+    writer.Ids(Column::kTrellisTables, prediction.nested_tables, levels * 3);
   }
 }
 
 // What every prediction has or none has, which Complete() sees to.
-bool HasTrellis(const Profile::Contents& contents) {
+uint8_t PredictionFlags(const Profile::Contents& contents) {
+  uint8_t flags = 0;
   for (const Profile::Group& group : contents.groups) {
     for (const auto* tensors : {&group.keys, &group.values}) {
       for (const TensorProfile& tensor : *tensors) {
         for (const TensorProfile::Prediction& prediction : tensor.predictions) {
-          if (!prediction.trellis_tables.empty()) return true;
+          if (!prediction.trellis_tables.empty()) flags |= kTrellis;
+          if (!prediction.nested_tables.empty()) flags |= kNested;
         }
       }
     }
   }
-  return false;
+  return flags;
 }
 
 StatusOr<std::string> Write(const Profile::Contents& contents,
@@ -253,9 +256,8 @@ StatusOr<std::string> Write(const Profile::Contents& contents,
   writer.Text(contents.model_name);
   writer.Text(contents.made_by);
   writer.Number(contents.weights.bytes);
-  writer.Number(
-      static_cast<uint8_t>((contents.unrotated_keys ? kUnrotated : 0) |
-                           (HasTrellis(contents) ? kTrellis : 0)));
+  writer.Number(static_cast<uint8_t>(
+      (contents.unrotated_keys ? kUnrotated : 0) | PredictionFlags(contents)));
   writer.Number(contents.level_count);
   writer.Numbers(Column::kReals, contents.divergence);
   writer.Number(static_cast<uint16_t>(contents.groups.size()));
@@ -410,7 +412,7 @@ void ReadBlock(Reader& reader, uint32_t& begin, uint32_t& count,
   left -= std::min(left, count);
 }
 
-void Read(Reader& reader, uint32_t channels, uint8_t levels, bool trellis,
+void Read(Reader& reader, uint32_t channels, uint8_t levels, uint8_t flags,
           TensorProfile& tensor) {
   reader.Numbers(Column::kReals, tensor.step, levels);
   reader.Numbers(Column::kReals, tensor.mean, channels);
@@ -438,9 +440,13 @@ void Read(Reader& reader, uint32_t channels, uint8_t levels, bool trellis,
     reader.Numbers(Column::kFactors, prediction.factor,
                    prediction.parent.size());
     Read(reader, count, levels, prediction.tables);
-    if (trellis) {
+    if ((flags & kTrellis) != 0) {
       reader.Ids(Column::kTrellisTables, prediction.trellis_tables, levels,
                  count);
+    }
+    if ((flags & kNested) != 0) {
+      reader.Ids(Column::kTrellisTables, prediction.nested_tables,
+                 size_t{levels} * 3, count);
     }
   }
 }
@@ -557,7 +563,7 @@ Status CheckPrediction(const TensorProfile::Prediction& prediction) {
 }
 
 Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
-                uint8_t levels, bool trellis, Profile::Use use) {
+                uint8_t levels, uint8_t flags, Profile::Use use) {
   const uint32_t channels = heads * head_dim;
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.step, levels, true, "steps"));
   LARDER_RETURN_IF_ERROR(CheckNumbers(tensor.mean, channels, false, "means"));
@@ -576,11 +582,21 @@ Status Complete(TensorProfile& tensor, uint32_t heads, uint32_t head_dim,
     LARDER_RETURN_IF_ERROR(CheckPrediction(prediction));
     LARDER_RETURN_IF_ERROR(CheckTables(prediction.tables, n, levels));
     if (prediction.trellis_tables.size() !=
-        (trellis ? size_t{n} * levels : 0)) {
+        ((flags & kTrellis) != 0 ? size_t{n} * levels : 0)) {
       return Invalid("number of table ids of a trellis");
     }
     for (const uint8_t id : prediction.trellis_tables) {
       if (id >= kvc1::kBankIds) return Invalid("an id of no table");
+    }
+    if (prediction.nested_tables.size() !=
+        ((flags & kNested) != 0 ? size_t{3} * n * levels : 0)) {
+      return Invalid("number of table ids of nested numbers");
+    }
+    for (size_t i = 0; i < prediction.nested_tables.size(); ++i) {
+      const int ids = i / n % 3 == 0 ? kvc1::kBankIds : kvc1::kBankTables;
+      if (prediction.nested_tables[i] >= ids) {
+        return Invalid("an id of no table");
+      }
     }
   }
   if (at != channels && !tensor.predictions.empty()) {
@@ -627,7 +643,8 @@ Status Complete(Profile::Contents& contents, Profile::Use use) {
   if (contents.groups.empty() || contents.groups.size() > kMaxGroups) {
     return Invalid("1 to 16 groups");
   }
-  const bool trellis = HasTrellis(contents);
+  const uint8_t flags = PredictionFlags(contents);
+  if (flags == kNested) return Invalid("nested numbers without a trellis");
   for (Profile::Group& group : contents.groups) {
     const uint32_t heads = group.kv_head_count;
     if (group.layer_count < 1 || group.layer_count > kMaxLayers || heads < 1 ||
@@ -641,11 +658,11 @@ Status Complete(Profile::Contents& contents, Profile::Use use) {
     }
     for (TensorProfile& keys : group.keys) {
       LARDER_RETURN_IF_ERROR(Complete(keys, heads, group.key_dim,
-                                      contents.level_count, trellis, use));
+                                      contents.level_count, flags, use));
     }
     for (TensorProfile& values : group.values) {
       LARDER_RETURN_IF_ERROR(Complete(values, heads, group.value_dim,
-                                      contents.level_count, trellis, use));
+                                      contents.level_count, flags, use));
     }
   }
   return absl::OkStatus();
@@ -692,13 +709,12 @@ StatusOr<std::shared_ptr<const Profile>> Profile::Parse(ByteSpan bytes,
                                 std::pair(&group.values, group.value_dim)}) {
       for (uint32_t l = 0; l < group.layer_count && reader.ok(); ++l) {
         Read(reader, uint32_t{group.kv_head_count} * dim, contents.level_count,
-             (flags & kTrellis) != 0, tensors->emplace_back());
+             flags, tensors->emplace_back());
       }
     }
   }
   if (!reader.AtEnd() || groups != contents.groups.size() ||
-      (flags & ~(kUnrotated | kTrellis)) != 0 ||
-      HasTrellis(contents) != ((flags & kTrellis) != 0)) {
+      (flags & ~kUnrotated) != PredictionFlags(contents)) {
     return absl::DataLossError("profile: cut short, or more than a profile");
   }
   LARDER_RETURN_IF_ERROR(Complete(contents, use));

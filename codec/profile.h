@@ -63,6 +63,9 @@ struct TensorProfile {
     // Of the differences along a trellis, [level][channel]; empty: there is no
     // trellis, in this prediction and in all others of the profile.
     std::vector<uint8_t> trellis_tables;
+    // Of the same in two planes, [level][triples, cells, numbers][channel];
+    // empty likewise.
+    std::vector<uint8_t> nested_tables;
   };
   std::vector<Prediction> predictions;  // none, or one for each block of heads
 };

@@ -101,6 +101,10 @@ void Decode(std::span<RefineDecodeStream> streams) {
   BestKvc1Kernel().decode_refine(streams.data(), streams.size());
 }
 
+void Decode(std::span<NestedDecodeStream> streams) {
+  BestKvc1Kernel().decode_nested(streams.data(), streams.size());
+}
+
 void Encode(std::span<EncodeStream> streams) {
   BestKvc1Kernel().encode(streams.data(), streams.size());
 }
@@ -195,6 +199,19 @@ void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
 void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
                    int16_t* positions) {
   BestKvc1Kernel().search_trellis(prediction, rounds, stride, positions);
+}
+
+void SplitCells(const Prediction& prediction, const int16_t* q, size_t rounds,
+                size_t stride, int16_t* estimates, int16_t* differences,
+                size_t out_stride, uint8_t* symbols, int8_t* context) {
+  BestKvc1Kernel().split_cells(prediction, q, rounds, stride, estimates,
+                               differences, out_stride, symbols, context);
+}
+
+void SplitNumbers(const Prediction& prediction, const int16_t* q, size_t rounds,
+                  size_t stride, uint8_t* symbols, int8_t* context) {
+  BestKvc1Kernel().split_numbers(prediction, q, rounds, stride, symbols,
+                                 context);
 }
 
 void SplitWide(std::span<const uint16_t> wide, int16_t* round, int16_t* low) {

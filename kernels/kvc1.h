@@ -55,6 +55,10 @@ void Decode(std::span<DecodeStream> streams);
 // which the base ended.
 void Decode(std::span<RefineDecodeStream> streams);
 
+// Those of nested numbers are chained alike: the triples that a DecodeStream
+// told become cells, cells numbers.
+void Decode(std::span<NestedDecodeStream> streams);
+
 void Encode(std::span<EncodeStream> streams);
 // A chained plane is encoded first; its base then continues from its states.
 void Encode(std::span<RefineEncodeStream> streams);
@@ -136,6 +140,17 @@ void Unpredict(const Prediction& prediction, size_t rounds, size_t stride,
 // REQUIRES: |positions| <= kTrellisMost; at most kTileChannelsMax channels.
 void SearchTrellis(const Prediction& prediction, size_t rounds, size_t stride,
                    int16_t* positions);
+
+// Numbers along a trellis in two planes (Nested), to be encoded: for each round
+// differences of triples, at `out_stride`; of cells and of numbers the symbols
+// and contexts, [round][place in the order][32]. `estimates` is room for the
+// numbers of one round.
+// REQUIRES: q is what the trellis allows; |q| <= kTrellisMost.
+void SplitCells(const Prediction& prediction, const int16_t* q, size_t rounds,
+                size_t stride, int16_t* estimates, int16_t* differences,
+                size_t out_stride, uint8_t* symbols, int8_t* context);
+void SplitNumbers(const Prediction& prediction, const int16_t* q, size_t rounds,
+                  size_t stride, uint8_t* symbols, int8_t* context);
 
 // Numbers of the channels `wide` in two parts, 16 * high + low with low in
 // -8..7: high in place, low to [i][32]. And back, modulo 2^16. One round.

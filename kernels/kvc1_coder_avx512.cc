@@ -312,6 +312,10 @@ void DecodeRefine(RefineDecodeStream* streams, size_t count) {
   DecodeStreams<RefineDecoder>(streams, count);
 }
 
+void DecodeNested(NestedDecodeStream* streams, size_t count) {
+  DecodeStreams<RefineDecoder>(streams, count);
+}
+
 void Encode(EncodeStream* streams, size_t count) {
   EncodeStreams<BaseEncoder>(streams, count);
 }

@@ -39,6 +39,7 @@ struct EscapeSource {
 struct Kvc1Kernel {
   void (*decode)(DecodeStream* streams, size_t count);
   void (*decode_refine)(RefineDecodeStream* streams, size_t count);
+  void (*decode_nested)(NestedDecodeStream* streams, size_t count);
   void (*encode)(EncodeStream* streams, size_t count);
   void (*encode_refine)(RefineEncodeStream* streams, size_t count);
   void (*reconstruct)(const ReconstructTile& tile);
@@ -68,6 +69,13 @@ struct Kvc1Kernel {
                     int16_t* q);
   void (*search_trellis)(const Prediction& prediction, size_t rounds,
                          size_t stride, int16_t* positions);
+  void (*split_cells)(const Prediction& prediction, const int16_t* q,
+                      size_t rounds, size_t stride, int16_t* estimates,
+                      int16_t* differences, size_t out_stride, uint8_t* symbols,
+                      int8_t* context);
+  void (*split_numbers)(const Prediction& prediction, const int16_t* q,
+                        size_t rounds, size_t stride, uint8_t* symbols,
+                        int8_t* context);
   float (*max_error)(const ConstTileRows& a, const ConstTileRows& b);
   void (*to_floats)(const ConstTileRows& rows, float* floats);
   void (*from_floats)(const float* floats, const TileRows& rows);
@@ -94,12 +102,14 @@ extern const Kvc1Kernel kKvc1Avx512;
 namespace avx2 {
 void Decode(DecodeStream* streams, size_t count);
 void DecodeRefine(RefineDecodeStream* streams, size_t count);
+void DecodeNested(NestedDecodeStream* streams, size_t count);
 void Encode(EncodeStream* streams, size_t count);
 void EncodeRefine(RefineEncodeStream* streams, size_t count);
 }  // namespace avx2
 namespace avx512 {
 void Decode(DecodeStream* streams, size_t count);
 void DecodeRefine(RefineDecodeStream* streams, size_t count);
+void DecodeNested(NestedDecodeStream* streams, size_t count);
 void Encode(EncodeStream* streams, size_t count);
 void EncodeRefine(RefineEncodeStream* streams, size_t count);
 }  // namespace avx512

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+
 #include "kernels/kvc1_internal.h"
 #include "kernels/kvc1_loops_internal.h"
 
@@ -122,6 +124,13 @@ Interval IntervalIn(const RefineDecodeStream& s, size_t channel, size_t at,
   return IntervalOf(*s.tables[channel], context, *symbol);
 }
 
+Interval IntervalIn(const NestedDecodeStream& s, size_t channel, size_t at,
+                    uint32_t slot, uint8_t* symbol) {
+  const size_t context = ContextOf(s.context[at]);
+  *symbol = static_cast<uint8_t>(SymbolAt(*s.tables[channel], context, slot));
+  return IntervalOf(*s.tables[channel], context, *symbol);
+}
+
 Interval IntervalIn(const EncodeStream& s, size_t channel, size_t at) {
   return IntervalOf(*s.tables[channel], s.symbols[at]);
 }
@@ -141,8 +150,13 @@ bool DecodeSteps(const Stream& s, uint32_t states[kLanes], size_t* words_used) {
     if (states[lane] < kStateMin || states[lane] >= kStateEnd) return false;
   }
   size_t word = 0;
+  AroundSteps<Stream> around;
+  around.Begin(&s);
   for (size_t step = 0; step < s.rounds * s.channels; ++step) {
     const size_t channel = step % s.channels;
+    if constexpr (std::is_same_v<Stream, NestedDecodeStream>) {
+      around.Before(s.context + step * kLanes);
+    }
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const size_t at = step * kLanes + lane;
       if (s.tables[channel] == nullptr) {
@@ -159,6 +173,7 @@ bool DecodeSteps(const Stream& s, uint32_t states[kLanes], size_t* words_used) {
       }
       states[lane] = x;
     }
+    around.After(s.symbols + step * kLanes);
   }
   *words_used = word;
   return true;
@@ -672,6 +687,7 @@ void FromFloats(const float* floats, const TileRows& rows) {
 const Kvc1Kernel kKvc1Scalar = {
     DecodeAll<DecodeStream>,
     DecodeAll<RefineDecodeStream>,
+    DecodeAll<NestedDecodeStream>,
     EncodeAll<EncodeStream>,
     EncodeAll<RefineEncodeStream>,
     Reconstruct,
@@ -688,6 +704,8 @@ const Kvc1Kernel kKvc1Scalar = {
     Predict,
     Unpredict,
     SearchTrellis,
+    SplitCells,
+    SplitNumbers,
     MaxError,
     ToFloats,
     FromFloats,

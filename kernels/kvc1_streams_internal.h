@@ -14,6 +14,7 @@
 
 #include <string.h>
 
+#include "kernels/kvc1_loops_internal.h"
 #include "kernels/kvc1_types.h"
 
 namespace larder::kernels::internal {
@@ -28,6 +29,9 @@ inline const int8_t* ContextOf(const DecodeStream& stream) {
   return reinterpret_cast<const int8_t*>(stream.symbols);
 }
 inline const int8_t* ContextOf(const RefineDecodeStream& stream) {
+  return stream.context;
+}
+inline const int8_t* ContextOf(const NestedDecodeStream& stream) {
   return stream.context;
 }
 inline const int8_t* ContextOf(const EncodeStream& stream) {
@@ -56,6 +60,7 @@ struct DecodeSlot {
   const int8_t* context;
   bool in_copy;
   bool failed;
+  AroundSteps<Stream> around;
   std::byte copy[2 * kStepBytes];
 
   // False if there is nothing to be done.
@@ -77,6 +82,7 @@ struct DecodeSlot {
     rounds_left = s->rounds;
     symbols = s->symbols;
     context = ContextOf(*s);
+    around.Begin(s);
     failed = false;
     in_copy = false;
     next = s->words;
@@ -162,8 +168,12 @@ void RunDecoders(DecodeSlot<Stream>* const* slots) {
           next[i] = slots[i]->next;
           last[i] = slots[i]->last;
         }
+        // What is there is room that the stream's owner may write to.
+        slots[i]->around.Before(
+            const_cast<int8_t*>(context[i] + step * kLanes));
         next[i] += Lanes::Step(&state[i], *table, context[i] + step * kLanes,
                                next[i], symbols[i] + step * kLanes);
+        slots[i]->around.After(symbols[i] + step * kLanes);
       }
     }
     for (int i = 0; i < kCount; ++i) {

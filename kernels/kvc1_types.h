@@ -84,6 +84,10 @@ struct RefineDecodeStream {
   size_t words_used = 0;
 };
 
+// A stream of the nested numbers of a trellis (Nested, below), whose contexts
+// follow from what was decoded before, step by step.
+struct NestedDecodeStream;
+
 // A stream to encode. What is decoded first is encoded last: the states given
 // are those in which the decoder ends, and those returned are where it starts.
 struct EncodeStream {
@@ -216,6 +220,47 @@ struct Prediction {
 inline constexpr int kTrellisParts = 16;
 // The largest magnitude of a position.
 inline constexpr int kTrellisMost = 32000;
+
+// Numbers along a trellis can be told in two planes. A cell c holds the numbers
+// 6 c - 3 .. 6 c + 2, of which three are even and three odd; three cells, the
+// middle one being 3 t, are a triple t. The first plane tells triples, then
+// which cell of them, the second which number of the cell. Whoever knows no
+// more than the cell takes for the number what is guessed of it, held within 6
+// c - 2 .. 6 c + 1, and guesses those after it from that: the estimate.
+//
+// With h = the sum over its parents of factor * number (or estimate) >> 11, in
+// half numbers, modulo 2^16 as all that follows:
+//   x = h + 32779;  n = x / 36 - 910 is the triple guessed
+//   t = n + k if x % 36 >= 18, or n - k, where k is what is coded
+//   c = 3 t + symbol - 1, in the context (h + 1 - 36 t, held within
+//     -24 .. 23, + 24) / 3
+//   estimate = (h + 1) >> 1 held within the cell
+//   q = 6 c - s + 2 (symbol - 1), s as in Prediction, in the context h - 12 c +
+//     2 s held within -8 .. 7, + 8
+enum class Nested { kCells, kNumbers };
+
+struct NestedDecodeStream {
+  const std::byte* words = nullptr;
+  size_t words_count = 0;
+  // By place in the prediction's order, as symbols and contexts are; all valid.
+  const RefineTable* const* tables = nullptr;
+  size_t channels = 0;  // as the prediction has
+  size_t rounds = 0;
+  Nested nested = Nested::kCells;
+  const Prediction* prediction = nullptr;
+  // Rounds follow each other at `stride`. In and out: of kCells differences of
+  // triples become estimates, of kNumbers estimates become numbers.
+  int16_t* numbers = nullptr;
+  size_t stride = 0;
+  // Room for [round][channel][32].
+  int8_t* context = nullptr;
+  uint8_t* symbols = nullptr;
+  uint8_t idle_symbol = 0;
+  // As in DecodeStream; if not ok, numbers are anything.
+  uint32_t states[kLanes] = {};
+  bool ok = false;
+  size_t words_used = 0;
+};
 
 // The planes of a tile of f16: per (round, channel, lane) the exponent field is
 // the symbol; the mantissa's low 8 bits are the low byte; the bits 8 and 9 of

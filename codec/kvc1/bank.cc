@@ -20,6 +20,10 @@ constexpr kernels::SymbolTable kTrellisTables[kBankTables] = {
 #include "codec/kvc1/trellis_tables.inc"
 };
 
+constexpr kernels::RefineTable kNestedTables[kBankTables] = {
+#include "codec/kvc1/nested_tables.inc"
+};
+
 // Where one scale ends and the next begins: 0.08 * 3^((k + 0.5) / 6), as bit
 // patterns so that no compiler and no libm has a say.
 constexpr uint32_t kScaleEnds[kScalePositions - 1] = {
@@ -34,6 +38,10 @@ const kernels::SymbolTable& BankTable(int id) {
 
 const kernels::SymbolTable& TrellisTable(int id) {
   return kTrellisTables[id];
+}
+
+const kernels::RefineTable& NestedTable(int id) {
+  return kNestedTables[id];
 }
 
 const kernels::SymbolTable& LowTable() {

@@ -28,6 +28,9 @@ const kernels::SymbolTable& BankTable(int id);
 // The same for numbers along a trellis, which are a quarter too large on
 // average.
 const kernels::SymbolTable& TrellisTable(int id);
+// Of nested numbers: which of three neighbours it is, given where between them
+// the guess lies. The scale is that of the guess's error, in their distance.
+const kernels::RefineTable& NestedTable(int id);
 // Of the low part of wide coefficients.
 const kernels::SymbolTable& LowTable();
 

@@ -254,8 +254,7 @@ class LayerEncoder {
       }
       if (mode == TileMode::kStepsPredicted && !options_.prediction) continue;
       if (mode == TileMode::kStepsTrellis &&
-          (!trellis || !options_.trellis || !options_.prediction ||
-           options_.planes > 1)) {
+          (!trellis || !options_.trellis || !options_.prediction)) {
         continue;
       }
       if (PlanFromProfile(*tensor, options_.level, options_.planes,

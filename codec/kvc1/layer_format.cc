@@ -214,7 +214,8 @@ StatusOr<LayerIndex> ReadIndex(const TileGrid& grid, ByteSpan front,
     entry.words = Get<std::array<uint16_t, 2>>(front, at + 8);
     entry.checks = Get<std::array<uint32_t, 3>>(front, at + 12);
     if (!IsKnown(entry.mode) ||
-        (entry.mode == TileMode::kStepsTrellis && header.planes > 1) ||
+        (entry.mode == TileMode::kStepsTrellis &&
+         header.planes > kTrellisPlanes) ||
         Get<uint8_t>(front, at + 5) != 0) {
       return Corrupt("a tile of unknown mode");
     }

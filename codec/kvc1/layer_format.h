@@ -20,6 +20,8 @@ inline constexpr uint32_t kTileEntryBytes = 24;
 inline constexpr uint32_t kGroupRows = 128;
 inline constexpr uint32_t kLanes = 32;
 inline constexpr int kMaxPlanes = kPlanesMax;
+// Numbers along a trellis can be told in so many.
+inline constexpr int kTrellisPlanes = 2;
 
 // The numbers that a tile is made of. On disk.
 enum class Element : uint8_t {
@@ -46,7 +48,7 @@ enum class TileMode : uint8_t {
   kStepsKlt = 4,  // the same, of the profile's transform of a token's channels
   kStepsOwn = 5,  // uniform steps, described by the tile itself
   kStepsPredicted = 6,  // as kSteps, integers told by what differs from a guess
-  kStepsTrellis = 7,    // likewise, in smaller steps along a trellis; one plane
+  kStepsTrellis = 7,    // likewise, in smaller steps along a trellis
   // Fixed rates (fixed.h).
   kFp8 = 16,   // e4m3, a power of two for each head
   kInt8 = 17,  // 8 bits between the least and the most of a group

@@ -3,6 +3,7 @@
 
 usage: make_bank.py steps > bank_tables.inc
        make_bank.py trellis > trellis_tables.inc
+       make_bank.py nested > nested_tables.inc
        make_bank.py exponents > exponent_tables.inc
 
 The files are checked in and are what counts: the tables are part of the format
@@ -12,7 +13,9 @@ A table of the bank is the distribution of round(x) where x has a generalized
 Gaussian density of shape BETA and standard deviation r, in 4096ths. Its
 refinement says, for every magnitude of round(x), how likely each third of that
 interval is. A table for numbers along a trellis is the distribution of
-round(x + 1/4). Needs nothing but Python.
+round(x + 1/4). A nested table says, for every place (a quarter wide) of a guess near
+three neighbouring intervals, how likely each of them is.
+Needs nothing but Python.
 """
 
 import math
@@ -123,6 +126,34 @@ def refinement(beta, sigma):
     return first, second
 
 
+def nested(beta, sigma):
+    """Of intervals around -1, 0, 1: by where the guess is, in quarters from -2."""
+
+    def between(lower, upper):
+        if lower < 0 < upper:
+            return interval(beta, sigma, 0, -lower) + interval(beta, sigma, 0, upper)
+        return interval(beta, sigma, *sorted((abs(lower), abs(upper))))
+
+    def masses_at(places):
+        sums = [1e-5] * 3
+        for place in places:
+            for i in range(3):
+                sums[i] += between(i - 1.5 - place, i - 0.5 - place) / len(places)
+        return sums
+
+    first, second = [], []
+    for q in range(CONTEXTS):
+        if 0 < q < CONTEXTS - 1:
+            places = [-2 + (q + (k + 0.5) / 8) / 4 for k in range(8)]
+        else:  # and all that is farther out
+            places = [(1 if q else -1) * (1.75 + far) for far in (0.1, 0.2, 0.3, 0.5)]
+        masses = masses_at(places)
+        counts = to_counts([m / sum(masses) for m in masses], TOTAL)
+        first.append(counts[0])
+        second.append(counts[0] + counts[1])
+    return first, second
+
+
 # ---- Exponents, for lossless tiles ----
 
 HALVES = 2  # scales to an octave
@@ -164,6 +195,16 @@ def trellis_main():
     sys.stdout.write("\n".join(out) + "\n")
 
 
+def nested_main():
+    out = ["// Written by make_bank.py. Part of the format: never changes."]
+    for beta in SHAPES:
+        for k in range(SCALES):
+            first, second = nested(beta, FIRST_SCALE * 3 ** (k / 6))
+            row = lambda values: "{" + ", ".join(map(str, values)) + "}"
+            out.append("{%s, %s}," % (row(first), row(second)))
+    sys.stdout.write("\n".join(out) + "\n")
+
+
 def exponents_main():
     out = ["// Written by make_bank.py. Part of the format: never changes."]
     for shape in (0.7, 1.0, 2.0, "arc"):
@@ -173,7 +214,7 @@ def exponents_main():
 
 
 def main():
-    mains = {"steps": steps_main, "trellis": trellis_main, "exponents": exponents_main}
+    mains = {"steps": steps_main, "trellis": trellis_main, "nested": nested_main, "exponents": exponents_main}
     if len(sys.argv) != 2 or sys.argv[1] not in mains:
         sys.exit(__doc__.strip())
     mains[sys.argv[1]]()

@@ -146,6 +146,28 @@ void ChooseTables(const CoefficientTables& tables, int level, size_t all,
   }
 }
 
+// False: not in so many planes.
+bool ChooseTrellis(const TensorProfile::Prediction& prediction, int level,
+                   int planes, StepsPlan& plan) {
+  const std::vector<uint8_t>& all =
+      planes == 1 ? prediction.trellis_tables : prediction.nested_tables;
+  if (planes > kTrellisPlanes || all.empty()) return false;
+  const size_t count = prediction.channel_count;
+  const size_t of_level = planes == 1 ? count : 3 * count;
+  const uint8_t* ids = &all[static_cast<size_t>(level - 1) * of_level];
+  ChooseBase(
+      count, [ids](size_t k) { return ids[k]; }, plan);
+  if (planes == 1) return true;
+  plan.cells.resize(count);
+  plan.refinements[0].resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    const uint16_t channel = prediction.order[i];
+    plan.cells[i] = &NestedTable(ids[count + channel]);
+    plan.refinements[0][i] = &NestedTable(ids[2 * count + channel]);
+  }
+  return true;
+}
+
 void InvertSteps(StepsPlan& plan) {
   plan.inverse_step.resize(plan.scale.size());
   for (size_t c = 0; c < plan.scale.size(); ++c) {
@@ -171,6 +193,7 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
   plan.transform = nullptr;
   plan.prediction = nullptr;
   plan.trellis = mode == TileMode::kStepsTrellis;
+  plan.cells.clear();
   if (mode != TileMode::kStepsKlt) {
     for (size_t c = 0; c < count; ++c) {
       plan.scale[c] = tensor.weight[begin + c] * step;
@@ -191,13 +214,7 @@ bool PlanFromProfile(const TensorProfile& tensor, int level, int planes,
           prediction.channel_count == count) {
         plan.prediction = &prediction;
         if (plan.trellis) {
-          if (prediction.trellis_tables.empty()) return false;
-          const uint8_t* ids =
-              &prediction
-                   .trellis_tables[static_cast<size_t>(level - 1) * count];
-          ChooseBase(
-              count, [ids](size_t k) { return ids[k]; }, plan);
-          return true;
+          return ChooseTrellis(prediction, level, planes, plan);
         }
         ChooseTables(prediction.tables, level, count, 0, count, planes, plan);
         return true;
@@ -272,6 +289,7 @@ Status PlanFromOwn(const TileGrid::Tile& tile, const OwnSteps& own, int planes,
   plan.transform = nullptr;
   plan.prediction = nullptr;
   plan.trellis = false;
+  plan.cells.clear();
   InvertSteps(plan);
   ChooseBase(
       count,
@@ -423,13 +441,15 @@ kernels::Prediction KernelPrediction(const StepsPlan& plan) {
 // ---- Encoding ----
 
 size_t StepsEncoder::Job::Plane0Bytes() const {
-  return kStateBytes + words[0].size() + escape_bytes.size();
+  return kStateBytes + words[0].size() + escape_bytes.size() +
+         cell_words.size();
 }
 
 std::byte* StepsEncoder::Job::WritePlane0(std::byte* to) const {
   PackStates(states.data(), to);
   to = std::copy(words[0].begin(), words[0].end(), to + kStateBytes);
-  return std::copy(escape_bytes.begin(), escape_bytes.end(), to);
+  to = std::copy(escape_bytes.begin(), escape_bytes.end(), to);
+  return std::copy(cell_words.begin(), cell_words.end(), to);
 }
 
 bool StepsEncoder::Prepare(Job& job, int planes, Room& room) {
@@ -463,7 +483,8 @@ bool StepsEncoder::Prepare(Job& job, int planes, Room& room) {
   }
 
   const int16_t* coarse = q;
-  if (planes > 1) {
+  const bool nested = !plan.cells.empty();
+  if (planes > 1 && !nested) {
     const size_t all = numbers * static_cast<size_t>(planes - 1);
     uint8_t* const symbols = room.refinements.Get(all);
     int8_t* const context = room.context.Get(all);
@@ -485,7 +506,17 @@ bool StepsEncoder::Prepare(Job& job, int planes, Room& room) {
       int16_t* const to = parts + r * stride;
       if (plan.prediction == nullptr) std::copy_n(from, channels * kLanes, to);
     }
-    if (plan.prediction != nullptr) {
+    if (nested) {
+      // Of the numbers first, as of the planes that a tile has; then of cells.
+      uint8_t* const refinements = room.refinements.Get(2 * numbers);
+      int8_t* const context = room.context.Get(2 * numbers);
+      const kernels::Prediction prediction = KernelPrediction(plan);
+      kernels::SplitNumbers(prediction, q, rounds, channels * kLanes,
+                            refinements, context);
+      kernels::SplitCells(prediction, q, rounds, channels * kLanes,
+                          base_.Get(channels * kLanes), parts, stride,
+                          refinements + numbers, context + numbers);
+    } else if (plan.prediction != nullptr) {
       kernels::Predict(KernelPrediction(plan), coarse, rounds,
                        channels * kLanes, parts, stride);
       // What the trellis makes of nothing is not nothing.
@@ -514,6 +545,7 @@ void StepsEncoder::Encode(std::span<Job> jobs, int planes) {
     Room& room = rooms_[i];
     job.ok = Prepare(job, planes, room);
     job.words = {};
+    job.cell_words = {};
     job.states = kernels::InitialStates();
     // A single plane ends in states that may say something: escapes go there
     // first.
@@ -524,45 +556,73 @@ void StepsEncoder::Encode(std::span<Job> jobs, int planes) {
       job.escape_bytes = job.escape_bytes.subspan(in_states);
     }
   }
-  const auto run = [&](int plane, auto& streams, auto&& set_up) {
+  // `room_of` and `words_of` say where the words of a job go; nothing: it has
+  // none of these.
+  const auto run = [&](auto& streams, auto&& set_up, auto&& has_any,
+                       auto&& room_of, auto&& words_of) {
     streams.clear();
     for (size_t i = 0; i < jobs.size(); ++i) {
       Job& job = jobs[i];
-      if (!job.ok) continue;
+      if (!job.ok || !has_any(job)) continue;
       auto& stream = streams.emplace_back();
       set_up(job, rooms_[i], stream);
       stream.rounds = job.tile->rounds();
       std::copy(job.states.begin(), job.states.end(), stream.states);
-      stream.words = rooms_[i].words[plane].Get(
+      stream.words = room_of(rooms_[i]).Get(
           2 * kernels::EncodedWordsMax(stream.channels, stream.rounds));
     }
     kernels::Encode(std::span(streams));
     auto* stream = streams.data();
     for (Job& job : jobs) {
-      if (!job.ok) continue;
+      if (!job.ok || !has_any(job)) continue;
       std::copy_n(stream->states, kLanes, job.states.begin());
-      job.words[plane] = {stream->words, 2 * stream->words_count};
-      job.ok = plane == 0 || stream->words_count <= UINT16_MAX;
+      words_of(job) = {stream->words, 2 * stream->words_count};
       ++stream;
     }
   };
-  for (int plane = planes - 1; plane > 0; --plane) {
-    run(plane, refine_streams_,
+  // The streams of refinements lie one after the other, `nth` from 0.
+  const auto run_refinement = [&](size_t nth, auto&& tables_of, auto&& has_any,
+                                  auto&& room_of, auto&& words_of) {
+    run(
+        refine_streams_,
         [&](const Job& job, Room& room, kernels::RefineEncodeStream& stream) {
           stream.channels = job.tile->channels();
-          const size_t at = job.tile->rounds() * stream.channels * kLanes *
-                            static_cast<size_t>(plane - 1);
+          const size_t at = job.tile->rounds() * stream.channels * kLanes * nth;
           stream.symbols = room.refinements.data() + at;
           stream.context = room.context.data() + at;
-          stream.tables = job.plan->refinements[plane - 1].data();
-        });
+          stream.tables = tables_of(*job.plan).data();
+        },
+        has_any, room_of, words_of);
+  };
+  const auto all = [](const Job&) { return true; };
+  for (size_t plane = static_cast<size_t>(planes) - 1; plane > 0; --plane) {
+    run_refinement(
+        plane - 1,
+        [plane](const StepsPlan& plan) -> const auto& {
+          return plan.refinements[plane - 1];
+        },
+        all, [plane](Room & room) -> auto& { return room.words[plane]; },
+        [plane](Job & job) -> auto& { return job.words[plane]; });
+    for (Job& job : jobs) {
+      if (job.words[plane].size() > 2 * UINT16_MAX) job.ok = false;
+    }
   }
-  run(0, streams_,
+  if (planes > 1) {
+    run_refinement(
+        1, [](const StepsPlan& plan) -> const auto& { return plan.cells; },
+        [](const Job& job) { return !job.plan->cells.empty(); },
+        [](Room & room) -> auto& { return room.cell_words; },
+        [](Job & job) -> auto& { return job.cell_words; });
+  }
+  run(
+      streams_,
       [&](const Job& job, Room& room, kernels::EncodeStream& stream) {
         stream.channels = job.plan->tables.size();
         stream.symbols = room.symbols.data();
         stream.tables = job.plan->tables.data();
-      });
+      },
+      all, [](Room & room) -> auto& { return room.words[0]; },
+      [](Job & job) -> auto& { return job.words[0]; });
 }
 
 // ---- Decoding ----
@@ -594,13 +654,15 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     stream.idle_symbol = kernels::kZeroSymbol;
   }
   kernels::Decode(std::span(streams_));
+  cells_at_.resize(inputs.size());
+  bool nested = false;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs[i];
     const kernels::DecodeStream& stream = streams_[i];
     const size_t stride = stream.channels * kLanes;
     int16_t* const integers = all + starts_[i];
     if (!stream.ok) return Corrupt("a tile has too few words");
-    LARDER_RETURN_IF_ERROR(TakeEscapes(input, stream, planes));
+    LARDER_RETURN_IF_ERROR(TakeEscapes(input, stream, planes, cells_at_[i]));
     if (!kernels::MergeSymbols(stream.symbols, stream.rounds * stream.channels,
                                escapes_, integers)) {
       return Corrupt("a tile's escapes do not fit its numbers");
@@ -610,9 +672,17 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
       kernels::JoinWide(input.plan->wide, round,
                         round + size_t{input.tile->channels()} * kLanes);
     }
-    if (input.plan->prediction != nullptr) {
+    if (!input.plan->cells.empty()) {
+      nested = true;
+    } else if (input.plan->prediction != nullptr) {
       kernels::Unpredict(KernelPrediction(*input.plan), stream.rounds, stride,
                          integers);
+    }
+  }
+  if (nested) {
+    LARDER_RETURN_IF_ERROR(DecodeNested(inputs, kernels::Nested::kCells));
+    if (decode_planes > 1) {
+      LARDER_RETURN_IF_ERROR(DecodeNested(inputs, kernels::Nested::kNumbers));
     }
   }
   for (int plane = 1; plane < decode_planes; ++plane) {
@@ -620,6 +690,7 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
     refine_streams_.clear();
     for (size_t i = 0; i < inputs.size(); ++i) {
       const Input& input = inputs[i];
+      if (!input.plan->cells.empty()) continue;
       const size_t channels = input.tile->channels();
       const size_t stride = input.plan->tables.size() * kLanes;
       for (size_t r = 0; r < input.tile->rounds(); ++r) {
@@ -639,8 +710,10 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
       std::copy_n(streams_[i].states, kLanes, stream.states);
     }
     kernels::Decode(std::span(refine_streams_));
+    const kernels::RefineDecodeStream* next = refine_streams_.data();
     for (size_t i = 0; i < inputs.size(); ++i) {
-      const kernels::RefineDecodeStream& stream = refine_streams_[i];
+      if (!inputs[i].plan->cells.empty()) continue;
+      const kernels::RefineDecodeStream& stream = *next++;
       if (!stream.ok || stream.words_used != stream.words_count) {
         return Corrupt("a plane's words do not fit its numbers");
       }
@@ -674,11 +747,63 @@ Status StepsDecoder::Decode(std::span<const Input> inputs, int planes,
   return absl::OkStatus();
 }
 
+Status StepsDecoder::DecodeNested(std::span<const Input> inputs,
+                                  kernels::Nested nested) {
+  const bool cells = nested == kernels::Nested::kCells;
+  size_t numbers = 0;
+  for (const Input& input : inputs) {
+    numbers += input.tile->rounds() * input.tile->channels() * kLanes;
+  }
+  int8_t* context = context_.Get(numbers);
+  uint8_t* symbols = symbols_.data();
+  nested_streams_.clear();
+  predictions_.clear();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Input& input = inputs[i];
+    const StepsPlan& plan = *input.plan;
+    if (plan.cells.empty()) continue;
+    predictions_.push_back(KernelPrediction(plan));
+    ByteSpan words = input.planes[cells ? 0 : 1];
+    if (cells) words = words.subspan(cells_at_[i]);
+    if (words.size() % 2 != 0) return Corrupt("half a word");
+    kernels::NestedDecodeStream& stream = nested_streams_.emplace_back();
+    stream.words = words.data();
+    stream.words_count = words.size() / 2;
+    stream.tables = (cells ? plan.cells : plan.refinements[0]).data();
+    stream.channels = input.tile->channels();
+    stream.rounds = input.tile->rounds();
+    stream.nested = nested;
+    stream.numbers = integers_.data() + starts_[i];
+    stream.stride = plan.tables.size() * kLanes;
+    stream.context = context;
+    stream.symbols = symbols;
+    stream.idle_symbol = kernels::kZeroRefinement;
+    std::copy_n(streams_[i].states, kLanes, stream.states);
+    const size_t room = stream.rounds * stream.channels * kLanes;
+    context += room;
+    symbols += room;
+  }
+  for (size_t i = 0; i < nested_streams_.size(); ++i) {
+    nested_streams_[i].prediction = &predictions_[i];
+  }
+  kernels::Decode(std::span(nested_streams_));
+  const kernels::NestedDecodeStream* next = nested_streams_.data();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].plan->cells.empty()) continue;
+    const kernels::NestedDecodeStream& stream = *next++;
+    if (!stream.ok || stream.words_used != stream.words_count) {
+      return Corrupt("a plane's words do not fit its numbers");
+    }
+    std::copy_n(stream.states, kLanes, streams_[i].states);
+  }
+  return absl::OkStatus();
+}
+
 // What follows the words is the rest of the escapes, of which a single plane
 // has the beginning in its last states.
 Status StepsDecoder::TakeEscapes(const Input& input,
                                  const kernels::DecodeStream& stream,
-                                 int planes) {
+                                 int planes, size_t& cells_at) {
   escape_bytes_.clear();
   if (planes == 1 && !ReadSeeds(stream.states, escape_bytes_)) {
     return Corrupt("a tile does not end where its encoder began");
@@ -689,6 +814,10 @@ Status StepsDecoder::TakeEscapes(const Input& input,
   const size_t seeds = escape_bytes_.size();
   escape_bytes_.insert(escape_bytes_.end(), rest.begin(), rest.end());
   const std::optional<size_t> used = ReadEscapes(escape_bytes_, escapes_);
+  if (!input.plan->cells.empty() && used.has_value()) {
+    cells_at = kStateBytes + 2 * stream.words_used + *used;
+    return absl::OkStatus();
+  }
   if (!used.has_value() || std::max(*used, seeds) != escape_bytes_.size() ||
       std::any_of(escape_bytes_.begin() + static_cast<ptrdiff_t>(*used),
                   escape_bytes_.end(),
@@ -704,7 +833,8 @@ void ReconstructSteps(const StepsPlan& plan, const TileGrid::Tile& tile,
                       const kernels::TileRows& rows) {
   std::array<float, kernels::kTileChannelsMax> coarse;
   const float* scale = plan.scale.data();
-  if (missing_planes > 0) {
+  // Estimates of numbers along a trellis are as fine as these.
+  if (missing_planes > 0 && !plan.trellis) {
     for (size_t c = 0; c < plan.scale.size(); ++c) {
       coarse[c] = plan.scale[c];
       for (int i = 0; i < missing_planes; ++i) coarse[c] *= 3.0f;

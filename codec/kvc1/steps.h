@@ -35,7 +35,10 @@ struct StepsPlan {
   std::span<const float> mean;      // by channel
   const TensorProfile::Transform* transform = nullptr;
   const TensorProfile::Prediction* prediction = nullptr;
-  bool trellis = false;         // along it, by the prediction
+  bool trellis = false;  // along it, by the prediction
+  // In two planes along a trellis, by place in the prediction's order; the
+  // refinements' first is that of the numbers. Else empty.
+  std::vector<const kernels::RefineTable*> cells;
   std::vector<float> own_mean;  // what `mean` points to in kStepsOwn
 };
 
@@ -94,6 +97,7 @@ class StepsEncoder {
     std::array<uint32_t, kLanes> states{};
     std::array<ByteSpan, kMaxPlanes> words;
     ByteSpan escape_bytes;  // those that follow the words of plane 0
+    ByteSpan cell_words;    // of nested numbers: what follows the escapes
 
     size_t Plane0Bytes() const;
     // States, words, escapes. Returns what follows.
@@ -110,6 +114,7 @@ class StepsEncoder {
     Scratch<uint8_t> symbols, refinements;
     Scratch<int8_t> context;
     std::array<Scratch<std::byte>, kMaxPlanes> words;
+    Scratch<std::byte> cell_words;
     std::vector<std::byte> escape_bytes;
     size_t base_steps = 0;
   };
@@ -142,8 +147,11 @@ class StepsDecoder {
   }
 
  private:
+  // Where the words of cells begin, if there are any, is then `cells_at`.
   Status TakeEscapes(const Input& input, const kernels::DecodeStream& stream,
-                     int planes);
+                     int planes, size_t& cells_at);
+  // Of those inputs that have any.
+  Status DecodeNested(std::span<const Input> inputs, kernels::Nested nested);
 
   std::vector<size_t> starts_;
   Scratch<uint8_t> symbols_;
@@ -153,6 +161,9 @@ class StepsDecoder {
   std::vector<int16_t> escapes_;
   std::vector<kernels::DecodeStream> streams_;
   std::vector<kernels::RefineDecodeStream> refine_streams_;
+  std::vector<kernels::NestedDecodeStream> nested_streams_;
+  std::vector<kernels::Prediction> predictions_;
+  std::vector<size_t> cells_at_;
 };
 
 // From integers to rows, rounds at `stride` (0: without gaps).

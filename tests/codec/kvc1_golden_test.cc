@@ -209,9 +209,9 @@ std::shared_ptr<const Profile> MakeProfile(const Shape& shape, uint32_t seed) {
   return profile.ok() ? *profile : nullptr;
 }
 
-// The same with tables for a trellis.
+// The same with tables for a trellis; `nested`: in two planes too.
 std::shared_ptr<const Profile> WithTrellis(const Profile& profile,
-                                           uint32_t seed) {
+                                           uint32_t seed, bool nested) {
   Random random(seed);
   Profile::Contents contents = profile.contents();
   Profile::Group& group = contents.groups[0];
@@ -226,6 +226,17 @@ std::shared_ptr<const Profile> WithTrellis(const Profile& profile,
                 BankId(static_cast<int>(random() % 4),
                        std::min(ScalePosition(1.0f / step) + nudge, 39), 0)));
           }
+        }
+        for (size_t i = 0; nested && i < 3 * p.trellis_tables.size(); ++i) {
+          const size_t which = i / p.channel_count % 3;
+          const float step = tensor.step[i / p.channel_count / 3];
+          const int nudge = static_cast<int>(random() % 5);
+          const int shape = static_cast<int>(random() % 4);
+          const int position = ScalePosition(1.0f / step) + nudge;
+          p.nested_tables.push_back(static_cast<uint8_t>(
+              which == 0 ? BankId(shape, std::min(position, 39), 2)
+                         : RefinementId(shape, std::min(position, 39),
+                                        which == 1 ? 1 : 0)));
         }
       }
     }
@@ -321,7 +332,7 @@ TEST_P(Kvc1GoldenTest, Layer) {
   auto profile = MakeProfile(golden.shape, 7);
   ASSERT_NE(profile, nullptr);
   if (golden.mode == TileMode::kStepsTrellis) {
-    profile = WithTrellis(*profile, 8);
+    profile = WithTrellis(*profile, 8, golden.options.planes > 1);
     ASSERT_NE(profile, nullptr);
   }
   CodedLayer layer =
@@ -434,6 +445,18 @@ INSTANTIATE_TEST_SUITE_P(
                true,
                TileMode::kStepsTrellis,
                "00583a5c8b85c218"},
+        Golden{"trellis_planes",
+               kF16,
+               {.level = 1, .planes = 2, .transform = false},
+               true,
+               TileMode::kStepsTrellis,
+               "15a4149a5b46d2c690adf6d5d43200c9"},
+        Golden{"trellis_planes_bf16",
+               kBf16,
+               {.level = 3, .planes = 2, .transform = false},
+               true,
+               TileMode::kStepsTrellis,
+               "cfbdd9fe147bbc9700583a5c8b85c218"},
         Golden{"fp8",
                kF16,
                {},
@@ -471,17 +494,44 @@ TEST(Kvc1GoldenProfileTest, Profile) {
 TEST(Kvc1GoldenProfileTest, ProfileWithATrellis) {
   const auto plain = MakeProfile(kF16, 7);
   ASSERT_NE(plain, nullptr);
-  const auto profile = WithTrellis(*plain, 8);
+  for (const bool nested : {false, true}) {
+    const auto profile = WithTrellis(*plain, 8, nested);
+    ASSERT_NE(profile, nullptr);
+    Bytes stored;
+    ExpectGolden(nested ? "profile_v1_nested.bin" : "profile_v1_trellis.bin",
+                 std::as_bytes(std::span(profile->bytes())), stored);
+    const auto parsed = Profile::Parse(stored);
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ((*parsed)->bytes(), profile->bytes());
+    const TensorProfile::Prediction& is =
+        (*parsed)->contents().groups[0].keys[0].predictions[0];
+    const TensorProfile::Prediction& was =
+        profile->contents().groups[0].keys[0].predictions[0];
+    EXPECT_EQ(is.trellis_tables, was.trellis_tables);
+    EXPECT_EQ(is.nested_tables, was.nested_tables);
+    EXPECT_EQ(is.nested_tables.empty(), !nested);
+  }
+}
+
+TEST(Kvc1GoldenProfileTest, ATrellisInPlanesHasTablesForAllOrNone) {
+  const auto plain = MakeProfile(kF16, 7);
+  ASSERT_NE(plain, nullptr);
+  const auto profile = WithTrellis(*plain, 8, true);
   ASSERT_NE(profile, nullptr);
-  Bytes stored;
-  ExpectGolden("profile_v1_trellis.bin",
-               std::as_bytes(std::span(profile->bytes())), stored);
-  const auto parsed = Profile::Parse(stored);
-  ASSERT_TRUE(parsed.ok()) << parsed.status();
-  EXPECT_EQ((*parsed)->bytes(), profile->bytes());
-  EXPECT_EQ(
-      (*parsed)->contents().groups[0].keys[0].predictions[0].trellis_tables,
-      profile->contents().groups[0].keys[0].predictions[0].trellis_tables);
+  const auto refused = [&](auto&& change) {
+    Profile::Contents contents = profile->contents();
+    change(contents.groups[0].values[0].predictions[0]);
+    const auto made = Profile::Make(std::move(contents));
+    EXPECT_EQ(made.status().code(), absl::StatusCode::kInvalidArgument);
+  };
+  using Prediction = TensorProfile::Prediction;
+  refused([](Prediction& p) { p.nested_tables.clear(); });
+  refused([](Prediction& p) { p.nested_tables.pop_back(); });
+  refused([](Prediction& p) { p.trellis_tables.clear(); });
+  refused([](Prediction& p) { p.nested_tables[0] = kBankIds; });
+  // Cells and numbers have no wide tables.
+  refused(
+      [](Prediction& p) { p.nested_tables[p.channel_count] = kBankTables; });
 }
 
 // Compressed bytes may change with zstd; what was written once is read for
@@ -513,7 +563,8 @@ TEST(Kvc1GoldenProfileTest, CompressedProfile) {
 // Shapes and sizes of all kinds, wild numbers among them: all bytes that are
 // written, and all rows that are read. The digest has changed only if the
 // format has (or an encoder's choice, which copies are told equal by).
-std::string DigestOfMany(bool trellis) {
+enum class Profiles { kPlain, kTrellis, kNested };
+std::string DigestOfMany(Profiles profiles) {
   Sha256 all;
   const auto add = [&all](ByteSpan bytes) {
     all.Update(bytes.data(), bytes.size());
@@ -536,7 +587,9 @@ std::string DigestOfMany(bool trellis) {
     CodedLayer layer =
         MakeLayer(space, random() % 2 == 0 ? 0 : 256 * 3, tokens);
     auto profile = MakeProfile(shape, seed);
-    if (profile != nullptr && trellis) profile = WithTrellis(*profile, seed);
+    if (profile != nullptr && profiles != Profiles::kPlain) {
+      profile = WithTrellis(*profile, seed, profiles == Profiles::kNested);
+    }
     if (profile == nullptr) return {};
     if (random() % 3 != 0) layer.profile = profile.get();
     Bytes plain = Numbers(layer, random);
@@ -583,11 +636,15 @@ std::string DigestOfMany(bool trellis) {
 }
 
 TEST(Kvc1GoldenManyTest, AllBytes) {
-  EXPECT_EQ(DigestOfMany(false), "5e0af165092dc2e9");
+  EXPECT_EQ(DigestOfMany(Profiles::kPlain), "5e0af165092dc2e9");
 }
 
 TEST(Kvc1GoldenManyTest, AllBytesWithATrellis) {
-  EXPECT_EQ(DigestOfMany(true), "b3430762595adb9d");
+  EXPECT_EQ(DigestOfMany(Profiles::kTrellis), "b3430762595adb9d");
+}
+
+TEST(Kvc1GoldenManyTest, AllBytesWithATrellisInPlanes) {
+  EXPECT_EQ(DigestOfMany(Profiles::kNested), "1df57b35e576e0ff");
 }
 
 // Later versions come in files of their own; none may be left untested.
@@ -598,7 +655,7 @@ TEST(Kvc1GoldenFolderTest, EveryLayerOfTheFolderIsOneOfThese) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("kvc1_v1_")) ++layers;
   }
-  EXPECT_EQ(layers, 18);
+  EXPECT_EQ(layers, 20);
 }
 
 }  // namespace

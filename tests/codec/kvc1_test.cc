@@ -165,7 +165,7 @@ class Kvc1Test : public testing::Test {
   }
 
   // What a calibration would find, from the numbers themselves.
-  enum class With { kNothing, kPrediction, kTrellis, kTransform };
+  enum class With { kNothing, kPrediction, kTrellis, kNested, kTransform };
   static std::shared_ptr<const Profile> SomeProfile(With with);
 
   SpaceDescriptor space_;
@@ -222,11 +222,20 @@ std::shared_ptr<const Profile> Kvc1Test::SomeProfile(With with) {
             }
           }
           fill(p.tables, p.channel_count);
-          for (size_t level = 0; with == With::kTrellis && level < 5; ++level) {
+          if (with == With::kPrediction) continue;
+          for (size_t level = 0; level < 5; ++level) {
             p.trellis_tables.insert(
                 p.trellis_tables.end(), p.channel_count,
                 static_cast<uint8_t>(
                     BankId(2, ScalePosition(2.0f / out.step[level]), 0)));
+            for (int which = 0; with == With::kNested && which < 3; ++which) {
+              const int position = ScalePosition(2.0f / out.step[level]);
+              p.nested_tables.insert(
+                  p.nested_tables.end(), p.channel_count,
+                  static_cast<uint8_t>(
+                      which == 0 ? BankId(2, position, 2)
+                                 : RefinementId(2, position, 2 - which)));
+            }
           }
           continue;
         }
@@ -519,8 +528,8 @@ TEST_F(Kvc1Test, Fp8IsKeptLossless) {
 }
 
 TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
-  for (const With with :
-       {With::kNothing, With::kPrediction, With::kTrellis, With::kTransform}) {
+  for (const With with : {With::kNothing, With::kPrediction, With::kTrellis,
+                          With::kNested, With::kTransform}) {
     const auto profile = SomeProfile(with);
     ASSERT_NE(profile, nullptr);
     CodedLayer layer = Layer();
@@ -535,7 +544,8 @@ TEST_F(Kvc1Test, AProfileIsNamedAndNeeded) {
       ASSERT_TRUE(description.ok());
       EXPECT_EQ(description->profile, profile->id());
       const TileMode mode = with == With::kTransform ? TileMode::kStepsKlt
-                            : with == With::kTrellis ? TileMode::kStepsTrellis
+                            : with == With::kTrellis || with == With::kNested
+                                ? TileMode::kStepsTrellis
                             : with == With::kPrediction
                                 ? TileMode::kStepsPredicted
                                 : TileMode::kSteps;
@@ -607,8 +617,9 @@ TEST_F(Kvc1Test, ATrellisErrsLikeStepsAndIsSmaller) {
   const Bytes decoded = MustDecode(layer, kept);
   EXPECT_EQ(std::memcmp(&decoded[plain.size() - 2], &far, 2), 0);
 
-  // A tile of another number of planes than a trellis has is refused.
-  Bytes wrong = planes;
+  // A tile of another number of planes than a trellis has is refused; of a
+  // number that it may have, but the profile has no tables for, too.
+  Bytes wrong = MustEncode(layer, plain, {.level = 3, .planes = 3});
   const auto element = ElementOf(space_);
   ASSERT_TRUE(element.ok()) << element.status();
   const TileGrid grid(layer, *element);
@@ -620,6 +631,77 @@ TEST_F(Kvc1Test, ATrellisErrsLikeStepsAndIsSmaller) {
   Bytes out(plain.size());
   EXPECT_EQ(Kvc1Codec().Decode(layer, {}, wrong, out).code(),
             absl::StatusCode::kDataLoss);
+  wrong = planes;
+  const auto of_two = ReadIndex(grid, wrong, wrong.size());
+  ASSERT_TRUE(of_two.ok()) << of_two.status();
+  changed = *of_two;
+  changed.entries[0].mode = TileMode::kStepsTrellis;
+  WriteIndex(grid, changed.header, changed.entries, wrong);
+  EXPECT_EQ(Kvc1Codec().Decode(layer, {}, wrong, out).code(),
+            absl::StatusCode::kDataLoss);
+}
+
+TEST_F(Kvc1Test, ATrellisInTwoPlanesIsOneObjectOfTwoQualities) {
+  const auto profile = SomeProfile(With::kNested);
+  ASSERT_NE(profile, nullptr);
+  CodedLayer layer = Layer(200);
+  layer.profile = profile.get();
+  Bytes plain = Numbers(layer);
+  constexpr auto kTrellis = static_cast<size_t>(TileMode::kStepsTrellis);
+  for (const int level : {1, 3, 5}) {
+    SCOPED_TRACE(level);
+    const Bytes one = MustEncode(layer, plain, {.level = level});
+    const Bytes two = MustEncode(layer, plain, {.level = level, .planes = 2});
+    const auto description = Describe(layer, two, two.size());
+    ASSERT_TRUE(description.ok()) << description.status();
+    EXPECT_EQ(description->tiles_by_mode[kTrellis], description->tiles);
+    // The very numbers, and hardly more for being told twice.
+    EXPECT_EQ(MustDecode(layer, two), MustDecode(layer, one));
+    EXPECT_LT(static_cast<double>(two.size()),
+              1.05 * static_cast<double>(one.size()));
+    // Who has the first plane only knows cells of 6 numbers, of 9/16 steps.
+    const CodedSelection selection = {.planes = 1};
+    const auto ranges = Kvc1Codec().Ranges(layer, selection, two, two.size());
+    ASSERT_TRUE(ranges.ok()) << ranges.status();
+    Bytes fetched(two.size(), std::byte{0x77});
+    uint64_t bytes = 0;
+    for (const CodedRange& range : *ranges) {
+      std::copy_n(two.begin() + static_cast<ptrdiff_t>(range.offset),
+                  range.bytes,
+                  fetched.begin() + static_cast<ptrdiff_t>(range.offset));
+      bytes += range.bytes;
+    }
+    EXPECT_LT(bytes, two.size() * 9 / 10);
+    std::copy_n(two.begin(), Kvc1Codec().IndexBytes(layer), fetched.begin());
+    Bytes coarse(plain.size());
+    ASSERT_TRUE(Kvc1Codec().Decode(layer, selection, fetched, coarse).ok());
+    const double ratio = MeanSquaredError(plain, coarse) /
+                         MeanSquaredError(plain, MustDecode(layer, two));
+    EXPECT_GT(ratio, 4);
+    EXPECT_LT(ratio, 24);
+    // Any byte of either plane that is another is noticed.
+    for (const size_t at : {static_cast<size_t>(bytes) - 1, two.size() - 1}) {
+      Bytes broken = two;
+      broken[at] ^= std::byte{0x10};
+      Bytes out(plain.size());
+      EXPECT_EQ(Kvc1Codec().Decode(layer, {}, broken, out).code(),
+                absl::StatusCode::kDataLoss);
+    }
+  }
+  // Three planes are steps, and so is a tile with a number too far out.
+  const Bytes three = MustEncode(layer, plain, {.level = 3, .planes = 3});
+  const auto of_three = Describe(layer, three, three.size());
+  ASSERT_TRUE(of_three.ok()) << of_three.status();
+  EXPECT_EQ(of_three->tiles_by_mode[kTrellis], 0u);
+  const uint16_t away = 0x4396;  // 300 as bfloat16
+  std::memcpy(&plain[plain.size() - 2], &away, 2);
+  const Bytes mixed = MustEncode(layer, plain, {.level = 3, .planes = 2});
+  const auto of_mixed = Describe(layer, mixed, mixed.size());
+  ASSERT_TRUE(of_mixed.ok()) << of_mixed.status();
+  EXPECT_EQ(of_mixed->tiles_by_mode[kTrellis], of_mixed->tiles - 1);
+  EXPECT_LT(MeanSquaredError(plain, MustDecode(layer, mixed)), 0.01);
+  const Bytes mixed_one = MustEncode(layer, plain, {.level = 3});
+  EXPECT_EQ(MustDecode(layer, mixed), MustDecode(layer, mixed_one));
 }
 
 // One rank's heads of a model that was calibrated as a whole.

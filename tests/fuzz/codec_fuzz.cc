@@ -95,6 +95,12 @@ const Profile& SomeProfile() {
           prediction.trellis_tables.push_back(
               static_cast<uint8_t>(i * 11 % kvc1::kBankIds));
         }
+        for (size_t i = 0; i < 6 * channels; ++i) {
+          const int ids =
+              i / channels % 3 == 0 ? kvc1::kBankIds : kvc1::kBankTables;
+          prediction.nested_tables.push_back(
+              static_cast<uint8_t>(static_cast<int>(i) * 7 % ids));
+        }
         tensor.predictions.push_back(prediction);
       }
       (values ? group.values : group.keys).assign(2, tensor);

@@ -753,6 +753,162 @@ TEST_P(Kvc1TileTest, Predicts) {
   }
 }
 
+// What one level encodes all decode, back to the very numbers; and what nobody
+// encoded to the same ones.
+TEST_P(Kvc1TileTest, NestsNumbersOfATrellis) {
+  Random random(34);
+  for (int i = 0; i < 200; ++i) {
+    const size_t channels = 1 + random() % 100, rounds = random() % 5;
+    const size_t stride = (channels + random() % 3) * kLanes;
+    std::vector<uint16_t> order(channels), parents;
+    std::vector<uint8_t> counts;
+    std::vector<int16_t> factors;
+    for (size_t c = 0; c < channels; ++c) order[c] = static_cast<uint16_t>(c);
+    std::shuffle(order.begin(), order.end(), random);
+    const bool wild = random() % 2 == 0;
+    for (size_t c = 0; c < channels; ++c) {
+      counts.push_back(static_cast<uint8_t>(c == 0 ? 0 : random() % 33));
+      for (size_t p = 0; p < counts.back(); ++p) {
+        parents.push_back(order[random() % c]);
+        factors.push_back(
+            static_cast<int16_t>(wild ? random() : random() % 2000 - 1000));
+      }
+    }
+    const Prediction prediction = {channels,       order.data(),
+                                   counts.data(),  parents.data(),
+                                   factors.data(), true};
+    const int extent = 1 + static_cast<int>(random() % kTrellisMost);
+    std::vector<int16_t> q(rounds * stride + 1);
+    for (int16_t& v : q) {
+      v = static_cast<int16_t>(static_cast<int>(random()) % extent);
+    }
+    scalar_.search_trellis(prediction, rounds, stride, q.data());
+    std::vector<RefineTable> tables(2 * channels);
+    std::vector<const RefineTable*> chosen;
+    for (RefineTable& table : tables) {
+      for (size_t c = 0; c < 16; ++c) {
+        table.first[c] = static_cast<uint16_t>(1 + random() % 4000);
+        table.second[c] = static_cast<uint16_t>(
+            table.first[c] + 1 + random() % (4095 - table.first[c]));
+      }
+      ASSERT_TRUE(IsValid(table));
+      chosen.push_back(&table);
+    }
+
+    const size_t size = rounds * channels * kLanes;
+    struct Split {
+      std::vector<int16_t> estimates, differences;
+      std::array<std::vector<uint8_t>, 2> symbols;
+      std::array<std::vector<int8_t>, 2> context;
+    };
+    const auto split = [&](const internal::Kvc1Kernel& kernel) {
+      Split out;
+      out.estimates.resize(stride);
+      out.differences.resize(q.size());
+      for (auto& symbols : out.symbols) symbols.resize(size + 1);
+      for (auto& context : out.context) context.resize(size + 1);
+      kernel.split_cells(prediction, q.data(), rounds, stride,
+                         out.estimates.data(), out.differences.data(), stride,
+                         out.symbols[0].data(), out.context[0].data());
+      kernel.split_numbers(prediction, q.data(), rounds, stride,
+                           out.symbols[1].data(), out.context[1].data());
+      return out;
+    };
+    const Split expected = split(scalar_), is = split(*kernel_);
+    ASSERT_EQ(is.differences, expected.differences);
+    ASSERT_EQ(is.symbols, expected.symbols);
+    ASSERT_EQ(is.context, expected.context);
+
+    std::array<std::vector<std::byte>, 2> words;
+    std::array<uint32_t, kLanes> states = InitialStates();
+    for (const size_t nth : {1, 0}) {
+      RefineEncodeStream stream;
+      words[nth].resize(2 * EncodedWordsMax(channels, rounds) + 1);
+      stream.symbols = is.symbols[nth].data();
+      stream.context = is.context[nth].data();
+      stream.tables = &chosen[nth * channels];
+      stream.channels = channels;
+      stream.rounds = rounds;
+      stream.words = words[nth].data();
+      std::copy(states.begin(), states.end(), stream.states);
+      kernel_->encode_refine(&stream, 1);
+      std::copy_n(stream.states, kLanes, states.begin());
+      words[nth].resize(2 * stream.words_count);
+    }
+    const bool broken = random() % 3 == 0;
+    for (auto& some : words) {
+      if (!broken || some.empty()) continue;
+      some[random() % some.size()] = static_cast<std::byte>(random());
+      if (random() % 4 == 0) some.resize(some.size() / 4 * 2);
+    }
+    // Several streams at once, so that they take turns.
+    const size_t together = 1 + random() % 6;
+    std::vector<int16_t> decoded[2];
+    for (const internal::Kvc1Kernel* kernel : {&scalar_, kernel_}) {
+      std::vector<std::vector<int16_t>> numbers(together, is.differences);
+      std::vector<std::array<uint32_t, kLanes>> ends(together, states);
+      bool ok = true;
+      for (const size_t nth : {0, 1}) {
+        std::vector<NestedDecodeStream> streams(together);
+        std::vector<uint8_t> symbols(together * size + 1);
+        std::vector<int8_t> context(together * size + 1);
+        for (size_t s = 0; s < together; ++s) {
+          NestedDecodeStream& stream = streams[s];
+          stream.words = words[nth].data();
+          stream.words_count = words[nth].size() / 2;
+          stream.tables = &chosen[nth * channels];
+          stream.channels = channels;
+          stream.rounds = rounds;
+          stream.nested = nth == 0 ? Nested::kCells : Nested::kNumbers;
+          stream.prediction = &prediction;
+          stream.numbers = numbers[s].data();
+          stream.stride = stride;
+          stream.context = &context[s * size];
+          stream.symbols = &symbols[s * size];
+          std::copy(ends[s].begin(), ends[s].end(), stream.states);
+        }
+        kernel->decode_nested(streams.data(), together);
+        for (size_t s = 0; s < together; ++s) {
+          ASSERT_EQ(streams[s].ok, streams[0].ok);
+          std::copy_n(streams[s].states, kLanes, ends[s].begin());
+          ok = ok && streams[s].ok;
+          if (!broken) {
+            ASSERT_TRUE(streams[s].ok);
+            ASSERT_EQ(streams[s].words_used, streams[s].words_count);
+          }
+        }
+        if (!ok) break;
+        for (size_t r = 0; r < rounds && nth == 0 && !broken; ++r) {
+          for (size_t at = 0; at < channels * kLanes; ++at) {
+            const int number = q[r * stride + at];
+            const int estimate = numbers[0][r * stride + at];
+            ASSERT_LE(std::abs(number - estimate), 4);
+          }
+        }
+      }
+      for (size_t s = 1; s < together && ok; ++s) {
+        ASSERT_EQ(numbers[s], numbers[0]);
+        ASSERT_EQ(ends[s], ends[0]);
+      }
+      if (!ok) numbers[0].clear();
+      decoded[kernel == kernel_] = numbers[0];
+      if (broken) continue;
+      ASSERT_TRUE(ok);
+      EXPECT_EQ(ends[0], InitialStates());
+      for (size_t r = 0; r < rounds; ++r) {
+        const auto begin = static_cast<ptrdiff_t>(r * stride);
+        ASSERT_TRUE(std::equal(
+            q.begin() + begin,
+            q.begin() + begin + static_cast<ptrdiff_t>(channels * kLanes),
+            numbers[0].begin() + begin));
+      }
+    }
+    if (kernel_ != &scalar_) {
+      ASSERT_EQ(decoded[1], decoded[0]);
+    }
+  }
+}
+
 TEST_P(Kvc1TileTest, FindsTheLargestError) {
   Random random(32);
   for (int i = 0; i < 300; ++i) {

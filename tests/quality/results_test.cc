@@ -128,6 +128,8 @@ TEST(Rows, CompareCurvesOfTheSameTexts) {
       Point("kivi", 4, 0.02),
       Point("kivi", 5, 0.005),
       Point("lossless", 12.5, 0),
+      Point("ecsq/2-planes", 1.125, 0.1),
+      Point("ecsq/2-planes", 3.375, 0.001),
       Point("ecsq/3-planes", 1.25, 0.1),
       Point("ecsq/3-planes", 3.75, 0.001),
   };
@@ -159,9 +161,12 @@ TEST(Rows, CompareCurvesOfTheSameTexts) {
   ASSERT_NE(lossless, nullptr);
   EXPECT_NEAR(lossless->value, 1.28, 1e-9);
   EXPECT_NEAR(lossless->ratio.mean, 1.28, 1e-9);
-  const Row* const planes = Find(rows, "quality.planes");
-  ASSERT_NE(planes, nullptr);
-  EXPECT_NEAR(planes->ratio.mean, 1.25, 1e-9);
+  const Row* const two = Find(rows, "quality.planes.2");
+  ASSERT_NE(two, nullptr);
+  EXPECT_NEAR(two->ratio.mean, 1.125, 1e-9);
+  const Row* const three = Find(rows, "quality.planes.3");
+  ASSERT_NE(three, nullptr);
+  EXPECT_NEAR(three->ratio.mean, 1.25, 1e-9);
   // What there are no curves for.
   EXPECT_EQ(Find(rows, "quality.ecsq_vs_cachegen_released"), nullptr);
   EXPECT_EQ(Find(rows, "quality.klt_vs_cachegen_ideal"), nullptr);

@@ -206,10 +206,9 @@ class Model {
           part.shape.head_count == 2 ? 0 : part.shape.head_begin;
       bool right = false;
       for (const uint64_t version : known->second.versions[half]) {
-        right =
-            right || rig_.Read(spaces_[space].id, OracleChunkId(n), one,
-                               version, planes)
-                         .ok();
+        right = right || rig_.Read(spaces_[space].id, OracleChunkId(n), one,
+                                   version, planes)
+                             .ok();
       }
       EXPECT_TRUE(right) << "wrong bytes served";
     }

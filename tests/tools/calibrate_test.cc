@@ -129,6 +129,10 @@ TEST_F(CalibrateTest, ATrellisSavesWhatTheorySays) {
   EXPECT_TRUE(std::equal(is.trellis_tables.begin(),
                          is.trellis_tables.begin() + is.channel_count,
                          was.trellis_tables.begin()));
+  ASSERT_EQ(is.nested_tables.size(), 6u * is.channel_count);
+  EXPECT_TRUE(std::equal(is.nested_tables.begin(),
+                         is.nested_tables.begin() + 3 * is.channel_count,
+                         was.nested_tables.begin()));
 }
 
 TEST_F(CalibrateTest, TablesOfTheBankAreNearlyAsGoodAsTheirOwn) {

@@ -114,12 +114,12 @@ class Levels {
     const std::string link = absl::StrFormat(
         "%dKiB %dms, %dKiB 1m", std::llround(half_kib / third_ms * 1e3),
         std::llround(third_ms), std::llround(half_kib / third_ms * 1e3 / 2));
-    return Load(coding, "levels.tight.", link,
-                absl::StrCat("--load-deadline-ms ",
-                             static_cast<int64_t>(deadline_ms),
-                             " --prefill-token-ms ",
-                             recompute_ms_ / prompt_tokens_, " "),
-                link, deadline_ms);
+    return Load(
+        coding, "levels.tight.", link,
+        absl::StrCat("--load-deadline-ms ", static_cast<int64_t>(deadline_ms),
+                     " --prefill-token-ms ", recompute_ms_ / prompt_tokens_,
+                     " "),
+        link, deadline_ms);
   }
 
   StatusOr<double> BytesOnNvme() const {

@@ -281,11 +281,30 @@ struct Costs {
   double bits = 0, entropy = 0;  // of the finest plane alone
 };
 
-// What is coded along a trellis of numbers, each multiplied by its factor to
-// whole steps; exactly as encoders do.
-Integers TrellisDifferences(const TensorProfile::Prediction& prediction,
-                            const Eigen::MatrixXf& numbers,
-                            const Eigen::VectorXf& factors) {
+// What is coded along a trellis.
+struct TrellisCoded {
+  explicit TrellisCoded(size_t channels, size_t rows) {
+    for (Integers* integers : {&differences, &triples}) {
+      integers->channels = channels;
+      integers->rows = rows;
+      integers->values.resize(channels * rows);
+    }
+    cells.resize(channels);
+    numbers.resize(channels);
+  }
+  Integers differences;  // in one plane
+  Integers triples;      // in two: differences of triples, and by channel
+  struct Counts {
+    RefinementCounts counts = {};
+  };
+  std::vector<Counts> cells, numbers;
+};
+
+// Of numbers, each multiplied by its factor to whole steps; exactly as encoders
+// do.
+TrellisCoded CodeTrellis(const TensorProfile::Prediction& prediction,
+                         const Eigen::MatrixXf& numbers,
+                         const Eigen::VectorXf& factors) {
   const size_t n = prediction.channel_count;
   const auto begin = static_cast<Eigen::Index>(prediction.channel_begin);
   const kernels::Prediction kernel = {n,
@@ -294,13 +313,14 @@ Integers TrellisDifferences(const TensorProfile::Prediction& prediction,
                                       prediction.parent.data(),
                                       prediction.factor.data(),
                                       true};
-  Integers out;
-  out.channels = n;
-  out.rows = static_cast<size_t>(numbers.rows());
-  out.values.resize(n * out.rows);
+  const auto all_rows = static_cast<size_t>(numbers.rows());
+  TrellisCoded out(n, all_rows);
   std::vector<int16_t> lanes(n * kernels::kLanes);
-  for (size_t r = 0; r < out.rows; r += kernels::kLanes) {
-    const size_t rows = std::min(kernels::kLanes, out.rows - r);
+  std::vector<int16_t> differences(lanes.size()), estimates(lanes.size());
+  std::vector<uint8_t> symbols(lanes.size());
+  std::vector<int8_t> context(lanes.size());
+  for (size_t r = 0; r < all_rows; r += kernels::kLanes) {
+    const size_t rows = std::min(kernels::kLanes, all_rows - r);
     for (size_t c = 0; c < n; ++c) {
       const auto at = static_cast<Eigen::Index>(c);
       const float factor =
@@ -313,26 +333,54 @@ Integers TrellisDifferences(const TensorProfile::Prediction& prediction,
       }
     }
     kernels::SearchTrellis(kernel, 1, 0, lanes.data());
-    std::vector<int16_t> differences(lanes.size());
+    const auto store = [&](Integers& integers) {
+      for (size_t c = 0; c < n; ++c) {
+        std::copy_n(&differences[c * kernels::kLanes], rows,
+                    integers.column(c) + r);
+      }
+    };
+    const auto count = [&](std::vector<TrellisCoded::Counts>& counts) {
+      for (size_t i = 0; i < n; ++i) {
+        for (size_t lane = 0; lane < rows; ++lane) {
+          const size_t at = i * kernels::kLanes + lane;
+          ++counts[prediction.order[i]]
+                .counts[static_cast<size_t>(context[at])][symbols[at]];
+        }
+      }
+    };
     kernels::Predict(kernel, lanes.data(), 1, 0, differences.data(), 0);
-    for (size_t c = 0; c < n; ++c) {
-      std::copy_n(&differences[c * kernels::kLanes], rows, out.column(c) + r);
-    }
+    store(out.differences);
+    kernels::SplitCells(kernel, lanes.data(), 1, 0, estimates.data(),
+                        differences.data(), 0, symbols.data(), context.data());
+    store(out.triples);
+    count(out.cells);
+    kernels::SplitNumbers(kernel, lanes.data(), 1, 0, symbols.data(),
+                          context.data());
+    count(out.numbers);
   }
   return out;
 }
 
-Costs FitTrellis(const Integers& differences, size_t level,
-                 std::vector<uint8_t>& tables) {
+Costs FitTrellis(const TrellisCoded& coded, size_t level,
+                 TensorProfile::Prediction& prediction) {
   Costs costs;
-  for (size_t k = 0; k < differences.channels; ++k) {
+  const size_t channels = coded.differences.channels;
+  const auto histogram_of = [](const Integers& integers, size_t k) {
     Histogram histogram;
-    const int16_t* column = differences.column(k);
-    for (size_t r = 0; r < differences.rows; ++r) histogram.Add(column[r]);
+    const int16_t* column = integers.column(k);
+    for (size_t r = 0; r < integers.rows; ++r) histogram.Add(column[r]);
+    return histogram;
+  };
+  for (size_t k = 0; k < channels; ++k) {
+    const Histogram histogram = histogram_of(coded.differences, k);
     const Choice choice = CheapestTrellis(histogram);
-    tables[level * differences.channels + k] = choice.id;
+    prediction.trellis_tables[level * channels + k] = choice.id;
     costs.bits += choice.bits;
     costs.entropy += histogram.Entropy();
+    uint8_t* const nested = &prediction.nested_tables[level * 3 * channels + k];
+    nested[0] = CheapestTrellis(histogram_of(coded.triples, k)).id;
+    nested[channels] = CheapestNested(coded.cells[k].counts).id;
+    nested[2 * channels] = CheapestNested(coded.numbers[k].counts).id;
   }
   return costs;
 }
@@ -397,6 +445,7 @@ std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred, bool trellis,
     reserve(prediction.tables, prediction.channel_count);
     if (trellis) {
       prediction.trellis_tables.assign(levels * prediction.channel_count, 0);
+      prediction.nested_tables.assign(levels * 3 * prediction.channel_count, 0);
     }
   }
   std::vector<Eigen::MatrixXf> coefficients;
@@ -424,8 +473,8 @@ std::vector<Costs> FitTensor(const Eigen::MatrixXf& centred, bool trellis,
       const Costs predicted = FitTables(
           Part(integers, prediction.channel_begin, prediction.channel_count),
           &prediction, level, prediction.channel_count, 0, prediction.tables);
-      add(trellis ? FitTrellis(TrellisDifferences(prediction, centred, factors),
-                               level, prediction.trellis_tables)
+      add(trellis ? FitTrellis(CodeTrellis(prediction, centred, factors), level,
+                               prediction)
                   : predicted);
     }
     for (size_t i = 0; i < tensor.transforms.size(); ++i) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "codec/kvc1/bank.h"
 
@@ -36,7 +37,8 @@ struct Costs {
   // By table and number.
   using ByTable = std::vector<std::array<float, kSpan>>;
   ByTable narrow{kBankTables}, wide{kBankTables}, trellis{kBankTables};
-  std::vector<std::array<std::array<float, 3>, 16>> refinement{kBankTables};
+  using ByContext = std::vector<std::array<std::array<float, 3>, 16>>;
+  ByContext refinement{kBankTables}, nested{kBankTables};
 
   Costs() {
     for (int id = 0; id < kBankTables; ++id) {
@@ -56,14 +58,17 @@ struct Costs {
         trellis[at][of] =
             static_cast<float>(cost(kvc1::TrellisTable(id), number));
       }
-      const kernels::RefineTable& refine = kvc1::BankRefinement(id);
-      for (size_t context = 0; context < 16; ++context) {
-        const int first = refine.first[context];
-        const int second = refine.second[context];
-        refinement[at][context] = {
-            static_cast<float>(12 - std::log2(first)),
-            static_cast<float>(12 - std::log2(second - first)),
-            static_cast<float>(12 - std::log2(4096 - second))};
+      for (const auto& [table, cost_of] :
+           {std::pair(&kvc1::BankRefinement(id), &refinement[at]),
+            std::pair(&kvc1::NestedTable(id), &nested[at])}) {
+        for (size_t context = 0; context < 16; ++context) {
+          const int first = table->first[context];
+          const int second = table->second[context];
+          (*cost_of)[context] = {
+              static_cast<float>(12 - std::log2(first)),
+              static_cast<float>(12 - std::log2(second - first)),
+              static_cast<float>(12 - std::log2(4096 - second))};
+        }
       }
     }
   }
@@ -126,20 +131,31 @@ Choice CheapestTrellis(const Histogram& histogram) {
   return Cheapest(histogram, TheCosts().trellis);
 }
 
-Choice CheapestRefinement(const RefinementCounts& counts) {
-  const Costs& costs = TheCosts();
+namespace {
+
+Choice Cheapest(const RefinementCounts& counts, const Costs::ByContext& costs) {
   Choice best{0, std::numeric_limits<double>::infinity()};
   for (size_t id = 0; id < kBankTables; ++id) {
     double bits = 0;
     for (size_t context = 0; context < 16; ++context) {
       for (size_t symbol = 0; symbol < 3; ++symbol) {
-        bits += costs.refinement[id][context][symbol] *
+        bits += costs[id][context][symbol] *
                 static_cast<float>(counts[context][symbol]);
       }
     }
     if (bits < best.bits) best = {static_cast<uint8_t>(id), bits};
   }
   return best;
+}
+
+}  // namespace
+
+Choice CheapestRefinement(const RefinementCounts& counts) {
+  return Cheapest(counts, TheCosts().refinement);
+}
+
+Choice CheapestNested(const RefinementCounts& counts) {
+  return Cheapest(counts, TheCosts().nested);
 }
 
 }  // namespace larder::calibrate

@@ -43,6 +43,8 @@ Choice CheapestTrellis(const Histogram& histogram);
 // Counts of the refinement's symbols by context.
 using RefinementCounts = uint32_t[16][3];
 Choice CheapestRefinement(const RefinementCounts& counts);
+// Likewise of cells, or of numbers of a cell (codec/FORMAT.md, "Mode 7").
+Choice CheapestNested(const RefinementCounts& counts);
 
 }  // namespace larder::calibrate
 

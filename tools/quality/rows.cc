@@ -116,21 +116,22 @@ class Maker {
                         BitsPerElement(point, shape_, AllTexts(point))));
   }
 
-  // What the same level costs in planes, at the level nearest to the mark.
+  // What the same level costs in planes, at the level nearest to the mark: a
+  // row for each number of planes.
   void AddPlanes(const std::string& name, const std::string& curve) {
     const PointCurve* const one = Find(curve);
     if (one == nullptr) return;
     const PointFigures* const limit = NearestTo(kRowMark, points_, curve);
-    for (const int planes : {3, 2}) {
+    for (const int planes : {2, 3}) {
       for (const PointFigures& value : points_) {
         if (value.name != PlanesName(curve, planes) ||
             value.parameters != limit->parameters) {
           continue;
         }
-        Add(name, kBits, TextsOf(*one), Of(value), Of(*limit),
+        Add(absl::StrCat(name, ".", planes), kBits, TextsOf(*one), Of(value),
+            Of(*limit),
             absl::StrCat(curve, ", ", value.parameters, ": ", planes,
                          " planes and one"));
-        return;
       }
     }
   }
