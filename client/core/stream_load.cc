@@ -250,6 +250,7 @@ class Stream {
       ChunkPlanes& planes = planes_[i];
       if (why == MissReason::kNone) {
         out_.bytes += action.bytes;
+        planes.bytes += action.bytes;
         planes.landed =
             std::max(planes.landed, static_cast<uint8_t>(action.plane + 1));
       } else {
@@ -317,6 +318,7 @@ class Stream {
       if (!chunk.fetched) chunk.time = feed_.Now() - start_;
       chunk.fetched = true;
       chunk.planes = std::max<uint8_t>(1, planes_[i].taken);
+      chunk.bytes = planes_[i].bytes;
       out_.reasons[i] = why;
       left_[i] = {0, 0, left_[i].prefill};
       return true;
@@ -417,7 +419,8 @@ class Stream {
     uint8_t count = 0;   // to be had, as far as is known
     uint8_t needed = 0;  // to be usable
     uint8_t landed = 0;
-    uint8_t taken = 0;  // are where the engine wants them
+    uint8_t taken = 0;   // are where the engine wants them
+    uint64_t bytes = 0;  // that have landed
   };
 
   StreamFeed& feed_;

@@ -186,6 +186,11 @@ Streamed Play(TracedFeed& feed, const StreamPlan& plan) {
     EXPECT_GE(streamed->bytes, feed.brought);
   }
   EXPECT_LE(streamed->bytes_unused, streamed->bytes);
+  uint64_t bytes = 0;
+  for (const StreamedChunk& chunk : streamed->chunks) {
+    if (chunk.fetched) bytes += chunk.bytes;
+  }
+  EXPECT_LE(bytes, streamed->bytes);
   return *std::move(streamed);
 }
 
