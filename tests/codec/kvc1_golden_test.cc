@@ -539,7 +539,7 @@ TEST(Kvc1GoldenProfileTest, ATrellisInPlanesHasTablesForAllOrNone) {
 TEST(Kvc1GoldenProfileTest, CompressedProfile) {
   auto profile = MakeProfile(kF16, 7);
   ASSERT_NE(profile, nullptr);
-  profile = WithTrellis(*profile, 8);
+  profile = WithTrellis(*profile, 8, true);
   ASSERT_NE(profile, nullptr);
   const std::string file = "profile_v2.bin";
   const Bytes stored = ReadFile(LARDER_SOURCE_DIR "/tests/golden/" + file);
