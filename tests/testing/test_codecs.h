@@ -39,6 +39,7 @@ class PlaneCodec final : public Codec {
     return lossy_ ? "test-upper" : "test-planes";
   }
   bool lossless() const override { return !lossy_; }
+  uint8_t planes_max() const override { return lossy_ ? 1 : 2; }
 
   Status Supports(const CodedLayer& layer) const override {
     LARDER_RETURN_IF_ERROR(ValidateCoded(layer, {}));
@@ -64,7 +65,7 @@ class PlaneCodec final : public Codec {
       return absl::InvalidArgumentError("test codec: wrong size");
     }
     const bool lower = !lossy_ || quality < kUpperLevel;
-    const bool apart = lower && layer.planes > 1;
+    const bool apart = !lossy_ && layer.planes > 1;
     const Shape shape(layer);
     std::vector<std::byte> out(shape.TableBytes());
     out[0] = apart ? std::byte{2} : lower ? std::byte{1} : std::byte{0};

@@ -24,7 +24,7 @@ TEST(Wire, SizesAreFixed) {
   EXPECT_EQ(sizeof(wire::Match), 48U);
   EXPECT_EQ(sizeof(wire::MatchReply), 40U);
   EXPECT_EQ(sizeof(wire::Lookup), 16U);
-  EXPECT_EQ(sizeof(wire::StoredChunk), 16U);
+  EXPECT_EQ(sizeof(wire::StoredChunk), 40U);
   EXPECT_EQ(sizeof(wire::LookupReply), 16U);
   EXPECT_EQ(sizeof(wire::Hold), 40U);
   EXPECT_EQ(sizeof(wire::HeldChunk), 8U);
