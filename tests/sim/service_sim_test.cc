@@ -82,8 +82,10 @@ TEST(ServiceSim, NothingWrongWithCodedCopiesWhenTheDiskFails) {
 }
 
 TEST(ServiceSim, NothingWrongWithCodedCopiesWhenBitsRot) {
-  for (const CodingSpec coding : {CodingSpec{kTestUpper, kUpperLevel},
-                                  CodingSpec{kTestPlanes, Lineage::kExact}}) {
+  CodingSpec planes{kTestPlanes, Lineage::kExact};
+  planes.planes = 2;
+  for (const CodingSpec& coding :
+       {CodingSpec{kTestUpper, kUpperLevel}, planes}) {
     const World::Counts sum = RunSeeds({.rot = true, .coding = coding});
     EXPECT_GT(sum.coded_reads, 200u);
   }
