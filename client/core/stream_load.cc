@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "client/core/reader.h"
@@ -14,6 +15,9 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 // A plane is near that comes in a fraction of the time that is left.
 constexpr double kNear = 4;
+// Share of a load's time that a link of which nothing is known gets, where
+// computing everything would be late.
+constexpr double kTrial = 0.25;
 // How much longer than modelled the engine may take.
 constexpr double kPrefillMargin = 0.05;
 
@@ -351,15 +355,24 @@ class Stream {
         }
         break;
       }
-    } else if (controller_ != nullptr && prefill < seconds) {
-      // Nothing to go by: the first bytes are waited for until it is time to
-      // begin to compute.
-      return false;
+    } else if (controller_ != nullptr && now < TrialEnd(prefill, now)) {
+      return false;  // nothing to go by yet
     }
     const uint32_t more =
         ChooseCut(left, rate, awaiting, seconds, plan_.soonest);
     if (!out_.forecast) Predict(left, rate, awaiting, more);
     return more == 0;
+  }
+
+  // Until when the first bytes are waited for: until it is time to begin to
+  // compute; where that was too late from the beginning, so that only the link
+  // can help, for some of the time.
+  absl::Time TrialEnd(double prefill, absl::Time now) {
+    const absl::Time compute = plan_.deadline - absl::Seconds(prefill);
+    if (!late_.has_value()) late_ = compute <= now;
+    return *late_
+               ? std::max(compute, start_ + kTrial * (plan_.deadline - start_))
+               : compute;
   }
 
   void Predict(std::span<const ChunkLeft> left, double rate, double awaiting,
@@ -435,6 +448,7 @@ class Stream {
   size_t memory_next_ = 0;
   std::unique_ptr<StreamController> controller_;  // null: nothing to bring
   std::vector<Begun> begun_;                      // in the order of asking
+  std::optional<bool> late_;  // computing all was, from the beginning
   Streamed out_;
 };
 

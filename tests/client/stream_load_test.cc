@@ -520,6 +520,19 @@ TEST(StreamLoad, SoonestTakesTheFirstPlanesOfASlowLink) {
   EXPECT_LE(load.bytes, 4 * 400'000U + kChunkBytes);
 }
 
+TEST(StreamLoad, WhereComputingIsTooSlowTheLinkIsTried) {
+  TracedFeed feed(4, Rates({10e6}));
+  const Streamed load = Play(feed, Plan(0.5));
+  EXPECT_EQ(load.usable, 4U);
+  EXPECT_FALSE(load.cut);
+  // Not for ever.
+  TracedFeed dead(4, Rates({1}));
+  const Streamed none = Play(dead, Plan(0.5));
+  EXPECT_EQ(none.usable, 0U);
+  EXPECT_TRUE(none.cut);
+  EXPECT_LE(none.time, absl::Milliseconds(300));
+}
+
 TEST(StreamLoad, AsManyPlanesAsTheWorstLineageAsksFor) {
   PlanarFeed feed(8, Rates({5e6}));
   StreamPlan plan = Plan(0);
