@@ -676,7 +676,9 @@ typedef struct larder_stream_chunk {
 } larder_stream_chunk;
 
 /* The sooner everything is there the better, even where the deadline would
- * leave time to bring more. */
+ * leave time to bring more: a longer prefix, or further planes of what is
+ * there. Without it a load whose copies are coarse so far uses its time until
+ * the deadline to refine them. */
 #define LARDER_STREAM_SOONEST 1u
 
 /* A load that watches its link: it measures the goodput it gets and ends early

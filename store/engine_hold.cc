@@ -280,7 +280,8 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
   if (slot.chunk == kNoChunk) return;
   held.state = slot.pending ? ChunkState::kPending : ChunkState::kReady;
   const ChunkEntry& chunk = chunks_[slot.chunk];
-  const auto promotion = promotions_.find(slot.chunk);
+  const auto promotion =
+      chunk.dram_readable ? promotions_.end() : promotions_.find(slot.chunk);
   for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
     Extent extent = part.dram();
     if (!extent && promotion != promotions_.end()) {

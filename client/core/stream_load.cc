@@ -35,6 +35,7 @@ double DivergenceOf(Lineage lineage) {
 // better.
 void SetPlanes(const StoredChunk& about, double decode, StreamChunk& chunk) {
   const auto make = [&](uint8_t planes) {
+    chunk = {};
     chunk.planes = planes;
     uint64_t before = 0;
     double worse = kNever;
@@ -122,15 +123,12 @@ class Stream {
       planes.all = planes.count = static_cast<uint8_t>(chunk.planes);
       left.bytes = 0;
       do {
-        const uint64_t bytes = chunk.plane_bytes[planes.needed];
-        left.bytes += static_cast<double>(bytes);
-        goodput.piece_bytes = std::max(goodput.piece_bytes, bytes);
+        left.bytes += static_cast<double>(chunk.plane_bytes[planes.needed]);
       } while (chunk.divergence[planes.needed++] > worst &&
                planes.needed < planes.count);
-      for (uint8_t p = planes.needed; p < planes.count; ++p) {
-        goodput.piece_bytes =
-            std::max(goodput.piece_bytes, chunk.plane_bytes[p]);
-      }
+      goodput.piece_bytes = std::max(
+          goodput.piece_bytes, *std::max_element(chunk.plane_bytes.begin(),
+                                                 chunk.plane_bytes.end()));
     }
     StreamOptions options;
     options.goodput = goodput;
