@@ -592,27 +592,6 @@ Status Run(Arguments arguments) {
   return recorder.Write();
 }
 
-Status RunCapture(Arguments arguments) {
-  arguments.engine.context_tokens = arguments.tokens;
-  LARDER_ASSIGN_OR_RETURN(const std::unique_ptr<QualityEngine> engine,
-                          QualityEngine::Open(arguments.engine));
-  LARDER_ASSIGN_OR_RETURN(
-      const std::vector<SplitText> texts,
-      ReadTexts(*engine, arguments.text, arguments.tokens, 0, arguments.count));
-  std::error_code error;
-  std::filesystem::create_directories(arguments.out, error);
-  for (size_t i = 0; i < texts.size(); ++i) {
-    LARDER_ASSIGN_OR_RETURN(
-        const std::vector<Capture> captures,
-        CaptureTexts(std::span(&engine, 1), std::span(&texts[i], 1),
-                     /*with_queries=*/true));
-    const std::string path = absl::StrFormat("%s/%04zu.lkvq", arguments.out, i);
-    LARDER_RETURN_IF_ERROR(WriteCapture(captures[0], path));
-    std::fprintf(stderr, "quality: wrote %s\n", path.c_str());
-  }
-  return absl::OkStatus();
-}
-
 StatusOr<std::vector<std::unique_ptr<QualityEngine>>> OpenEngines(
     const Arguments& arguments) {
   std::vector<std::unique_ptr<QualityEngine>> engines;
@@ -622,6 +601,31 @@ StatusOr<std::vector<std::unique_ptr<QualityEngine>>> OpenEngines(
     engines.push_back(std::move(opened));
   }
   return engines;
+}
+
+Status RunCapture(Arguments arguments) {
+  arguments.engine.context_tokens = arguments.tokens;
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<std::unique_ptr<QualityEngine>> engines,
+      OpenEngines(arguments));
+  LARDER_ASSIGN_OR_RETURN(const std::vector<SplitText> texts,
+                          ReadTexts(*engines[0], arguments.text,
+                                    arguments.tokens, 0, arguments.count));
+  std::error_code error;
+  std::filesystem::create_directories(arguments.out, error);
+  for (size_t begin = 0; begin < texts.size(); begin += engines.size()) {
+    const auto some = std::span(texts).subspan(
+        begin, std::min(engines.size(), texts.size() - begin));
+    LARDER_ASSIGN_OR_RETURN(const std::vector<Capture> captures,
+                            CaptureTexts(engines, some, /*with_queries=*/true));
+    for (size_t i = 0; i < captures.size(); ++i) {
+      const std::string path =
+          absl::StrFormat("%s/%04zu.lkvq", arguments.out, begin + i);
+      LARDER_RETURN_IF_ERROR(WriteCapture(captures[i], path));
+      std::fprintf(stderr, "quality: wrote %s\n", path.c_str());
+    }
+  }
+  return absl::OkStatus();
 }
 
 Status RunSensitivity(Arguments arguments) {
@@ -764,6 +768,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   capture->add_option("--count", arguments.count, "texts at most")
       ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  capture->add_option("--workers", arguments.workers, "texts at once")
+      ->check(CLI::Range(1, 256))
       ->capture_default_str();
   capture->add_option("--out", arguments.out, "folder")->required();
 
