@@ -80,6 +80,9 @@ Status ValidateCoded(const CodedLayer& layer, const CodedSelection& selection);
 uint64_t PlainBytes(const CodedLayer& layer);
 uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection);
 
+// So much of an encoded layer's beginning says which profile it needs.
+inline constexpr uint64_t kProfileFrontBytes = 256;
+
 // KV of a layer <-> bytes. tests/conformance/codec_conformance.h holds every
 // codec to what is said here.
 //
@@ -114,7 +117,8 @@ class Codec {
   // REQUIRES: Supports is OK, layer.profile is not null.
   virtual Status FitsProfile(const CodedLayer& layer, Lineage quality) const;
   // The profile that this encoded layer was encoded with, which Decode needs;
-  // zeros: none. `front` (untrusted) is at least IndexBytes of it, or all.
+  // zeros: none. `front` (untrusted) is at least kProfileFrontBytes of it, or
+  // all.
   virtual ProfileId ProfileOf(ByteSpan front) const { return {}; }
 
   // InvalidArgument says why layers of this kind cannot be coded; the caller

@@ -103,6 +103,14 @@ class CodecRecordCoder final : public RecordCoder {
     return meta;
   }
 
+  StatusOr<ProfileId> ProfileOf(CodecId id, ByteSpan payload) const override {
+    const Codec* const codec = lookup_(id);
+    if (codec == nullptr || payload.empty()) {
+      return absl::NotFoundError("coder: cannot say what a copy is coded with");
+    }
+    return codec->ProfileOf(payload);
+  }
+
  private:
   // Bytes of every layer's first plane, then of every layer's second, and so
   // on; says in the meta how many there are and what each gives.

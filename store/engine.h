@@ -220,6 +220,9 @@ struct CopySummary {
   TierKind tier{};
   CodecId codec = CodecId::kRaw;
   Lineage lineage = Lineage::kExact;
+  // What they were coded with, zeros: no profile. Only Inspect looks for it;
+  // without a value it did not, or could not read it.
+  std::optional<ProfileId> profile;
   uint32_t parts = 0;
   uint64_t bytes = 0;        // of their records
   uint64_t plain_bytes = 0;  // that the records would have if they were raw
@@ -358,6 +361,12 @@ class Engine {
                                          size_t limit) const = 0;
   virtual StatusOr<ChunkSummary> Stat(std::optional<TenantId> tenant,
                                       const ChunkId& id) const = 0;
+  // As Stat, and with which profile each copy was coded, for which the first
+  // bytes of coded records are read. `done` is called once, on any thread,
+  // possibly before this returns; or never, if the engine goes before.
+  virtual void Inspect(
+      std::optional<TenantId> tenant, const ChunkId& id,
+      absl::AnyInvocable<void(StatusOr<ChunkSummary>) &&> done) = 0;
   // A pinned chunk is never evicted; remembered across restarts.
   virtual Status Pin(std::optional<TenantId> tenant, const ChunkId& id,
                      bool pinned) = 0;

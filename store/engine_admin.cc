@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -9,8 +12,16 @@
 #include "store/engine_impl.h"
 
 namespace larder {
+namespace {
 
-ChunkSummary EngineImpl::Summary(ChunkIndex index) const {
+struct FreeDeleter {
+  void operator()(std::byte* memory) const { std::free(memory); }
+};
+
+}  // namespace
+
+ChunkSummary EngineImpl::Summary(ChunkIndex index,
+                                 const CopyProfiles* profiles) const {
   const ChunkEntry& chunk = chunks_[index];
   const Space& space = spaces_[chunk.space];
   ChunkSummary summary;
@@ -30,15 +41,23 @@ ChunkSummary EngineImpl::Summary(ChunkIndex index) const {
   const GroupDescriptor* group = nullptr;
   const auto add = [&](TierKind tier, const PartEntry& part,
                        const CopyFacts& facts) {
+    CopySummary wanted{
+        .tier = tier, .codec = facts.codec, .lineage = facts.lineage};
+    if (facts.codec == CodecId::kRaw) {
+      wanted.profile = ProfileId{};
+    } else if (profiles != nullptr) {
+      const auto found = profiles->find({part.version, tier});
+      if (found != profiles->end()) wanted.profile = found->second;
+    }
     auto copy = std::find_if(summary.copies.begin(), summary.copies.end(),
                              [&](const CopySummary& one) {
                                return one.tier == tier &&
-                                      one.codec == facts.codec &&
-                                      one.lineage == facts.lineage;
+                                      one.codec == wanted.codec &&
+                                      one.lineage == wanted.lineage &&
+                                      one.profile == wanted.profile;
                              });
     if (copy == summary.copies.end()) {
-      copy = summary.copies.insert(
-          copy, CopySummary{tier, facts.codec, facts.lineage, 0, 0, 0});
+      copy = summary.copies.insert(copy, wanted);
     }
     ++copy->parts;
     copy->bytes += facts.record_bytes;
@@ -121,6 +140,100 @@ StatusOr<ChunkSummary> EngineImpl::Stat(std::optional<TenantId> tenant,
   const std::vector<ChunkIndex> found = FindEverywhere(tenant, id);
   if (found.empty()) return absl::NotFoundError("no such chunk");
   return Summary(found.front());
+}
+
+// What the first bytes of a chunk's coded records say. The chunk is kept busy.
+struct EngineImpl::Inspection {
+  struct Copy {
+    uint32_t version = 0;
+    TierKind tier{};
+    Extent extent;
+    CopyFacts facts;
+    std::unique_ptr<std::byte, FreeDeleter> read;  // of the durable tier
+    ByteSpan front;                                // empty: not to be had
+  };
+  ChunkIndex chunk = kNoChunk;
+  std::vector<Copy> copies;
+  std::atomic<size_t> reads_left = 0;
+  absl::AnyInvocable<void(StatusOr<ChunkSummary>) &&> done;
+};
+
+void EngineImpl::Inspect(
+    std::optional<TenantId> tenant, const ChunkId& id,
+    absl::AnyInvocable<void(StatusOr<ChunkSummary>) &&> done) {
+  auto inspection = std::make_shared<Inspection>();
+  {
+    absl::MutexLock lock(&mu_);
+    const std::vector<ChunkIndex> found = FindEverywhere(tenant, id);
+    if (!found.empty()) {
+      inspection->chunk = found.front();
+      ++chunks_[inspection->chunk].busy;
+      const auto add = [&](const PartEntry& part, TierKind tier, Extent extent,
+                           const CopyFacts& facts) {
+        if (!extent || facts.codec == CodecId::kRaw) return;
+        inspection->copies.push_back(
+            {part.version, tier, extent, facts, {}, {}});
+      };
+      for (const PartEntry& part : chunks_.Parts(inspection->chunk)) {
+        add(part, dram_.kind(), part.dram(), part.facts());
+        if (durable_ == nullptr) continue;
+        add(part, durable_->kind(), part.durable(),
+            chunks_.DurableFacts(inspection->chunk, part));
+      }
+    }
+  }
+  if (inspection->chunk == kNoChunk) {
+    std::move(done)(absl::NotFoundError("no such chunk"));
+    return;
+  }
+  inspection->done = std::move(done);
+  // One more than there are reads, so that none of them is the last before all
+  // have begun.
+  inspection->reads_left = 1;
+  const auto ended = [this, inspection](Status) {
+    if (--inspection->reads_left == 0) EndInspection(*inspection);
+  };
+  for (Inspection::Copy& copy : inspection->copies) {
+    const uint64_t bytes = RoundUp(
+        std::min(copy.facts.record_bytes, kRecordFrontBytes), kPageBytes);
+    if (copy.tier == dram_.kind()) {
+      copy.front = dram_.Map(copy.extent).first(bytes);
+      continue;
+    }
+    copy.read.reset(
+        static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes)));
+    if (copy.read == nullptr) continue;
+    ++inspection->reads_left;
+    durable_->Read(copy.extent, 0, MutableByteSpan(copy.read.get(), bytes),
+                   Guard([ended, &copy, bytes](Status status) {
+                     if (status.ok()) copy.front = {copy.read.get(), bytes};
+                     ended(std::move(status));
+                   }));
+  }
+  ended(absl::OkStatus());
+}
+
+void EngineImpl::EndInspection(Inspection& inspection) {
+  CopyProfiles profiles;
+  for (const Inspection::Copy& copy : inspection.copies) {
+    const auto front = ParseRecordFront(copy.front);
+    if (coder_ == nullptr || !front.ok() ||
+        front->meta.checksum != copy.facts.checksum) {
+      continue;
+    }
+    const auto profile = coder_->ProfileOf(front->meta.codec, front->payload);
+    if (profile.ok()) profiles[{copy.version, copy.tier}] = *profile;
+  }
+  StatusOr<ChunkSummary> summary = absl::NotFoundError("no such chunk");
+  {
+    AfterUnlock after;
+    absl::MutexLock lock(&mu_);
+    if (chunks_[inspection.chunk].live) {
+      summary = Summary(inspection.chunk, &profiles);
+    }
+    Unbusy(inspection.chunk, after);
+  }
+  std::move(inspection.done)(std::move(summary));
 }
 
 void EngineImpl::SetPinned(ChunkIndex index, bool pinned, AfterUnlock& after) {

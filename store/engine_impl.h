@@ -112,6 +112,9 @@ class EngineImpl final : public Engine {
                                  size_t limit) const override;
   StatusOr<ChunkSummary> Stat(std::optional<TenantId> tenant,
                               const ChunkId& id) const override;
+  void Inspect(std::optional<TenantId> tenant, const ChunkId& id,
+               absl::AnyInvocable<void(StatusOr<ChunkSummary>) &&> done)
+      override ABSL_LOCKS_EXCLUDED(mu_);
   Status Pin(std::optional<TenantId> tenant, const ChunkId& id,
              bool pinned) override;
   StatusOr<uint64_t> Evict(std::optional<TenantId> tenant, const ChunkId& id,
@@ -249,6 +252,10 @@ class EngineImpl final : public Engine {
   class DramEvictable;
   class DurableEvictable;
   struct Scan;
+  struct Inspection;
+  // Of coded copies, by the part's version and the tier.
+  using CopyProfiles =
+      absl::flat_hash_map<std::pair<uint32_t, TierKind>, ProfileId>;
 
   using PartKey = std::pair<ChunkIndex, uint32_t>;
   using SaveKey = std::pair<SpaceRef, ChunkId>;
@@ -486,8 +493,10 @@ class EngineImpl final : public Engine {
   static std::string PinKey(const Space& space, const ChunkId& id);
 
   // -- engine_admin.cc
-  ChunkSummary Summary(ChunkIndex index) const
+  ChunkSummary Summary(ChunkIndex index,
+                       const CopyProfiles* profiles = nullptr) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndInspection(Inspection& inspection) ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<ChunkIndex> FindEverywhere(std::optional<TenantId> tenant,
                                          const ChunkId& id) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

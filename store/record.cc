@@ -481,6 +481,16 @@ void SealRecord(const RecordLayout& layout, RecordMeta& meta,
   StampHeaderChecksum(base, meta);
 }
 
+StatusOr<RecordFront> ParseRecordFront(ByteSpan front) {
+  if (front.size() < kRecordHeaderBytes) return Corrupt("truncated header");
+  std::byte copy[kRecordHeaderBytes];
+  std::memcpy(copy, front.data(), sizeof copy);
+  LARDER_ASSIGN_OR_RETURN(const Header header, ParseHeader(copy));
+  front = front.first(std::min(front.size(), header.meta.record_bytes));
+  return RecordFront{header.meta, front.subspan(std::min(
+                                      front.size(), header.payload_offset))};
+}
+
 StatusOr<RecordView> RecordView::Parse(ByteSpan record) {
   if (record.size() < kRecordHeaderBytes) return Corrupt("truncated header");
   // A copy, so that what was checked is what is used.

@@ -117,6 +117,18 @@ void SealRecord(const RecordLayout& layout, RecordMeta& meta,
                 std::span<const Checksum> stripe_checksums,
                 MutableByteSpan record);
 
+// What a record's first bytes say.
+struct RecordFront {
+  RecordMeta meta;
+  ByteSpan payload;  // as much of it as there is
+};
+// So much of a record's beginning, or all of it, has its header and (unless it
+// has more than a thousand segments) the beginning of its payload.
+inline constexpr uint64_t kRecordFrontBytes = 64_KiB;
+// Parses `front` (untrusted). DataLoss if the header is not sound. Tables and
+// payload are not looked at.
+StatusOr<RecordFront> ParseRecordFront(ByteSpan front);
+
 // A parsed, validated view of a record's header and tables. Points into the
 // bytes it was made from; does not own them.
 class RecordView {

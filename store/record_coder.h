@@ -56,6 +56,12 @@ class RecordCoder {
   virtual StatusOr<std::optional<RecordMeta>> Encode(
       const CodingSpec& spec, const SpaceDescriptor& descriptor, ByteSpan raw,
       MutableByteSpan encoded) const = 0;
+
+  // What a copy was encoded with; zeros: with no profile. `payload` (untrusted)
+  // is the beginning of its record's payload: a page, or all. NotFound for a
+  // codec that this coder does not know, or none of the payload.
+  virtual StatusOr<ProfileId> ProfileOf(CodecId codec,
+                                        ByteSpan payload) const = 0;
 };
 
 }  // namespace larder

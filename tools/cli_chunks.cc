@@ -20,6 +20,7 @@ namespace {
 namespace v1 = admin::v1;
 
 constexpr size_t kShortDigits = 16;
+constexpr size_t kProfileDigits = 12;
 constexpr size_t kMaxTokensFile = 64 << 20;
 
 struct ChunkArgs {
@@ -104,19 +105,28 @@ std::string LineageText(uint32_t lineage) {
   return lineage < Raw(Lineage::kUnknown) ? "approximate" : "unknown";
 }
 
+std::string ProfileText(const v1::Copy& copy) {
+  if (copy.profile().empty()) return "?";
+  if (copy.profile() == "none") return "-";
+  return absl::StrCat(copy.profile().substr(0, kProfileDigits),
+                      copy.profile_missing() ? " (missing)" : "");
+}
+
 // What each copy is.
 void PrintCopies(const v1::Chunk& chunk) {
   if (chunk.copies_size() == 0) return;
   std::printf("\n");
   Table table({{"TIER"},
                {"CODEC"},
+               {"PROFILE"},
                {"QUALITY"},
                {"PARTS", true},
                {"SIZE", true},
                {"OF RAW", true}});
   for (const v1::Copy& copy : chunk.copies()) {
-    table.Add({copy.tier(), copy.codec_name(), LineageText(copy.lineage()),
-               absl::StrCat(copy.parts()), FormatBytes(copy.bytes()),
+    table.Add({copy.tier(), copy.codec_name(), ProfileText(copy),
+               LineageText(copy.lineage()), absl::StrCat(copy.parts()),
+               FormatBytes(copy.bytes()),
                FormatRatio(copy.bytes(), copy.plain_bytes())});
   }
   table.Print();

@@ -207,6 +207,22 @@ TEST(RecordCoderProfiles, AreUsedAndNamed) {
     const auto view = RecordView::Parse(encoded.span());
     ASSERT_TRUE(view.ok());
     ASSERT_EQ(CheckCodedSegments(*view), absl::OkStatus());
+    // As who reads only the beginning sees it.
+    const auto front = ParseRecordFront(encoded.span().first(2 * kPageBytes));
+    ASSERT_TRUE(front.ok()) << front.status();
+    EXPECT_EQ(front->meta, **made);
+    EXPECT_EQ(front->payload.size(), kPageBytes);
+    EXPECT_EQ(*coder->ProfileOf(CodecId::kKvc1, front->payload),
+              has ? profile->id() : ProfileId{});
+    EXPECT_EQ(*coder->ProfileOf(CodecId::kLossless, front->payload),
+              ProfileId{});
+    EXPECT_TRUE(absl::IsNotFound(
+        coder->ProfileOf(CodecId{77}, front->payload).status()));
+    const auto no_payload =
+        ParseRecordFront(encoded.span().first(kRecordHeaderBytes));
+    ASSERT_TRUE(no_payload.ok());
+    EXPECT_TRUE(absl::IsNotFound(
+        coder->ProfileOf(CodecId::kKvc1, no_payload->payload).status()));
     for (size_t i = 0; i < view->segment_count(); ++i) {
       const SegmentEntry segment = view->segment(i);
       const ByteSpan bytes = view->stripe_bytes(segment, 0);

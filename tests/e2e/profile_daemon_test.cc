@@ -281,6 +281,13 @@ TEST_F(ProfileDaemonTest, ALifeOfAProfile) {
   ran = Larder({"stat", id});
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_THAT(ran.out, HasSubstr("kvc1:2 with profile " + name_.substr(0, 12)));
+  EXPECT_THAT(ran.out, testing::ContainsRegex("nvme +kvc1 +" +
+                                              name_.substr(0, 12) + " "));
+  ran = Larder({"stat", id, "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_THAT(ran.out,
+              testing::AllOf(HasSubstr("\"profile\": \"" + name_ + "\""),
+                             HasSubstr("\"profile_missing\": false")));
   ran = Larder({"profile", "list", "--full"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_THAT(ran.out, testing::AllOf(HasSubstr(name_), HasSubstr("e2e"),
@@ -312,6 +319,8 @@ TEST_F(ProfileDaemonTest, ALifeOfAProfile) {
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_THAT(ran.out, HasSubstr("misses from now on"));
   EXPECT_EQ(Larder({"profile", "rm", digits, "--force"}).code, 3);
+  EXPECT_THAT(Larder({"stat", id}).out,
+              HasSubstr(name_.substr(0, 12) + " (missing)"));
   ExpectLoads(space, 2, want);  // this client has it
   {
     auto other = NewClient();
@@ -374,6 +383,7 @@ TEST_F(ProfileDaemonTest, WhatDoesNotFitIsLeftOut) {
     Save(space, 0);
     const Ran ran = Larder({"stat", ToHex(Ids(space, 1)[0].bytes, 32)});
     EXPECT_THAT(ran.out, HasSubstr("does not fit"));
+    EXPECT_THAT(ran.out, testing::ContainsRegex("nvme +kvc1 +- "));
   }
   EXPECT_THAT(daemon_.process().err(), HasSubstr("copies are coded without"));
   Restart();

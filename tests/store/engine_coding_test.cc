@@ -108,6 +108,57 @@ TEST(EngineCoding, EachCopyIsWhatItIs) {
   EXPECT_EQ(stats.durable_backlog_bytes, 0u);
 }
 
+TEST(EngineCoding, InspectSaysWhatCopiesAreCodedWith) {
+  CodingRig rig(kLossy);
+  ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));
+  const auto inspect = [&](uint64_t n) {
+    auto answer = std::make_shared<std::optional<StatusOr<ChunkSummary>>>();
+    rig.engine->Inspect(
+        TenantId{}, OracleChunkId(n),
+        [answer](StatusOr<ChunkSummary> chunk) { *answer = std::move(chunk); });
+    return answer;
+  };
+  // Stat reads nothing, and so knows it of raw copies alone.
+  EXPECT_EQ(rig.Stat(1).copies[0].profile, ProfileId{});
+  EXPECT_EQ(rig.Stat(1).copies[1].profile, std::nullopt);
+  auto answer = inspect(1);
+  EXPECT_FALSE(answer->has_value()) << "it is being read";
+  rig.Run();
+  ASSERT_TRUE(answer->has_value());
+  ASSERT_EQ((**answer)->copies.size(), 2u);
+  EXPECT_EQ((**answer)->copies[0].profile, ProfileId{});
+  EXPECT_EQ((**answer)->copies[1].profile, ProfileId{}) << "with none";
+
+  // What cannot be read is not known, and that is all.
+  rig.disk->FailReads(1, absl::UnavailableError("injected"));
+  answer = inspect(1);
+  rig.Run();
+  ASSERT_TRUE(answer->has_value());
+  EXPECT_EQ((**answer)->copies[1].profile, std::nullopt);
+  EXPECT_EQ((**answer)->copies[1].codec, kTestUpper);
+
+  // Coded copies in memory.
+  rig.FillMemory();
+  ASSERT_EQ(rig.ReadChunk(kUpperLevel, 1), absl::OkStatus());
+  answer = inspect(1);
+  rig.Run();
+  ASSERT_TRUE(answer->has_value());
+  ASSERT_EQ((**answer)->copies.size(), 2u);
+  EXPECT_EQ((**answer)->copies[0].tier, TierKind::kDram);
+  EXPECT_EQ((**answer)->copies[0].codec, kTestUpper);
+  EXPECT_EQ((**answer)->copies[0].profile, ProfileId{});
+
+  // Gone while it was being read; never there.
+  answer = inspect(1);
+  ASSERT_TRUE(rig.engine->EvictSpace(TenantId{}, rig.space).ok());
+  rig.Run();
+  ASSERT_TRUE(answer->has_value());
+  EXPECT_TRUE(absl::IsNotFound((*answer)->status()));
+  answer = inspect(2);
+  ASSERT_TRUE(answer->has_value());
+  EXPECT_TRUE(absl::IsNotFound((*answer)->status()));
+}
+
 TEST(EngineCoding, LineageFollowsTheCopyThatIsLeft) {
   CodingRig rig(kLossy);
   ASSERT_TRUE(rig.SaveDurable(Spec(1)).Reached(SaveStage::kDurable));

@@ -325,6 +325,11 @@ class FakeEngine final : public Engine {
                               const ChunkId&) const override {
     return ChunkSummary{};
   }
+  void Inspect(
+      std::optional<TenantId>, const ChunkId&,
+      absl::AnyInvocable<void(StatusOr<ChunkSummary>) &&> done) override {
+    std::move(done)(ChunkSummary{});
+  }
   Status Pin(std::optional<TenantId>, const ChunkId&, bool) override {
     return absl::OkStatus();
   }

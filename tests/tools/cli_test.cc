@@ -180,10 +180,12 @@ TEST_F(CliTest, JsonShapes) {
                           "token_count", "tail", "complete", "pinned",
                           "lineage", "holds", "bytes", "parts", "tiers",
                           "idle_ms", "copies", "durable_coding"));
-  EXPECT_THAT(Keys(stat.json()["copies"][0]),
-              ElementsAre("tier", "codec", "codec_name", "lineage", "parts",
-                          "bytes", "plain_bytes"));
+  EXPECT_THAT(
+      Keys(stat.json()["copies"][0]),
+      ElementsAre("tier", "codec", "codec_name", "lineage", "parts", "bytes",
+                  "plain_bytes", "profile", "profile_missing"));
   EXPECT_EQ(stat.json()["copies"][0]["codec_name"], "raw");
+  EXPECT_EQ(stat.json()["copies"][0]["profile"], "none");
   EXPECT_EQ(stat.json()["durable_coding"], "raw");
   EXPECT_EQ(stat.json()["id"], ids[1]);
   EXPECT_EQ(stat.json()["parent"], ids[0]);

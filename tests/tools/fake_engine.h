@@ -101,6 +101,11 @@ class FakeEngine final : public Engine {
     }
     return absl::NotFoundError("no such chunk");
   }
+  void Inspect(
+      std::optional<TenantId> tenant, const ChunkId& id,
+      absl::AnyInvocable<void(StatusOr<ChunkSummary>) &&> done) override {
+    std::move(done)(Stat(tenant, id));
+  }
   Status Pin(std::optional<TenantId> tenant, const ChunkId& id,
              bool pinned) override {
     for (ChunkSummary& chunk : chunks) {

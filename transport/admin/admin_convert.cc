@@ -92,6 +92,9 @@ v1::Chunk ToProto(const ChunkSummary& chunk, const std::string& tenant) {
     to.set_parts(copy.parts);
     to.set_bytes(copy.bytes);
     to.set_plain_bytes(copy.plain_bytes);
+    if (copy.profile.has_value()) {
+      to.set_profile(copy.profile->IsZero() ? "none" : ToHex(*copy.profile));
+    }
   }
   out.set_idle_ms(static_cast<uint64_t>(
       std::max<int64_t>(0, absl::ToInt64Milliseconds(chunk.idle))));

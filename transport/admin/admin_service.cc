@@ -48,7 +48,7 @@ std::span<const AdminRule> AdminRules() {
 namespace admin_internal {
 namespace {
 
-constexpr uint32_t kAdminMinor = 2;
+constexpr uint32_t kAdminMinor = 3;
 constexpr uint32_t kPageChunks = 1000;
 // A page of what goes over all chunks: the engine looks at every chunk for
 // every page.
@@ -59,6 +59,9 @@ constexpr size_t kMaxMissedShown = 64;
 
 // How often a waiting call looks whether it is still wanted.
 constexpr absl::Duration kTick = absl::Milliseconds(200);
+// How long a call waits for the first bytes of a chunk's copies.
+constexpr absl::Duration kInspectPatience = absl::Seconds(2);
+constexpr size_t kDigestDigits = 64;
 
 bool IsHexPrefix(const std::string& text) {
   return text.size() >= kMinPrefixDigits && text.size() <= 64 &&
@@ -229,6 +232,39 @@ StatusOr<ChunkSummary> AdminService::FindChunk(const std::string& tenant,
   return *found;
 }
 
+StatusOr<ChunkSummary> AdminService::Inspect(grpc::ServerContext& call,
+                                             const ChunkSummary& chunk) const {
+  struct Answer {
+    absl::Mutex mu;
+    std::optional<StatusOr<ChunkSummary>> value ABSL_GUARDED_BY(mu);
+  };
+  const auto answer = std::make_shared<Answer>();
+  context_.engine->Inspect(chunk.tenant, chunk.id,
+                           [answer](StatusOr<ChunkSummary> summary) {
+                             absl::MutexLock lock(&answer->mu);
+                             answer->value = std::move(summary);
+                           });
+  const absl::Time end = Clock::Real().Now() + kInspectPatience;
+  absl::MutexLock lock(&answer->mu);
+  while (!answer->value.has_value()) {
+    answer->mu.AwaitWithTimeout(
+        absl::Condition(
+            +[](Answer* a) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+              return a->value.has_value();
+            },
+            answer.get()),
+        kTick);
+    if (answer->value.has_value()) break;
+    if (call.IsCancelled() || context_.stopping) {
+      return absl::CancelledError("cancelled");
+    }
+    if (Clock::Real().Now() >= end) {
+      return absl::DeadlineExceededError("the copies are slow to read");
+    }
+  }
+  return *std::move(answer->value);
+}
+
 grpc::Status AdminService::GetVersion(grpc::ServerContext* call,
                                       const v1::GetVersionRequest* request,
                                       v1::Version* reply) {
@@ -331,7 +367,20 @@ grpc::Status AdminService::StatChunk(grpc::ServerContext* call,
   if (Status s = Allow("StatChunk"); !s.ok()) return ToGrpc(s);
   StatusOr<ChunkSummary> chunk = FindChunk(request->tenant(), request->id());
   if (!chunk.ok()) return ToGrpc(chunk.status());
+  // What is known without reading will do if reading takes too long.
+  if (StatusOr<ChunkSummary> inspected = Inspect(*call, *chunk);
+      inspected.ok()) {
+    chunk = std::move(inspected);
+  } else if (!absl::IsDeadlineExceeded(inspected.status())) {
+    return ToGrpc(inspected.status());
+  }
   *reply = Show(*chunk);
+  for (v1::Copy& copy : *reply->mutable_copies()) {
+    copy.set_profile_missing(
+        copy.profile().size() == kDigestDigits && context_.hooks.profiles &&
+        absl::IsNotFound(
+            context_.hooks.profiles->Find(copy.profile()).status()));
+  }
   for (const SpaceInfo& space : context_.engine->Spaces(chunk->tenant)) {
     if (space.id != chunk->space) continue;
     reply->set_durable_coding(DurableCoding(chunk->tenant, space));

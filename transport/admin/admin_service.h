@@ -107,6 +107,9 @@ class AdminService final : public v1::Admin::Service {
   // By whole id or a prefix of 8 digits or more; one tenant's.
   StatusOr<TenantSpace> FindSpace(const TenantFilter& tenant,
                                   const std::string& id) const;
+  // The same chunk with the profiles of its copies. DeadlineExceeded.
+  StatusOr<ChunkSummary> Inspect(grpc::ServerContext& call,
+                                 const ChunkSummary& chunk) const;
   StatusOr<ChunkSummary> FindChunk(const std::string& tenant,
                                    const std::string& id) const;
   // Calls visit(chunk) for every chunk; it returns false to stop.
