@@ -112,6 +112,9 @@ class Codec {
 
   // Encode uses CodedLayer::profile.
   virtual bool uses_profiles() const { return false; }
+  // The worst quality that is of any use where there is no profile. Encode
+  // takes worse ones all the same: they are for measuring.
+  virtual Lineage worst_without_profile() const { return Lineage::kUnknown; }
   // OK if Encode at `quality` would use layer.profile for this layer; else
   // InvalidArgument says why it would not (it then encodes as without one).
   // REQUIRES: Supports is OK, layer.profile is not null.

@@ -258,6 +258,26 @@ Status CheckProfileFits(const CodingSpec& spec, const Profile& profile,
   return absl::OkStatus();
 }
 
+CodingSpec WithoutProfile(CodingSpec spec, CodecLookup lookup) {
+  spec.profile = {};
+  const Codec* codec = lookup(spec.codec);
+  if (codec != nullptr && codec->uses_profiles()) {
+    spec.quality = std::min(spec.quality, codec->worst_without_profile());
+  }
+  return spec;
+}
+
+Status CheckWithoutProfile(const CodingSpec& spec, CodecLookup lookup) {
+  const CodingSpec best = WithoutProfile(spec, lookup);
+  if (best.quality == spec.quality) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      FormatCoding(spec, lookup),
+      " without a profile makes KV that is of no use; make a profile of the "
+      "model (`larder calibrate`), add it (`larder profile add`) and name it "
+      "beside the codec, or take ",
+      FormatCoding(best, lookup), " or finer"));
+}
+
 Status CheckCodedSegments(const RecordView& record) {
   for (size_t i = 0; i < record.segment_count(); ++i) {
     const SegmentEntry segment = record.segment(i);

@@ -38,6 +38,14 @@ Status CheckProfileFits(const CodingSpec& spec, const Profile& profile,
                         const SpaceDescriptor& descriptor, GroupIndex group,
                         CodecLookup lookup = FindCodec);
 
+// What is left of a spec where its profile, if any, cannot be used: the same
+// codec without one, in the worst quality that is of use then or better.
+CodingSpec WithoutProfile(CodingSpec spec, CodecLookup lookup = FindCodec);
+// OK if that changes nothing but the profile; else InvalidArgument says what
+// the spec is and what to do about it.
+Status CheckWithoutProfile(const CodingSpec& spec,
+                           CodecLookup lookup = FindCodec);
+
 // OK if the record has one segment of one stripe per layer, as all but raw
 // records have; else DataLoss.
 Status CheckCodedSegments(const RecordView& record);

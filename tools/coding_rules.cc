@@ -36,7 +36,11 @@ StatusOr<CodingRules> CodingRules::Make(const DaemonConfig::Codec& config,
   const auto spec_of = [&](const std::string& where, const std::string& codec,
                            const std::string& name) -> StatusOr<CodingSpec> {
     LARDER_ASSIGN_OR_RETURN(CodingSpec spec, ParseCoding(codec, lookup));
-    if (name.empty()) return spec;
+    if (name.empty()) {
+      LARDER_RETURN_IF_ERROR(
+          Annotate(CheckWithoutProfile(spec, lookup), where));
+      return spec;
+    }
     const auto refuse = [&](absl::string_view why) {
       return absl::InvalidArgumentError(
           absl::StrCat(where, ": profile ", name, ": ", why));

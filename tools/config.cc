@@ -294,7 +294,8 @@ Status CheckCodecs(const DaemonConfig& config) {
   const auto check = [](absl::string_view where, const std::string& codec,
                         const std::string& profile) -> Status {
     const StatusOr<CodingSpec> spec = ParseCoding(codec);
-    if (!spec.ok() || profile.empty()) return Annotate(spec.status(), where);
+    if (!spec.ok()) return Annotate(spec.status(), where);
+    if (profile.empty()) return Annotate(CheckWithoutProfile(*spec), where);
     if (!FindCodec(spec->codec)->uses_profiles()) {
       return Impossible(
           absl::StrCat(where, ": codec ", codec, " uses no profile"),

@@ -7,6 +7,17 @@
 #include "absl/strings/str_join.h"
 
 namespace larder {
+namespace {
+
+// ", as kvc1:6" where a spec without its profile is another level.
+std::string Instead(const CodingSpec& spec, CodecLookup lookup) {
+  const CodingSpec without = WithoutProfile(spec, lookup);
+  return without.quality == spec.quality
+             ? ""
+             : absl::StrCat(", as ", FormatCoding(without, lookup));
+}
+
+}  // namespace
 
 std::string ShortName(const ProfileId& profile) {
   return ToHex(profile).substr(0, 12);
@@ -71,7 +82,8 @@ Status DurableCoding::Fits(const Question& question,
                       " does not fit group ", Raw(question.group), " of space ",
                       ToHex(question.space).substr(0, 16), " (",
                       descriptor.model_name, "): ", fits.message(),
-                      "; copies are coded without it"));
+                      "; copies are coded without it",
+                      Instead(question.spec, lookup_)));
   }
   return fits;
 }
@@ -86,7 +98,7 @@ CodingSpec DurableCoding::Choose(TenantId tenant, std::string_view tenant_name,
     spec = rules_.Choose(tenant, tenant_name, space, descriptor);
   }
   if (!spec.profile.IsZero() && !Fits({space, group, spec}, descriptor).ok()) {
-    spec.profile = {};
+    spec = WithoutProfile(spec, lookup_);
   }
   return spec;
 }
@@ -114,7 +126,8 @@ std::string DurableCoding::Describe(TenantId tenant,
   const std::string name = ShortName(spec.profile);
   if (wrong.empty()) return absl::StrCat(text, " with profile ", name);
   return absl::StrCat(text, "; profile ", name,
-                      " does not fit: ", absl::StrJoin(wrong, "; "));
+                      " does not fit: ", absl::StrJoin(wrong, "; "),
+                      Instead(spec, lookup_));
 }
 
 std::vector<std::string> DurableCoding::RulesNaming(

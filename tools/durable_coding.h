@@ -38,7 +38,8 @@ class DurableCoding {
       ABSL_LOCKS_EXCLUDED(change_mu_, mu_);
 
   // What new copies of the group are to be. Without the rule's profile if that
-  // does not fit the space, which is said once in the log.
+  // does not fit the space, and then no coarser than is of use without one;
+  // which is said once in the log.
   CodingSpec Choose(TenantId tenant, std::string_view tenant_name,
                     const SpaceId& space, const SpaceDescriptor& descriptor,
                     GroupIndex group) ABSL_LOCKS_EXCLUDED(mu_);

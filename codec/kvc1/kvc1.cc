@@ -26,6 +26,11 @@ class TiledCodec : public Codec {
   uint8_t planes_max() const override { return lossless_ ? 1 : kPlanesMax; }
 
   bool uses_profiles() const override { return !lossless_; }
+  // Measured on SmolLM2 (tools/quality): at levels 7 and 8 without a profile
+  // the mean KL divergence is 1.5 and 0.9.
+  Lineage worst_without_profile() const override {
+    return lossless_ ? Lineage::kUnknown : Lineage{6};
+  }
 
   Status FitsProfile(const CodedLayer& layer, Lineage quality) const override {
     if (lossless_) return Codec::FitsProfile(layer, quality);

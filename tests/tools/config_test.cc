@@ -187,6 +187,20 @@ TEST(Config, CodecsThatCannotBe) {
               AllOf(HasSubstr("codec.nvme"), HasSubstr("1 to 3")));
   config.codec.nvme = "kvc1:2/3";
   EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  // Beyond use without a profile.
+  config.codec.nvme = "kvc1:6";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  for (const char* level : {"kvc1:7", "kvc1:9/2", "kvc1:199"}) {
+    config.codec.nvme = level;
+    EXPECT_THAT(Message(ValidateConfig(config)),
+                AllOf(HasSubstr("codec.nvme"), HasSubstr("larder calibrate"),
+                      HasSubstr("larder profile add"), HasSubstr("kvc1:6")))
+        << level;
+  }
+  config.codec.profile = "01234567";
+  config.codec.nvme = "kvc1:7";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  config.codec.profile = "";
   config.codec.nvme = "raw";
   config.codec.rules = {{"", "x", "", "kvc1:1/2"}, {"", "y", "", "raw/2"}};
   EXPECT_THAT(Message(ValidateConfig(config)),

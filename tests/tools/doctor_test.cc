@@ -336,6 +336,12 @@ std::vector<Seeded> Misconfigurations() {
              absl::InvalidArgumentError("larderd.toml:3: unknown key");
        },
        "LARDER-027", kError, "larderd.toml:3", "--check-config"},
+      {"a level that is of no use without a profile",
+       [](Machine& m) {
+         m.input.config.codec.nvme = "kvc1:8";
+         m.input.config_status = ValidateConfig(m.input.config);
+       },
+       "LARDER-027", kError, "larder calibrate", "--check-config"},
       {"tokens readable by others",
        [](Machine& m) {
          m.input.config.server.tokens_file = "/etc/larder/tokens";

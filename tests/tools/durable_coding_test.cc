@@ -170,6 +170,36 @@ TEST_F(DurableCodingTest, WhereItDoesNotFitItIsLeftOutAndSaidOnce) {
   EXPECT_EQ(log_.size(), 1u);
 }
 
+// Levels that are beyond use without a profile.
+TEST_F(DurableCodingTest, CoarseLevelsNeedTheirProfile) {
+  const Status refused = coding_->SetRules({.nvme = "kvc1:7"});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(
+      std::string(refused.message()),
+      testing::AllOf(HasSubstr("codec.nvme"), HasSubstr("larder calibrate"),
+                     HasSubstr("kvc1:6 or finer")));
+  EXPECT_THAT(
+      std::string(
+          coding_->SetRules({.rules = {{.codec = "kvc1:9/2"}}}).message()),
+      testing::AllOf(HasSubstr("codec.rules, rule 1"), HasSubstr("kvc1:6/2")));
+
+  const auto coarse = SomeProfile{.levels = 8}.Make();
+  const std::string name = Add(*coarse);
+  ASSERT_EQ(coding_->SetRules({.nvme = "kvc1:8/2", .profile = name}),
+            absl::OkStatus());
+  EXPECT_EQ(Choose(MakeSpace()),
+            (CodingSpec{CodecId::kKvc1, Lineage{8}, coarse->id(), 2}));
+  EXPECT_THAT(log_, IsEmpty());
+  // Where it does not fit, better than asked.
+  SpaceDescriptor other = MakeSpace();
+  other.groups[0].kv_head_count = 2;
+  EXPECT_EQ(Choose(other, 2), (CodingSpec{CodecId::kKvc1, Lineage{6}, {}, 2}));
+  ASSERT_EQ(log_.size(), 1u);
+  EXPECT_THAT(log_[0], HasSubstr("coded without it, as kvc1:6/2"));
+  EXPECT_THAT(Describe(other, 2), testing::AllOf(HasSubstr("kvc1:8/2; profile"),
+                                                 HasSubstr(", as kvc1:6/2")));
+}
+
 TEST_F(DurableCodingTest, WhatRulesNameIsNotRemoved) {
   const std::string name = Add(*one_);
   ASSERT_TRUE(coding_->SetRules({.nvme = "kvc1:1", .profile = name}).ok());
