@@ -677,6 +677,15 @@ Profile::Profile(Contents contents, std::string bytes)
   hash.Finish(id_.bytes.data());
 }
 
+Profile::Format Profile::format() const {
+  return bytes_.starts_with(kPlainMagic) ? Format::kPlain : Format::kCompressed;
+}
+
+bool Profile::HasTrellis(int planes) const {
+  const uint8_t wanted = planes == 1 ? kTrellis : planes == 2 ? kNested : 0;
+  return (PredictionFlags(contents_) & wanted) != 0;
+}
+
 StatusOr<std::shared_ptr<const Profile>> Profile::Make(Contents contents,
                                                        Format format) {
   LARDER_RETURN_IF_ERROR(Complete(contents, Use::kEncoding));

@@ -109,6 +109,14 @@ class Profile {
   // What was read, or what is to be stored.
   const std::string& bytes() const { return bytes_; }
   const Contents& contents() const { return contents_; }
+  Format format() const;
+
+  // Whether layers of so many planes are coded along a trellis. Where those of
+  // one plane are and those of two are not (profiles from before there were
+  // tables for it), two planes are steps: a fifth to a quarter more bytes than
+  // one. Only calibrating again gives these tables.
+  bool HasTrellis(int planes) const;
+  bool PlanesAreSteps() const { return HasTrellis(1) && !HasTrellis(2); }
 
  private:
   Profile(Contents contents, std::string bytes);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,18 +47,6 @@ class Progress {
   std::chrono::steady_clock::time_point last_;
 };
 
-Status WriteProfile(const std::string& path, const Profile& profile) {
-  // Whoever reads the path meanwhile sees the old file or the new one.
-  const std::string scratch = path + ".new";
-  std::ofstream file(scratch, std::ios::binary | std::ios::trunc);
-  file << profile.bytes();
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(scratch, path, error);
-  if (!file || error) return absl::UnavailableError("cannot write " + path);
-  return absl::OkStatus();
-}
-
 int RunCalibrate(const GlobalOptions& global, CalibrateArgs& args) {
   calibrate::Options& options = args.options;
   const StatusOr<calibrate::Mode> mode = calibrate::ParseMode(args.mode);
@@ -98,7 +84,8 @@ int RunCalibrate(const GlobalOptions& global, CalibrateArgs& args) {
   const StatusOr<std::shared_ptr<const Profile>> profile = calibrate::Calibrate(
       *samples, measurements ? &*measurements : nullptr, options, &summary);
   if (!profile.ok()) return Fail(global, profile.status());
-  if (const Status status = WriteProfile(args.out, **profile); !status.ok()) {
+  if (const Status status = WriteWholeFile(args.out, (*profile)->bytes());
+      !status.ok()) {
     return Fail(global, status);
   }
   const std::string id =

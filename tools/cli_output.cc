@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 
@@ -114,6 +116,17 @@ std::string Paint(const GlobalOptions& options, Color color,
                   const std::string& text) {
   if (options.no_color || !StdoutIsTerminal()) return text;
   return absl::StrCat("\033[", static_cast<int>(color), "m", text, "\033[0m");
+}
+
+Status WriteWholeFile(const std::string& path, const std::string& bytes) {
+  const std::string scratch = path + ".new";
+  std::ofstream file(scratch, std::ios::binary | std::ios::trunc);
+  file << bytes;
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(scratch, path, error);
+  if (!file || error) return absl::UnavailableError("cannot write " + path);
+  return absl::OkStatus();
 }
 
 }  // namespace larder

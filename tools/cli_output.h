@@ -46,6 +46,9 @@ std::string Paint(const GlobalOptions& options, Color color,
 
 bool StdoutIsTerminal();
 
+// Writes a file. Whoever reads the path meanwhile sees the old one or the new.
+Status WriteWholeFile(const std::string& path, const std::string& bytes);
+
 }  // namespace larder
 
 #endif  // LARDER_TOOLS_CLI_OUTPUT_H_

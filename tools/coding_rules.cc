@@ -72,11 +72,15 @@ StatusOr<CodingRules> CodingRules::Make(const DaemonConfig::Codec& config,
   return rules;
 }
 
-std::vector<std::string> CodingRules::Naming(const ProfileId& profile) const {
+std::vector<std::string> CodingRules::Naming(const ProfileId& profile,
+                                             uint8_t planes) const {
+  const auto names = [&](const CodingSpec& spec) {
+    return spec.profile == profile && (planes == 0 || spec.planes == planes);
+  };
   std::vector<std::string> naming;
-  if (otherwise_.profile == profile) naming.push_back("codec.nvme");
+  if (names(otherwise_)) naming.push_back("codec.nvme");
   for (size_t i = 0; i < rules_.size(); ++i) {
-    if (rules_[i].spec.profile != profile) continue;
+    if (!names(rules_[i].spec)) continue;
     naming.push_back(absl::StrCat("codec.rules, rule ", i + 1));
   }
   return naming;

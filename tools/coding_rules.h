@@ -31,8 +31,10 @@ class CodingRules {
                                     CodecLookup lookup = FindCodec,
                                     const ResolveProfile& resolve = nullptr);
 
-  // The rules that name the profile, as people write them; empty if none does.
-  std::vector<std::string> Naming(const ProfileId& profile) const;
+  // The rules that name the profile (with so many planes, unless 0), as people
+  // write them; empty if none does.
+  std::vector<std::string> Naming(const ProfileId& profile,
+                                  uint8_t planes = 0) const;
 
   // `tenant_name` is the name of `tenant`, or its number as text.
   CodingSpec Choose(TenantId tenant, std::string_view tenant_name,

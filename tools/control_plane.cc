@@ -89,6 +89,7 @@ class KeptProfiles final : public AdminProfiles {
     }
     out.rules = coding_.RulesNaming(kept.profile->id());
     out.may_be_needed = kept.used;
+    out.planes_are_steps = kept.profile->PlanesAreSteps();
     return out;
   }
 

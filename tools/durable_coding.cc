@@ -30,6 +30,7 @@ DurableCoding::DurableCoding(ProfileStore& profiles, Log log,
 Status DurableCoding::SetRules(const DaemonConfig::Codec& config) {
   absl::MutexLock change(&change_mu_);
   std::set<ProfileId> named;
+  std::vector<std::shared_ptr<const Profile>> without_planes;
   LARDER_ASSIGN_OR_RETURN(
       CodingRules rules,
       CodingRules::Make(config, lookup_,
@@ -45,11 +46,24 @@ Status DurableCoding::SetRules(const DaemonConfig::Codec& config) {
                                                     profiles_.Find(text));
                             profile = std::move(kept.profile);
                           }
-                          named.insert(profile->id());
+                          if (named.insert(profile->id()).second &&
+                              profile->PlanesAreSteps()) {
+                            without_planes.push_back(profile);
+                          }
                           return profile;
                         }));
   for (const ProfileId& profile : named) {
     LARDER_RETURN_IF_ERROR(profiles_.MarkUsed(profile));
+  }
+  for (const auto& profile : without_planes) {
+    const std::vector<std::string> dear = rules.Naming(profile->id(), 2);
+    if (dear.empty() || !log_) continue;
+    log_(absl::StrCat(
+        "codec: ", absl::StrJoin(dear, "; "), ": profile ",
+        ShortName(profile->id()),
+        " is from before there were tables for two planes: copies take a fifth "
+        "to a quarter more bytes than in one; calibrate the model again, or "
+        "ask for one plane"));
   }
   absl::MutexLock lock(&mu_);
   rules_ = std::move(rules);

@@ -392,6 +392,43 @@ TEST_F(ProfileDaemonTest, WhatDoesNotFitIsLeftOut) {
   ExpectLoads(space, 1, Want(1, nullptr));
 }
 
+// Files of older versions.
+TEST_F(ProfileDaemonTest, OldProfiles) {
+  const auto old = SomeProfile{.model = "e2e",
+                               .trellis_planes = 1,
+                               .format = Profile::Format::kPlain}
+                       .Make();
+  const auto now = SomeProfile{.model = "e2e", .trellis_planes = 1}.Make();
+  ASSERT_NE(old->id(), now->id());
+  std::ofstream(File(), std::ios::binary) << old->bytes();
+  const std::string rewritten = folder_ / "new.larderprofile";
+  Ran ran = Larder({"profile", "rewrite", File(), rewritten});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_THAT(ran.out, testing::AllOf(
+                           HasSubstr(ToHex(now->id())), HasSubstr("version 1"),
+                           HasSubstr("version 2"), HasSubstr("takes a fifth"),
+                           HasSubstr(ToHex(old->id()).substr(0, 12))));
+  EXPECT_EQ(ReadWholeFile(rewritten), now->bytes());
+  ran = Larder({"profile", "rewrite", rewritten, rewritten, "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_THAT(ran.out, testing::AllOf(HasSubstr("\"version\": 2"),
+                                      HasSubstr("\"planes_are_steps\": true")));
+  EXPECT_EQ(ReadWholeFile(rewritten), now->bytes());
+  EXPECT_EQ(Larder({"profile", "rewrite", Config(), rewritten}).code, 3);
+  EXPECT_EQ(Larder({"profile", "rewrite", File(), folder_ / "none/new"}).code,
+            1);
+
+  Configure("");
+  Start();
+  ran = Larder({"profile", "add", rewritten});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("takes a fifth"));
+  const std::string id = ToHex(now->id());
+  EXPECT_THAT(Larder({"profile", "show", id}).out, HasSubstr("as steps"));
+  EXPECT_THAT(Larder({"profile", "show", id, "--json"}).out,
+              HasSubstr("\"planes_are_steps\": true"));
+}
+
 TEST_F(ProfileDaemonTest, MistakesAreSaid) {
   const std::string unknown = std::string(64, 'a');
   Configure(Rule(unknown));

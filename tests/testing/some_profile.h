@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 
 #include "codec/kvc1/bank.h"
+#include "codec/kvc1/layer_format.h"
 #include "codec/profile.h"
 
 namespace larder {
@@ -23,6 +24,8 @@ struct SomeProfile {
   uint8_t levels = 3;
   bool unrotated_keys = true;
   uint32_t seed = 1;
+  int trellis_planes = 0;  // 1 or 2: along a trellis, with tables for so many
+  Profile::Format format = Profile::Format::kCompressed;
 
   std::shared_ptr<const Profile> Make() const {
     std::mt19937 random(seed);
@@ -60,6 +63,22 @@ struct SomeProfile {
               static_cast<uint8_t>(kvc1::RefinementId(2, position, coarser)));
         }
       }
+      const uint32_t block = kvc1::TileGrid::BlockHeads(64) * 64;
+      for (uint32_t at = 0; at < channels && trellis_planes > 0; at += block) {
+        TensorProfile::Prediction& from = out.predictions.emplace_back();
+        const uint32_t n = std::min(block, channels - at);
+        from.channel_begin = at;
+        from.channel_count = n;
+        for (uint16_t c = 0; c < n; ++c) from.order.push_back(c);
+        from.parents.assign(n, 0);
+        from.tables.base.assign(size_t{3} * levels * n, out.tables.base[0]);
+        from.tables.refinement.assign(size_t{2} * levels * n,
+                                      out.tables.refinement[0]);
+        from.trellis_tables.assign(size_t{levels} * n, out.tables.base[0]);
+        if (trellis_planes < 2) continue;
+        from.nested_tables.assign(size_t{3} * levels * n,
+                                  out.tables.refinement[0]);
+      }
       return out;
     };
     for (uint16_t layer = 0; layer < layers; ++layer) {
@@ -67,7 +86,7 @@ struct SomeProfile {
       group.values.push_back(tensor(uint32_t{heads} * value_dim));
     }
     contents.groups = {std::move(group)};
-    auto profile = Profile::Make(std::move(contents));
+    auto profile = Profile::Make(std::move(contents), format);
     EXPECT_TRUE(profile.ok()) << profile.status();
     return profile.ok() ? *profile : nullptr;
   }

@@ -170,6 +170,32 @@ TEST_F(DurableCodingTest, WhereItDoesNotFitItIsLeftOutAndSaidOnce) {
   EXPECT_EQ(log_.size(), 1u);
 }
 
+// A profile that was made before there were tables for two planes.
+TEST_F(DurableCodingTest, TwoPlanesWithoutTablesAreSaid) {
+  const auto old = SomeProfile{.trellis_planes = 1}.Make();
+  const auto now = SomeProfile{.trellis_planes = 2}.Make();
+  ASSERT_TRUE(old->PlanesAreSteps());
+  ASSERT_FALSE(now->PlanesAreSteps());
+  ASSERT_FALSE(one_->PlanesAreSteps()) << "never along a trellis";
+  for (const auto& profile : {one_, now, old}) Add(*profile);
+  const auto rules = [&](const std::string& codec, const Profile& profile) {
+    DaemonConfig::Codec config;
+    config.rules = {{.model = "x", .codec = "raw"},
+                    {.codec = codec, .profile = ToHex(profile.id())}};
+    EXPECT_EQ(coding_->SetRules(config), absl::OkStatus());
+  };
+  rules("kvc1:2/2", *one_);
+  rules("kvc1:2/2", *now);
+  rules("kvc1:2", *old);
+  rules("kvc1:2/3", *old);  // always steps
+  EXPECT_THAT(log_, IsEmpty());
+  rules("kvc1:2/2", *old);
+  ASSERT_EQ(log_.size(), 1u);
+  EXPECT_THAT(log_[0], testing::AllOf(HasSubstr("codec.rules, rule 2: profile"),
+                                      HasSubstr(ToHex(old->id()).substr(0, 12)),
+                                      HasSubstr("calibrate the model again")));
+}
+
 // Levels that are beyond use without a profile.
 TEST_F(DurableCodingTest, CoarseLevelsNeedTheirProfile) {
   const Status refused = coding_->SetRules({.nvme = "kvc1:7"});

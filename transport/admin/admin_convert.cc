@@ -145,6 +145,7 @@ v1::Profile ToProto(const AdminProfile& profile) {
   }
   for (const std::string& rule : profile.rules) out.add_rules(rule);
   out.set_may_be_needed(profile.may_be_needed);
+  out.set_planes_are_steps(profile.planes_are_steps);
   return out;
 }
 

@@ -55,6 +55,7 @@ struct AdminProfile {
   std::vector<Group> groups;
   std::vector<std::string> rules;
   bool may_be_needed = false;
+  bool planes_are_steps = false;
 };
 
 // Where profiles are kept. Thread-safe; calls may wait for the disk.
