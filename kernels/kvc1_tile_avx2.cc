@@ -460,6 +460,8 @@ void Reconstruct(const ReconstructTile& tile) {
       return ReconstructAs<Element::kBf16>(tile);
     case Element::kF32:
       return ReconstructAs<Element::kF32>(tile);
+    default:
+      return;
   }
 }
 
@@ -636,8 +638,9 @@ bool Quantize(const QuantizeTile& tile) {
       return QuantizeAs<Element::kBf16>(tile);
     case Element::kF32:
       return QuantizeAs<Element::kF32>(tile);
+    default:
+      return false;
   }
-  return false;
 }
 
 // --- Values and symbols ------------------------------------------------------
@@ -1107,6 +1110,8 @@ void ToFloats(const ConstTileRows& rows, float* floats) {
       return ToFloatsAs<Element::kBf16>(rows, floats);
     case Element::kF32:
       return ToFloatsAs<Element::kF32>(rows, floats);
+    default:
+      return;
   }
 }
 
@@ -1134,6 +1139,8 @@ void FromFloats(const float* floats, const TileRows& rows) {
       return FromFloatsAs<Element::kBf16>(floats, rows);
     case Element::kF32:
       return FromFloatsAs<Element::kF32>(floats, rows);
+    default:
+      return;
   }
 }
 

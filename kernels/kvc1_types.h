@@ -11,6 +11,8 @@
 
 #include <cstddef>
 
+#include "kernels/paged.h"
+
 namespace larder::kernels {
 
 // A step codes this many tokens of one channel: one symbol per lane.
@@ -117,15 +119,13 @@ struct RefineEncodeStream {
   size_t words_count = 0;
 };
 
-enum class Element : uint8_t { kF16, kBf16, kF32 };
-
 // Where the elements of a tile lie: (token, head, dim) is at
 //   data + token * token_stride + head * head_stride + dim * element's size.
 // No alignment is needed. Channel c is (c / head_dim, c % head_dim).
 template <typename Byte>
 struct BasicTileRows {
   Byte* data = nullptr;
-  Element element = Element::kF16;
+  Element element = Element::kF16;  // or kBf16, kF32
   // Lanes past the last token are not written; where they are read (coded),
   // they repeat the last token.
   size_t tokens = 0;
