@@ -13,7 +13,8 @@
 // The scalar implementation does just this in double precision and is the
 // definition; AVX2 and AVX-512, chosen once at run time, accumulate in single
 // precision, in an order of their own. With V the largest |v| and L the largest
-// softmax_scale * sum over c of |q * k|, what they return differs by at most
+// softmax_scale * sum over c of |q * k|, where |x * scale| + |zero| stands for
+// |x * scale + zero|, what they return differs by at most
 //   V * (1 + L) * 2^-18 in out,  (1 + L) * 2^-20 in max,
 //   sum * (1 + L) * 2^-18 in sum,
 // over up to 2^16 tokens. (That of logits is common to all who multiply in
