@@ -9,12 +9,13 @@
 set(LARDER_CUDA AUTO CACHE STRING
   "Compile CUDA kernels: ON, OFF, or AUTO (where nvcc is found; not with sanitizers)")
 set_property(CACHE LARDER_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(LARDER_CUDA_ARCHITECTURES 80 90 100 120)
+# Tests need these too.
+set(LARDER_CUDA_ARCHITECTURES 80 90 100 120 CACHE INTERNAL "")
+set(LARDER_CUDA_FOLDER ${CMAKE_BINARY_DIR}/cuda CACHE INTERNAL "")
+set(LARDER_CUDA_FOUND FALSE CACHE INTERNAL "")
 # The PTX in the fat binary: what a driver compiles for any other device.
 set(LARDER_CUDA_PTX 80)
-set(LARDER_CUDA_FOLDER ${CMAKE_BINARY_DIR}/cuda)
 
-set(LARDER_CUDA_FOUND FALSE)
 set(why "LARDER_CUDA is OFF")
 if(LARDER_CUDA STREQUAL "AUTO" AND LARDER_SANITIZE)
   set(why "a sanitizer's build")
@@ -39,7 +40,8 @@ elseif(LARDER_CUDA)
     elseif(NOT LARDER_PTXAS OR NOT LARDER_FATBINARY)
       set(why "no ptxas and fatbinary beside nvcc in '${folder}'")
     else()
-      set(LARDER_CUDA_FOUND TRUE)
+      set(LARDER_CUDA_FOUND TRUE CACHE INTERNAL "")
+      set(LARDER_CUDA_VERSION ${version} CACHE INTERNAL "")
     endif()
   else()
     set(why "no nvcc in PATH, CUDA_HOME or /usr/local/cuda")
