@@ -59,7 +59,7 @@ endif()
 # anything it includes changes.
 function(larder_ptx output source architecture)
   add_custom_command(OUTPUT ${output}
-    COMMAND ${LARDER_NVCC} -std=c++20 -O2 -ccbin ${CMAKE_CXX_COMPILER}
+    COMMAND ${LARDER_NVCC} -std=c++20 -O2 --expt-relaxed-constexpr -ccbin ${CMAKE_CXX_COMPILER}
       -arch=compute_${architecture} -I${PROJECT_SOURCE_DIR} --ptx
       -MD -MF ${output}.d -MT ${output} -o ${output} ${source}
     DEPENDS ${source} DEPFILE ${output}.d

@@ -11,6 +11,7 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -408,9 +409,11 @@ class Run {
         const Machine::Allocation* nearest = nullptr;
         uint64_t least = ~0ull;
         for (const Machine::Allocation& a : allocations_) {
+          const uint64_t end = a.base + a.bytes;
           const uint64_t distance = place.address < a.base
                                         ? a.base - place.address
-                                        : place.address - a.base;
+                                    : place.address > end ? place.address - end
+                                                          : 0;
           if (distance < least) {
             least = distance;
             nearest = &a;
@@ -456,7 +459,9 @@ class Run {
     for (unsigned n = 0; n < bytes; ++n) {
       const std::optional<Conflict> conflict = shadow[n].Touch(access);
       if (!conflict || report_.races.size() >= kMaxRaces) continue;
-      if (!racing_.emplace(conflict->instruction, index).second) continue;
+      if (!racing_.insert(std::minmax(conflict->instruction, index)).second) {
+        continue;
+      }
       report_.races.push_back(absl::StrCat(
           kernel_.name, ": ", space == Space::kShared ? "shared" : "global",
           " memory, block ", block_index_, " thread ",
