@@ -80,8 +80,8 @@ Error Driver::Explain(Result code, const char* call) const {
 }
 
 bool Driver::Load(void* library, std::string* why_not) {
-  const auto find = reinterpret_cast<GetProcAddress>(
-      dlsym(library, "cuGetProcAddress_v2"));
+  const auto find =
+      reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
   for (EntryPoint* const entry : entry_points_) {
     void* address = nullptr;
     if (find != nullptr) {
@@ -93,8 +93,8 @@ bool Driver::Load(void* library, std::string* why_not) {
     }
     if (address == nullptr) address = dlsym(library, entry->symbol_);
     if (address == nullptr) {
-      return Fail(why_not, path_ + " has no " + entry->name_ +
-                               " of CUDA " + VersionText(entry->version_) +
+      return Fail(why_not, path_ + " has no " + entry->name_ + " of CUDA " +
+                               VersionText(entry->version_) +
                                "; install a driver of CUDA " +
                                VersionText(kVersionMin) + " or newer");
     }
@@ -108,10 +108,9 @@ bool Driver::Start(std::string* why_not) {
     return Fail(why_not, path_ + ": " + error.ToString());
   }
   if (version_ < kVersionMin) {
-    return Fail(why_not,
-                path_ + " is a driver of CUDA " + VersionText(version_) +
-                    "; install one of CUDA " + VersionText(kVersionMin) +
-                    " or newer");
+    return Fail(why_not, path_ + " is a driver of CUDA " +
+                             VersionText(version_) + "; install one of CUDA " +
+                             VersionText(kVersionMin) + " or newer");
   }
   const Error error = init_(0);
   if (error.code == Result::kNoDevice) {

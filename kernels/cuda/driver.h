@@ -103,7 +103,7 @@ class Driver {
   Driver(const Driver&) = delete;
   Driver& operator=(const Driver&) = delete;
 
-  int version() const { return version_; }          // 13000 = CUDA 13.0
+  int version() const { return version_; }            // 13000 = CUDA 13.0
   int device_count() const { return device_count_; }  // at least 1
   // What was opened, as it was named.
   const std::string& path() const { return path_; }
@@ -135,11 +135,11 @@ class Driver {
   // Devices
   Call<Device*, int> device_get{this, "cuDeviceGet", 2000, "cuDeviceGet"};
   Call<char*, int, Device> device_get_name{this, "cuDeviceGetName", 2000,
-                                                 "cuDeviceGetName"};
+                                           "cuDeviceGetName"};
   Call<Uuid*, Device> device_get_uuid{this, "cuDeviceGetUuid", 11040,
-                                            "cuDeviceGetUuid_v2"};
+                                      "cuDeviceGetUuid_v2"};
   Call<size_t*, Device> device_total_mem{this, "cuDeviceTotalMem", 3020,
-                                               "cuDeviceTotalMem_v2"};
+                                         "cuDeviceTotalMem_v2"};
   Call<int*, DeviceAttribute, Device> device_get_attribute{
       this, "cuDeviceGetAttribute", 2000, "cuDeviceGetAttribute"};
 
@@ -149,43 +149,41 @@ class Driver {
   Call<Device> device_primary_ctx_release{
       this, "cuDevicePrimaryCtxRelease", 11000, "cuDevicePrimaryCtxRelease_v2"};
   Call<ContextHandle> ctx_push_current{this, "cuCtxPushCurrent", 4000,
-                                             "cuCtxPushCurrent_v2"};
+                                       "cuCtxPushCurrent_v2"};
   Call<ContextHandle*> ctx_pop_current{this, "cuCtxPopCurrent", 4000,
-                                             "cuCtxPopCurrent_v2"};
+                                       "cuCtxPopCurrent_v2"};
   Call<ContextHandle*> ctx_get_current{this, "cuCtxGetCurrent", 4000,
-                                             "cuCtxGetCurrent"};
-  Call<> ctx_synchronize{this, "cuCtxSynchronize", 2000,
-                               "cuCtxSynchronize"};
+                                       "cuCtxGetCurrent"};
+  Call<> ctx_synchronize{this, "cuCtxSynchronize", 2000, "cuCtxSynchronize"};
 
   // Streams
   Call<Stream*, unsigned> stream_create{this, "cuStreamCreate", 2000,
-                                              "cuStreamCreate"};
+                                        "cuStreamCreate"};
   Call<Stream> stream_destroy{this, "cuStreamDestroy", 4000,
-                                    "cuStreamDestroy_v2"};
+                              "cuStreamDestroy_v2"};
   Call<Stream> stream_synchronize{this, "cuStreamSynchronize", 2000,
-                                        "cuStreamSynchronize"};
+                                  "cuStreamSynchronize"};
   Call<Stream> stream_query{this, "cuStreamQuery", 2000, "cuStreamQuery"};
-  Call<Stream, Event, unsigned> stream_wait_event{
-      this, "cuStreamWaitEvent", 3020, "cuStreamWaitEvent"};
+  Call<Stream, Event, unsigned> stream_wait_event{this, "cuStreamWaitEvent",
+                                                  3020, "cuStreamWaitEvent"};
   Call<Stream, DevicePtr, uint32_t, unsigned> stream_wait_value32{
       this, "cuStreamWaitValue32", 11070, "cuStreamWaitValue32_v2"};
   Call<Stream, DevicePtr, uint32_t, unsigned> stream_write_value32{
       this, "cuStreamWriteValue32", 11070, "cuStreamWriteValue32_v2"};
-  Call<Stream, HostFunction, void*> launch_host_func{
-      this, "cuLaunchHostFunc", 10000, "cuLaunchHostFunc"};
+  Call<Stream, HostFunction, void*> launch_host_func{this, "cuLaunchHostFunc",
+                                                     10000, "cuLaunchHostFunc"};
 
   // Events
   Call<Event*, unsigned> event_create{this, "cuEventCreate", 2000,
-                                            "cuEventCreate"};
-  Call<Event> event_destroy{this, "cuEventDestroy", 4000,
-                                  "cuEventDestroy_v2"};
+                                      "cuEventCreate"};
+  Call<Event> event_destroy{this, "cuEventDestroy", 4000, "cuEventDestroy_v2"};
   Call<Event, Stream> event_record{this, "cuEventRecord", 2000,
-                                         "cuEventRecord"};
+                                   "cuEventRecord"};
   Call<Event> event_query{this, "cuEventQuery", 2000, "cuEventQuery"};
   Call<Event> event_synchronize{this, "cuEventSynchronize", 2000,
-                                      "cuEventSynchronize"};
-  Call<float*, Event, Event> event_elapsed_time{
-      this, "cuEventElapsedTime", 2000, "cuEventElapsedTime"};
+                                "cuEventSynchronize"};
+  Call<float*, Event, Event> event_elapsed_time{this, "cuEventElapsedTime",
+                                                2000, "cuEventElapsedTime"};
 
   // Copies
   Call<DevicePtr, const void*, size_t, Stream> memcpy_h2d_async{
@@ -200,11 +198,10 @@ class Driver {
       this, "cuMemsetD32Async", 3020, "cuMemsetD32Async"};
 
   // Device memory
-  Call<DevicePtr*, size_t> mem_alloc{this, "cuMemAlloc", 3020,
-                                           "cuMemAlloc_v2"};
+  Call<DevicePtr*, size_t> mem_alloc{this, "cuMemAlloc", 3020, "cuMemAlloc_v2"};
   Call<DevicePtr> mem_free{this, "cuMemFree", 3020, "cuMemFree_v2"};
   Call<size_t*, size_t*> mem_get_info{this, "cuMemGetInfo", 3020,
-                                            "cuMemGetInfo_v2"};
+                                      "cuMemGetInfo_v2"};
 
   // Physical memory and addresses, apart
   Call<size_t*, const MemAllocationProp*, Granularity>
@@ -213,16 +210,14 @@ class Driver {
   Call<DevicePtr*, size_t, size_t, DevicePtr, unsigned long long>
       mem_address_reserve{this, "cuMemAddressReserve", 10020,
                           "cuMemAddressReserve"};
-  Call<DevicePtr, size_t> mem_address_free{this, "cuMemAddressFree",
-                                                 10020, "cuMemAddressFree"};
+  Call<DevicePtr, size_t> mem_address_free{this, "cuMemAddressFree", 10020,
+                                           "cuMemAddressFree"};
   Call<MemHandle*, size_t, const MemAllocationProp*, unsigned long long>
       mem_create{this, "cuMemCreate", 10020, "cuMemCreate"};
-  Call<MemHandle> mem_release{this, "cuMemRelease", 10020,
-                                    "cuMemRelease"};
+  Call<MemHandle> mem_release{this, "cuMemRelease", 10020, "cuMemRelease"};
   Call<DevicePtr, size_t, size_t, MemHandle, unsigned long long> mem_map{
       this, "cuMemMap", 10020, "cuMemMap"};
-  Call<DevicePtr, size_t> mem_unmap{this, "cuMemUnmap", 10020,
-                                          "cuMemUnmap"};
+  Call<DevicePtr, size_t> mem_unmap{this, "cuMemUnmap", 10020, "cuMemUnmap"};
   Call<DevicePtr, size_t, const MemAccessDesc*, size_t> mem_set_access{
       this, "cuMemSetAccess", 10020, "cuMemSetAccess"};
   // With HandleType::kPosixFileDescriptor, `shareable` points to an int.
@@ -235,59 +230,58 @@ class Driver {
       "cuMemImportFromShareableHandle"};
 
   // Host memory that the device can reach
-  Call<void**, size_t, unsigned> mem_host_alloc{
-      this, "cuMemHostAlloc", 2020, "cuMemHostAlloc"};
+  Call<void**, size_t, unsigned> mem_host_alloc{this, "cuMemHostAlloc", 2020,
+                                                "cuMemHostAlloc"};
   Call<void*> mem_free_host{this, "cuMemFreeHost", 2000, "cuMemFreeHost"};
-  Call<void*, size_t, unsigned> mem_host_register{
-      this, "cuMemHostRegister", 6050, "cuMemHostRegister_v2"};
+  Call<void*, size_t, unsigned> mem_host_register{this, "cuMemHostRegister",
+                                                  6050, "cuMemHostRegister_v2"};
   Call<void*> mem_host_unregister{this, "cuMemHostUnregister", 4000,
-                                        "cuMemHostUnregister"};
+                                  "cuMemHostUnregister"};
   Call<DevicePtr*, void*, unsigned> mem_host_get_device_pointer{
       this, "cuMemHostGetDevicePointer", 3020, "cuMemHostGetDevicePointer_v2"};
 
   // Between processes
-  Call<IpcMemHandle*, DevicePtr> ipc_get_mem_handle{
-      this, "cuIpcGetMemHandle", 4010, "cuIpcGetMemHandle"};
+  Call<IpcMemHandle*, DevicePtr> ipc_get_mem_handle{this, "cuIpcGetMemHandle",
+                                                    4010, "cuIpcGetMemHandle"};
   Call<DevicePtr*, IpcMemHandle, unsigned> ipc_open_mem_handle{
       this, "cuIpcOpenMemHandle", 11000, "cuIpcOpenMemHandle_v2"};
   Call<DevicePtr> ipc_close_mem_handle{this, "cuIpcCloseMemHandle", 4010,
-                                             "cuIpcCloseMemHandle"};
+                                       "cuIpcCloseMemHandle"};
   Call<IpcEventHandle*, Event> ipc_get_event_handle{
       this, "cuIpcGetEventHandle", 4010, "cuIpcGetEventHandle"};
   Call<Event*, IpcEventHandle> ipc_open_event_handle{
       this, "cuIpcOpenEventHandle", 4010, "cuIpcOpenEventHandle"};
 
   // Kernels
-  Call<ModuleHandle*, const void*> module_load_data{
-      this, "cuModuleLoadData", 2000, "cuModuleLoadData"};
+  Call<ModuleHandle*, const void*> module_load_data{this, "cuModuleLoadData",
+                                                    2000, "cuModuleLoadData"};
   Call<ModuleHandle> module_unload{this, "cuModuleUnload", 2000,
-                                         "cuModuleUnload"};
+                                   "cuModuleUnload"};
   Call<Function*, ModuleHandle, const char*> module_get_function{
       this, "cuModuleGetFunction", 2000, "cuModuleGetFunction"};
   Call<int*, FunctionAttribute, Function> func_get_attribute{
       this, "cuFuncGetAttribute", 2020, "cuFuncGetAttribute"};
   Call<Function, FunctionAttribute, int> func_set_attribute{
       this, "cuFuncSetAttribute", 9000, "cuFuncSetAttribute"};
-  Call<Function, unsigned, unsigned, unsigned, unsigned, unsigned,
-             unsigned, unsigned, Stream, void**, void**>
+  Call<Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+       unsigned, Stream, void**, void**>
       launch_kernel{this, "cuLaunchKernel", 4000, "cuLaunchKernel"};
 
   // Graphs
   Call<Stream, CaptureMode> stream_begin_capture{
       this, "cuStreamBeginCapture", 10010, "cuStreamBeginCapture_v2"};
-  Call<Stream, Graph*> stream_end_capture{
-      this, "cuStreamEndCapture", 10000, "cuStreamEndCapture"};
+  Call<Stream, Graph*> stream_end_capture{this, "cuStreamEndCapture", 10000,
+                                          "cuStreamEndCapture"};
   Call<Stream, CaptureStatus*> stream_is_capturing{
       this, "cuStreamIsCapturing", 10000, "cuStreamIsCapturing"};
   Call<GraphExec*, Graph, unsigned long long> graph_instantiate{
       this, "cuGraphInstantiateWithFlags", 11040,
       "cuGraphInstantiateWithFlags"};
   Call<GraphExec, Stream> graph_launch{this, "cuGraphLaunch", 10000,
-                                             "cuGraphLaunch"};
-  Call<Graph> graph_destroy{this, "cuGraphDestroy", 10000,
-                                  "cuGraphDestroy"};
+                                       "cuGraphLaunch"};
+  Call<Graph> graph_destroy{this, "cuGraphDestroy", 10000, "cuGraphDestroy"};
   Call<GraphExec> graph_exec_destroy{this, "cuGraphExecDestroy", 10000,
-                                           "cuGraphExecDestroy"};
+                                     "cuGraphExecDestroy"};
 };
 
 }  // namespace larder::kernels::cuda

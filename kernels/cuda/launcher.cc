@@ -46,11 +46,11 @@ Launcher::~Launcher() {
 Error Launcher::LaunchBytes(const LaunchPlan& plan, const void* params,
                             size_t params_bytes, Stream stream) const {
   if (plan.entry == nullptr) return {};
-  const auto kernel = std::lower_bound(
-      kernels_.begin(), kernels_.end(), plan.entry,
-      [](const Kernel& k, const char* entry) {
-        return std::strcmp(k.entry, entry) < 0;
-      });
+  const auto kernel =
+      std::lower_bound(kernels_.begin(), kernels_.end(), plan.entry,
+                       [](const Kernel& k, const char* entry) {
+                         return std::strcmp(k.entry, entry) < 0;
+                       });
   if (kernel == kernels_.end() || std::strcmp(kernel->entry, plan.entry) != 0) {
     return {Result::kNotFound, "Launcher::Launch", "CUDA_ERROR_NOT_FOUND",
             "no kernel of that name was loaded"};

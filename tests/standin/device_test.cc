@@ -68,8 +68,8 @@ class DriverTest : public DeviceTest {
                                  size_t count = kBytes / 4) {
     std::vector<uint32_t> words(count);
     const cuda::Stream stream = NewStream();
-    LARDER_EXPECT_CUDA(driver().memcpy_d2h_async(words.data(), memory_dev,
-                                                 count * 4, stream));
+    LARDER_EXPECT_CUDA(
+        driver().memcpy_d2h_async(words.data(), memory_dev, count * 4, stream));
     LARDER_EXPECT_CUDA(driver().stream_synchronize(stream));
     LARDER_EXPECT_CUDA(driver().stream_destroy(stream));
     return words;
@@ -116,16 +116,16 @@ TEST_F(DriverTest, CopiesThereAndBack) {
       const Pinned from(driver(), kBytes);
       const Pinned to(driver(), kBytes);
       std::memcpy(from.memory(), numbers.data(), kBytes);
-      LARDER_ASSERT_CUDA(driver().memcpy_h2d_async(first, from.memory(), kBytes,
-                                                   stream));
+      LARDER_ASSERT_CUDA(
+          driver().memcpy_h2d_async(first, from.memory(), kBytes, stream));
       LARDER_ASSERT_CUDA(
           driver().memcpy_d2d_async(second, first, kBytes, stream));
-      LARDER_ASSERT_CUDA(driver().memset_d8_async(second + 16, 0xab, 3,
-                                                  stream));
+      LARDER_ASSERT_CUDA(
+          driver().memset_d8_async(second + 16, 0xab, 3, stream));
       LARDER_ASSERT_CUDA(
           driver().memset_d32_async(second + 32, 0x01020304, 2, stream));
-      LARDER_ASSERT_CUDA(driver().memcpy_d2h_async(to.memory(), second, kBytes,
-                                                   stream));
+      LARDER_ASSERT_CUDA(
+          driver().memcpy_d2h_async(to.memory(), second, kBytes, stream));
       LARDER_ASSERT_CUDA(driver().stream_synchronize(stream));
       std::vector<uint32_t> expected = numbers;
       std::memset(&expected[4], 0xab, 3);
@@ -143,8 +143,8 @@ TEST_F(DriverTest, PageableMemoryMayChangeAfterTheCall) {
     std::vector<uint32_t> numbers = Numbers(1);
     const cuda::DevicePtr memory_dev = Alloc(kBytes);
     const cuda::Stream stream = NewStream();
-    LARDER_ASSERT_CUDA(driver().memcpy_h2d_async(memory_dev, numbers.data(),
-                                                 kBytes, stream));
+    LARDER_ASSERT_CUDA(
+        driver().memcpy_h2d_async(memory_dev, numbers.data(), kBytes, stream));
     std::fill(numbers.begin(), numbers.end(), 0u);
     LARDER_ASSERT_CUDA(driver().stream_synchronize(stream));
     EXPECT_EQ(ReadBack(memory_dev), Numbers(1));
@@ -163,17 +163,17 @@ TEST_F(DriverTest, EventsOrderStreams) {
     const Pinned from(driver(), kBytes);
     const Pinned to(driver(), kBytes);
     for (uint32_t round = 1; round <= 4; ++round) {
-      LARDER_ASSERT_CUDA(driver().memset_d32_async(memory_dev, round,
-                                                   kBytes / 4, producer));
+      LARDER_ASSERT_CUDA(
+          driver().memset_d32_async(memory_dev, round, kBytes / 4, producer));
       LARDER_ASSERT_CUDA(driver().event_record(written, producer));
       LARDER_ASSERT_CUDA(driver().stream_wait_event(consumer, written, 0));
-      LARDER_ASSERT_CUDA(driver().memcpy_d2h_async(to.memory(), memory_dev,
-                                                   kBytes, consumer));
+      LARDER_ASSERT_CUDA(
+          driver().memcpy_d2h_async(to.memory(), memory_dev, kBytes, consumer));
       LARDER_ASSERT_CUDA(driver().event_record(read, consumer));
       // The next round's writes come after this one's reads.
       LARDER_ASSERT_CUDA(driver().stream_wait_event(producer, read, 0));
-      LARDER_ASSERT_CUDA(driver().memset_d32_async(memory_dev, 0, kBytes / 4,
-                                                   producer));
+      LARDER_ASSERT_CUDA(
+          driver().memset_d32_async(memory_dev, 0, kBytes / 4, producer));
       LARDER_ASSERT_CUDA(driver().event_synchronize(read));
       for (size_t i = 0; i < kBytes / 4; ++i) {
         ASSERT_EQ(to.words()[i], round) << "word " << i;
@@ -255,8 +255,8 @@ TEST_F(DriverTest, ValuesInMemoryHoldStreamsBack) {
     const cuda::Stream writer = NewStream();
     LARDER_ASSERT_CUDA(driver().memset_d32_async(flag_dev, 0, 1, writer));
     LARDER_ASSERT_CUDA(driver().stream_synchronize(writer));
-    LARDER_ASSERT_CUDA(driver().stream_wait_value32(waiter, flag_dev, 5,
-                                                    cuda::kWaitValueGeq));
+    LARDER_ASSERT_CUDA(
+        driver().stream_wait_value32(waiter, flag_dev, 5, cuda::kWaitValueGeq));
     LARDER_ASSERT_CUDA(driver().stream_write_value32(waiter, word_dev, 1, 0));
     EXPECT_EQ(driver().stream_query(waiter).code, cuda::Result::kNotReady);
     EXPECT_EQ(host_word.load(), 0u);
@@ -264,8 +264,8 @@ TEST_F(DriverTest, ValuesInMemoryHoldStreamsBack) {
     LARDER_ASSERT_CUDA(driver().stream_synchronize(waiter));
     EXPECT_EQ(host_word.load(), 1u);
     // And one that the host writes.
-    LARDER_ASSERT_CUDA(driver().stream_wait_value32(waiter, word_dev, 8,
-                                                    cuda::kWaitValueEq));
+    LARDER_ASSERT_CUDA(
+        driver().stream_wait_value32(waiter, word_dev, 8, cuda::kWaitValueEq));
     EXPECT_EQ(driver().stream_query(waiter).code, cuda::Result::kNotReady);
     host_word = 8;
     LARDER_ASSERT_CUDA(driver().stream_synchronize(waiter));
@@ -290,8 +290,7 @@ TEST_F(DriverTest, MapsPhysicalMemoryAtWill) {
   cuda::MemHandle handles[2] = {};
   for (size_t i = 0; i < 2; ++i) {
     const cuda::DevicePtr at = base + (2 * i + 1) * granularity;
-    LARDER_ASSERT_CUDA(
-        driver().mem_create(&handles[i], granularity, &prop, 0));
+    LARDER_ASSERT_CUDA(driver().mem_create(&handles[i], granularity, &prop, 0));
     LARDER_ASSERT_CUDA(driver().mem_map(at, granularity, 0, handles[i], 0));
     LARDER_ASSERT_CUDA(driver().mem_set_access(at, granularity, &access, 1));
     LARDER_ASSERT_CUDA(driver().memset_d32_async(
@@ -382,14 +381,14 @@ TEST_F(DriverTest, GraphsReplayWhatWasCaptured) {
     const cuda::Event join = NewEvent();
     LARDER_ASSERT_CUDA(
         driver().stream_begin_capture(stream, cuda::CaptureMode::kGlobal));
-    LARDER_ASSERT_CUDA(driver().stream_wait_value32(stream, word_dev, 1,
-                                                    cuda::kWaitValueEq));
+    LARDER_ASSERT_CUDA(
+        driver().stream_wait_value32(stream, word_dev, 1, cuda::kWaitValueEq));
     LARDER_ASSERT_CUDA(
         driver().memcpy_h2d_async(counter_dev, source.memory(), 4, stream));
     LARDER_ASSERT_CUDA(driver().event_record(fork, stream));
     LARDER_ASSERT_CUDA(driver().stream_wait_event(side, fork, 0));
-    LARDER_ASSERT_CUDA(driver().memcpy_d2d_async(counter_dev + 4, counter_dev,
-                                                 4, side));
+    LARDER_ASSERT_CUDA(
+        driver().memcpy_d2d_async(counter_dev + 4, counter_dev, 4, side));
     LARDER_ASSERT_CUDA(driver().event_record(join, side));
     LARDER_ASSERT_CUDA(driver().stream_wait_event(stream, join, 0));
     LARDER_ASSERT_CUDA(driver().memcpy_d2h_async(&word.words()[1],
@@ -544,9 +543,8 @@ TEST_F(DriverTest, SharesAllocationsAndEventsWithAProcess) {
   LARDER_ASSERT_CUDA(
       driver().memset_d32_async(memory_dev, 41, kBytes / 4, stream));
   LARDER_ASSERT_CUDA(driver().event_record(event, stream));
-  samples::ChildProcess child(
-      {"ipc", Hex(&memory_handle, sizeof memory_handle),
-       Hex(&event_handle, sizeof event_handle)});
+  samples::ChildProcess child({"ipc", Hex(&memory_handle, sizeof memory_handle),
+                               Hex(&event_handle, sizeof event_handle)});
   EXPECT_EQ(child.ReadLine(), "opened");
   LARDER_ASSERT_CUDA(driver().stream_synchronize(stream));
   EXPECT_EQ(child.ReadLine(), "saw 41");
@@ -579,8 +577,7 @@ TEST_F(DriverTest, SharesPhysicalMemoryByDescriptor) {
       &fd, handle, cuda::HandleType::kPosixFileDescriptor, 0));
   ASSERT_GE(fd, 0);
 
-  const std::string name =
-      "larder-device-test-" + std::to_string(getpid());
+  const std::string name = "larder-device-test-" + std::to_string(getpid());
   const sockaddr_un address = SocketName(name);
   const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   ASSERT_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&address),

@@ -110,11 +110,9 @@ constexpr Named kErrors[] = {
      "operation not permitted"},
     {Result::kNotSupported, "CUDA_ERROR_NOT_SUPPORTED",
      "operation not supported"},
-    {Result::kStreamCaptureUnsupported,
-     "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+    {Result::kStreamCaptureUnsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
      "operation not permitted when stream is capturing"},
-    {Result::kStreamCaptureInvalidated,
-     "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+    {Result::kStreamCaptureInvalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
      "operation failed due to a previous error during capture"},
     {Result::kStreamCaptureUnmatched, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED",
      "capture was not initiated in this stream"},
@@ -182,11 +180,24 @@ struct Machine {
   uint64_t capacity_bytes = uint64_t{1} << 30;
   int devices = 1;
   int version = 13000;
-  std::map<int, int> attributes = {
-      {10, 32},      {16, 132},    {18, 0},  {20, 0},   {33, 1},
-      {34, 0},       {38, 50 << 20}, {41, 1},  {50, 0},   {75, 9},
-      {76, 0},       {91, 1},      {97, kSharedOptinBytes}, {99, 1},
-      {102, 1},      {103, 1},     {113, 1}, {125, 1}};
+  std::map<int, int> attributes = {{10, 32},
+                                   {16, 132},
+                                   {18, 0},
+                                   {20, 0},
+                                   {33, 1},
+                                   {34, 0},
+                                   {38, 50 << 20},
+                                   {41, 1},
+                                   {50, 0},
+                                   {75, 9},
+                                   {76, 0},
+                                   {91, 1},
+                                   {97, kSharedOptinBytes},
+                                   {99, 1},
+                                   {102, 1},
+                                   {103, 1},
+                                   {113, 1},
+                                   {125, 1}};
   struct Injection {
     std::string call;
     int countdown = 0;
@@ -386,7 +397,8 @@ STANDIN_API Result cuDeviceTotalMem_v2(size_t* bytes, Device device) {
   });
 }
 
-STANDIN_API Result cuDeviceGetAttribute(int* value, DeviceAttribute which, Device device) {
+STANDIN_API Result cuDeviceGetAttribute(int* value, DeviceAttribute which,
+                                        Device device) {
   return Enter("cuDeviceGetAttribute", Needs::kInit, [&](Machine& m, auto&) {
     if (device < 0 || device >= m.devices) return Result::kInvalidDevice;
     const auto found = m.attributes.find(static_cast<int>(which));
@@ -396,7 +408,8 @@ STANDIN_API Result cuDeviceGetAttribute(int* value, DeviceAttribute which, Devic
   });
 }
 
-STANDIN_API Result cuDevicePrimaryCtxRetain(ContextHandle* context, Device device) {
+STANDIN_API Result cuDevicePrimaryCtxRetain(ContextHandle* context,
+                                            Device device) {
   return Enter("cuDevicePrimaryCtxRetain", Needs::kInit,
                [&](Machine& m, auto&) {
                  if (device != 0) return Result::kInvalidDevice;
@@ -489,24 +502,24 @@ STANDIN_API Result cuStreamSynchronize(Stream stream) {
 }
 
 STANDIN_API Result cuStreamQuery(Stream stream) {
-  return Enter("cuStreamQuery", Needs::kContext,
-               [&](Machine& m, Schedule::Lock& lock) {
-                 const auto state = Find(m, stream);
-                 if (state == nullptr) return Result::kInvalidHandle;
-                 if (state->capture != nullptr) {
-                   state->capture->invalid = true;
-                   return Result::kStreamCaptureUnsupported;
-                 }
-                 m.schedule.RunSome(lock);
-                 if (m.schedule.lost() != Result::kSuccess) {
-                   return m.schedule.lost();
-                 }
-                 return state->queue.empty() ? Result::kSuccess
-                                             : Result::kNotReady;
-               });
+  return Enter(
+      "cuStreamQuery", Needs::kContext, [&](Machine& m, Schedule::Lock& lock) {
+        const auto state = Find(m, stream);
+        if (state == nullptr) return Result::kInvalidHandle;
+        if (state->capture != nullptr) {
+          state->capture->invalid = true;
+          return Result::kStreamCaptureUnsupported;
+        }
+        m.schedule.RunSome(lock);
+        if (m.schedule.lost() != Result::kSuccess) {
+          return m.schedule.lost();
+        }
+        return state->queue.empty() ? Result::kSuccess : Result::kNotReady;
+      });
 }
 
-STANDIN_API Result cuStreamWaitEvent(Stream stream, Event event, unsigned flags) {
+STANDIN_API Result cuStreamWaitEvent(Stream stream, Event event,
+                                     unsigned flags) {
   return Enter("cuStreamWaitEvent", Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr || !m.events.Has(event)) {
@@ -553,7 +566,7 @@ STANDIN_API Result cuStreamWaitEvent(Stream stream, Event event, unsigned flags)
 }
 
 static Result StreamValue(const char* call, Stream stream, DevicePtr address,
-                   uint32_t value, unsigned flags, bool write) {
+                          uint32_t value, unsigned flags, bool write) {
   return Enter(call, Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr) return Result::kInvalidHandle;
@@ -592,19 +605,20 @@ static Result StreamValue(const char* call, Stream stream, DevicePtr address,
   });
 }
 
-STANDIN_API Result cuStreamWaitValue32_v2(Stream stream, DevicePtr address, uint32_t value,
-                         unsigned flags) {
+STANDIN_API Result cuStreamWaitValue32_v2(Stream stream, DevicePtr address,
+                                          uint32_t value, unsigned flags) {
   return StreamValue("cuStreamWaitValue32", stream, address, value, flags,
                      false);
 }
 
-STANDIN_API Result cuStreamWriteValue32_v2(Stream stream, DevicePtr address, uint32_t value,
-                          unsigned flags) {
+STANDIN_API Result cuStreamWriteValue32_v2(Stream stream, DevicePtr address,
+                                           uint32_t value, unsigned flags) {
   return StreamValue("cuStreamWriteValue32", stream, address, value, flags,
                      true);
 }
 
-STANDIN_API Result cuLaunchHostFunc(Stream stream, HostFunction function, void* data) {
+STANDIN_API Result cuLaunchHostFunc(Stream stream, HostFunction function,
+                                    void* data) {
   return Enter("cuLaunchHostFunc", Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr) return Result::kInvalidHandle;
@@ -630,9 +644,9 @@ STANDIN_API Result cuEventCreate(Event* event, unsigned flags) {
           ftruncate(state->shared_fd, sizeof(SharedEvent)) != 0) {
         return Result::kOutOfMemory;
       }
-      void* const memory = mmap(nullptr, sizeof(SharedEvent),
-                                PROT_READ | PROT_WRITE, MAP_SHARED,
-                                state->shared_fd, 0);
+      void* const memory =
+          mmap(nullptr, sizeof(SharedEvent), PROT_READ | PROT_WRITE, MAP_SHARED,
+               state->shared_fd, 0);
       if (memory == MAP_FAILED) return Result::kOutOfMemory;
       state->shared = static_cast<SharedEvent*>(memory);
     }
@@ -689,21 +703,20 @@ static bool SharedEventReached(const EventState& e) {
 }
 
 STANDIN_API Result cuEventQuery(Event event) {
-  return Enter("cuEventQuery", Needs::kContext,
-               [&](Machine& m, Schedule::Lock& lock) {
-                 if (!m.events.Has(event)) return Result::kInvalidHandle;
-                 const std::shared_ptr<EventState> e = event->state;
-                 if (e->capture != nullptr) return Result::kCapturedEvent;
-                 m.schedule.RunSome(lock);
-                 if (m.schedule.lost() != Result::kSuccess) {
-                   return m.schedule.lost();
-                 }
-                 const bool reached =
-                     e->imported ? SharedEventReached(*e)
-                                 : !e->recorded.has_value() ||
-                                       Schedule::Reached(*e->recorded);
-                 return reached ? Result::kSuccess : Result::kNotReady;
-               });
+  return Enter(
+      "cuEventQuery", Needs::kContext, [&](Machine& m, Schedule::Lock& lock) {
+        if (!m.events.Has(event)) return Result::kInvalidHandle;
+        const std::shared_ptr<EventState> e = event->state;
+        if (e->capture != nullptr) return Result::kCapturedEvent;
+        m.schedule.RunSome(lock);
+        if (m.schedule.lost() != Result::kSuccess) {
+          return m.schedule.lost();
+        }
+        const bool reached = e->imported ? SharedEventReached(*e)
+                                         : !e->recorded.has_value() ||
+                                               Schedule::Reached(*e->recorded);
+        return reached ? Result::kSuccess : Result::kNotReady;
+      });
 }
 
 STANDIN_API Result cuEventSynchronize(Event event) {
@@ -721,7 +734,8 @@ STANDIN_API Result cuEventSynchronize(Event event) {
                });
 }
 
-STANDIN_API Result cuEventElapsedTime(float* milliseconds, Event begin, Event end) {
+STANDIN_API Result cuEventElapsedTime(float* milliseconds, Event begin,
+                                      Event end) {
   return Enter("cuEventElapsedTime", Needs::kContext, [&](Machine& m, auto&) {
     for (const Event event : {begin, end}) {
       if (!m.events.Has(event) || !event->state->recorded.has_value() ||
@@ -740,8 +754,8 @@ STANDIN_API Result cuEventElapsedTime(float* milliseconds, Event begin, Event en
 
 // Copies between host and device. Pageable host memory is what the caller may
 // change as soon as the call returns: it is read at once, and written before.
-STANDIN_API Result cuMemcpyHtoDAsync_v2(DevicePtr to_dev, const void* from_host, size_t bytes,
-                       Stream stream) {
+STANDIN_API Result cuMemcpyHtoDAsync_v2(DevicePtr to_dev, const void* from_host,
+                                        size_t bytes, Stream stream) {
   return Enter("cuMemcpyHtoDAsync", Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr) return Result::kInvalidHandle;
@@ -770,37 +784,38 @@ STANDIN_API Result cuMemcpyHtoDAsync_v2(DevicePtr to_dev, const void* from_host,
   });
 }
 
-STANDIN_API Result cuMemcpyDtoHAsync_v2(void* to_host, DevicePtr from_dev, size_t bytes,
-                       Stream stream) {
-  return Enter(
-      "cuMemcpyDtoHAsync", Needs::kContext,
-      [&](Machine& m, Schedule::Lock& lock) {
-        const auto state = Find(m, stream);
-        if (state == nullptr) return Result::kInvalidHandle;
-        if (bytes == 0) return Result::kSuccess;
-        const auto reach = m.pinned.Find(to_host, bytes);
-        if (!m.space.Allows(from_dev, bytes, false) || to_host == nullptr ||
-            reach == PinnedMemory::Reach::kPartly ||
-            reach == PinnedMemory::Reach::kReadOnly) {
-          return Result::kInvalidValue;
-        }
-        const Result result = m.schedule.Enqueue(
-            state, DeviceStep(m, [&m, to_host, from_dev, bytes] {
-              if (!m.space.Allows(from_dev, bytes, false)) return Wrong(true);
-              std::memcpy(to_host, HostAddress(from_dev), bytes);
-              return Result::kSuccess;
-            }));
-        if (result != Result::kSuccess ||
-            reach != PinnedMemory::Reach::kPageable ||
-            state->capture != nullptr) {
-          return result;
-        }
-        return m.schedule.RunTo(lock, {state, state->enqueued});
-      });
+STANDIN_API Result cuMemcpyDtoHAsync_v2(void* to_host, DevicePtr from_dev,
+                                        size_t bytes, Stream stream) {
+  return Enter("cuMemcpyDtoHAsync", Needs::kContext,
+               [&](Machine& m, Schedule::Lock& lock) {
+                 const auto state = Find(m, stream);
+                 if (state == nullptr) return Result::kInvalidHandle;
+                 if (bytes == 0) return Result::kSuccess;
+                 const auto reach = m.pinned.Find(to_host, bytes);
+                 if (!m.space.Allows(from_dev, bytes, false) ||
+                     to_host == nullptr ||
+                     reach == PinnedMemory::Reach::kPartly ||
+                     reach == PinnedMemory::Reach::kReadOnly) {
+                   return Result::kInvalidValue;
+                 }
+                 const Result result = m.schedule.Enqueue(
+                     state, DeviceStep(m, [&m, to_host, from_dev, bytes] {
+                       if (!m.space.Allows(from_dev, bytes, false))
+                         return Wrong(true);
+                       std::memcpy(to_host, HostAddress(from_dev), bytes);
+                       return Result::kSuccess;
+                     }));
+                 if (result != Result::kSuccess ||
+                     reach != PinnedMemory::Reach::kPageable ||
+                     state->capture != nullptr) {
+                   return result;
+                 }
+                 return m.schedule.RunTo(lock, {state, state->enqueued});
+               });
 }
 
-STANDIN_API Result cuMemcpyDtoDAsync_v2(DevicePtr to_dev, DevicePtr from_dev, size_t bytes,
-                       Stream stream) {
+STANDIN_API Result cuMemcpyDtoDAsync_v2(DevicePtr to_dev, DevicePtr from_dev,
+                                        size_t bytes, Stream stream) {
   return Enter("cuMemcpyDtoDAsync", Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr) return Result::kInvalidHandle;
@@ -820,7 +835,7 @@ STANDIN_API Result cuMemcpyDtoDAsync_v2(DevicePtr to_dev, DevicePtr from_dev, si
 }
 
 static Result MemsetAsync(const char* call, DevicePtr to_dev, uint32_t value,
-                   size_t count, size_t width, Stream stream) {
+                          size_t count, size_t width, Stream stream) {
   return Enter(call, Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr) return Result::kInvalidHandle;
@@ -843,13 +858,13 @@ static Result MemsetAsync(const char* call, DevicePtr to_dev, uint32_t value,
   });
 }
 
-STANDIN_API Result cuMemsetD8Async(DevicePtr to_dev, unsigned char value, size_t count,
-                     Stream stream) {
+STANDIN_API Result cuMemsetD8Async(DevicePtr to_dev, unsigned char value,
+                                   size_t count, Stream stream) {
   return MemsetAsync("cuMemsetD8Async", to_dev, value, count, 1, stream);
 }
 
-STANDIN_API Result cuMemsetD32Async(DevicePtr to_dev, unsigned value, size_t count,
-                      Stream stream) {
+STANDIN_API Result cuMemsetD32Async(DevicePtr to_dev, unsigned value,
+                                    size_t count, Stream stream) {
   return MemsetAsync("cuMemsetD32Async", to_dev, value, count, 4, stream);
 }
 
@@ -898,8 +913,9 @@ static bool IsOurs(const MemAllocationProp* prop) {
          prop->location.id == 0 && prop->win32_handle_meta_data == nullptr;
 }
 
-STANDIN_API Result cuMemGetAllocationGranularity(size_t* bytes, const MemAllocationProp* prop,
-                                   Granularity) {
+STANDIN_API Result cuMemGetAllocationGranularity(size_t* bytes,
+                                                 const MemAllocationProp* prop,
+                                                 Granularity) {
   return Enter("cuMemGetAllocationGranularity", Needs::kContext,
                [&](Machine&, auto&) {
                  if (!IsOurs(prop)) return Result::kInvalidValue;
@@ -908,8 +924,9 @@ STANDIN_API Result cuMemGetAllocationGranularity(size_t* bytes, const MemAllocat
                });
 }
 
-STANDIN_API Result cuMemAddressReserve(DevicePtr* address, size_t bytes, size_t alignment,
-                         DevicePtr, unsigned long long flags) {
+STANDIN_API Result cuMemAddressReserve(DevicePtr* address, size_t bytes,
+                                       size_t alignment, DevicePtr,
+                                       unsigned long long flags) {
   return Enter("cuMemAddressReserve", Needs::kContext, [&](Machine& m, auto&) {
     if (bytes == 0 || bytes % kGranularityBytes != 0 || flags != 0 ||
         (alignment & (alignment - 1)) != 0) {
@@ -927,8 +944,9 @@ STANDIN_API Result cuMemAddressFree(DevicePtr address, size_t bytes) {
   });
 }
 
-STANDIN_API Result cuMemCreate(MemHandle* handle, size_t bytes, const MemAllocationProp* prop,
-                 unsigned long long flags) {
+STANDIN_API Result cuMemCreate(MemHandle* handle, size_t bytes,
+                               const MemAllocationProp* prop,
+                               unsigned long long flags) {
   return Enter("cuMemCreate", Needs::kContext, [&](Machine& m, auto&) {
     if (!IsOurs(prop) || bytes == 0 || bytes % kGranularityBytes != 0 ||
         flags != 0) {
@@ -951,8 +969,8 @@ STANDIN_API Result cuMemRelease(MemHandle handle) {
   });
 }
 
-STANDIN_API Result cuMemMap(DevicePtr address, size_t bytes, size_t offset, MemHandle handle,
-              unsigned long long flags) {
+STANDIN_API Result cuMemMap(DevicePtr address, size_t bytes, size_t offset,
+                            MemHandle handle, unsigned long long flags) {
   return Enter("cuMemMap", Needs::kContext, [&](Machine& m, auto&) {
     const auto found = m.physical.find(handle);
     if (found == m.physical.end() || offset != 0 || flags != 0) {
@@ -970,8 +988,8 @@ STANDIN_API Result cuMemUnmap(DevicePtr address, size_t bytes) {
   });
 }
 
-STANDIN_API Result cuMemSetAccess(DevicePtr address, size_t bytes, const MemAccessDesc* desc,
-                    size_t count) {
+STANDIN_API Result cuMemSetAccess(DevicePtr address, size_t bytes,
+                                  const MemAccessDesc* desc, size_t count) {
   return Enter("cuMemSetAccess", Needs::kContext, [&](Machine& m, auto&) {
     if (desc == nullptr || count != 1 ||
         desc->location.type != LocationType::kDevice ||
@@ -986,8 +1004,10 @@ STANDIN_API Result cuMemSetAccess(DevicePtr address, size_t bytes, const MemAcce
   });
 }
 
-STANDIN_API Result cuMemExportToShareableHandle(void* shareable, MemHandle handle, HandleType type,
-                 unsigned long long flags) {
+STANDIN_API Result cuMemExportToShareableHandle(void* shareable,
+                                                MemHandle handle,
+                                                HandleType type,
+                                                unsigned long long flags) {
   return Enter("cuMemExportToShareableHandle", Needs::kContext,
                [&](Machine& m, auto&) {
                  const auto found = m.physical.find(handle);
@@ -996,24 +1016,24 @@ STANDIN_API Result cuMemExportToShareableHandle(void* shareable, MemHandle handl
                      !found->second->exportable()) {
                    return Result::kInvalidValue;
                  }
-                 const int fd =
-                     fcntl(found->second->fd(), F_DUPFD_CLOEXEC, 0);
+                 const int fd = fcntl(found->second->fd(), F_DUPFD_CLOEXEC, 0);
                  if (fd < 0) return Result::kOutOfMemory;
                  std::memcpy(shareable, &fd, sizeof fd);
                  return Result::kSuccess;
                });
 }
 
-STANDIN_API Result cuMemImportFromShareableHandle(MemHandle* handle, void* os_handle, HandleType type) {
+STANDIN_API Result cuMemImportFromShareableHandle(MemHandle* handle,
+                                                  void* os_handle,
+                                                  HandleType type) {
   return Enter("cuMemImportFromShareableHandle", Needs::kContext,
                [&](Machine& m, auto&) {
                  if (type != HandleType::kPosixFileDescriptor) {
                    return Result::kInvalidValue;
                  }
-                 const int fd =
-                     fcntl(static_cast<int>(reinterpret_cast<intptr_t>(
-                               os_handle)),
-                           F_DUPFD_CLOEXEC, 0);
+                 const int fd = fcntl(
+                     static_cast<int>(reinterpret_cast<intptr_t>(os_handle)),
+                     F_DUPFD_CLOEXEC, 0);
                  if (fd < 0) return Result::kInvalidValue;
                  auto physical = Physical::Import(fd);
                  if (physical == nullptr) return Result::kInvalidValue;
@@ -1040,7 +1060,8 @@ STANDIN_API Result cuMemFreeHost(void* memory) {
                });
 }
 
-STANDIN_API Result cuMemHostRegister_v2(void* memory, size_t bytes, unsigned flags) {
+STANDIN_API Result cuMemHostRegister_v2(void* memory, size_t bytes,
+                                        unsigned flags) {
   return Enter("cuMemHostRegister", Needs::kContext, [&](Machine& m, auto&) {
     if (flags > 15) return Result::kInvalidValue;
     const bool read_only = (flags & kHostRegisterReadOnly) != 0;
@@ -1054,13 +1075,12 @@ STANDIN_API Result cuMemHostRegister_v2(void* memory, size_t bytes, unsigned fla
 }
 
 STANDIN_API Result cuMemHostUnregister(void* memory) {
-  return Enter("cuMemHostUnregister", Needs::kContext, [&](Machine& m, auto&) {
-    return m.pinned.Unregister(memory);
-  });
+  return Enter("cuMemHostUnregister", Needs::kContext,
+               [&](Machine& m, auto&) { return m.pinned.Unregister(memory); });
 }
 
-STANDIN_API Result cuMemHostGetDevicePointer_v2(DevicePtr* address, void* memory,
-                               unsigned flags) {
+STANDIN_API Result cuMemHostGetDevicePointer_v2(DevicePtr* address,
+                                                void* memory, unsigned flags) {
   return Enter("cuMemHostGetDevicePointer", Needs::kContext,
                [&](Machine& m, auto&) {
                  const auto reach = m.pinned.Find(memory, 1);
@@ -1086,8 +1106,8 @@ STANDIN_API Result cuIpcGetMemHandle(IpcMemHandle* handle, DevicePtr address) {
   });
 }
 
-STANDIN_API Result cuIpcOpenMemHandle_v2(DevicePtr* address, IpcMemHandle handle,
-                        unsigned flags) {
+STANDIN_API Result cuIpcOpenMemHandle_v2(DevicePtr* address,
+                                         IpcMemHandle handle, unsigned flags) {
   return Enter("cuIpcOpenMemHandle", Needs::kContext, [&](Machine& m, auto&) {
     if (flags != kIpcMemLazyEnablePeerAccess) return Result::kInvalidValue;
     IpcContents contents;
@@ -1179,7 +1199,7 @@ STANDIN_API Result cuModuleUnload(ModuleHandle module) {
 }
 
 STANDIN_API Result cuModuleGetFunction(Function* function, ModuleHandle module,
-                         const char* name) {
+                                       const char* name) {
   return Enter("cuModuleGetFunction", Needs::kContext, [&](Machine& m, auto&) {
     if (!m.modules.Has(module)) return Result::kInvalidHandle;
     if (name == nullptr) return Result::kInvalidValue;
@@ -1199,7 +1219,7 @@ STANDIN_API Result cuModuleGetFunction(Function* function, ModuleHandle module,
 }
 
 STANDIN_API Result cuFuncGetAttribute(int* value, FunctionAttribute which,
-                        Function function) {
+                                      Function function) {
   return Enter("cuFuncGetAttribute", Needs::kContext, [&](Machine& m, auto&) {
     if (!m.functions.Has(function)) return Result::kInvalidHandle;
     switch (which) {
@@ -1221,7 +1241,8 @@ STANDIN_API Result cuFuncGetAttribute(int* value, FunctionAttribute which,
   });
 }
 
-STANDIN_API Result cuFuncSetAttribute(Function function, FunctionAttribute which, int value) {
+STANDIN_API Result cuFuncSetAttribute(Function function,
+                                      FunctionAttribute which, int value) {
   return Enter("cuFuncSetAttribute", Needs::kContext, [&](Machine& m, auto&) {
     if (!m.functions.Has(function)) return Result::kInvalidHandle;
     if (which != FunctionAttribute::kMaxDynamicSharedSizeBytes || value < 0 ||
@@ -1233,10 +1254,11 @@ STANDIN_API Result cuFuncSetAttribute(Function function, FunctionAttribute which
   });
 }
 
-STANDIN_API Result cuLaunchKernel(Function function, unsigned grid_x, unsigned grid_y,
-                    unsigned grid_z, unsigned block_x, unsigned block_y,
-                    unsigned block_z, unsigned shared_bytes, Stream stream,
-                    void** params, void** extra) {
+STANDIN_API Result cuLaunchKernel(Function function, unsigned grid_x,
+                                  unsigned grid_y, unsigned grid_z,
+                                  unsigned block_x, unsigned block_y,
+                                  unsigned block_z, unsigned shared_bytes,
+                                  Stream stream, void** params, void** extra) {
   return Enter("cuLaunchKernel", Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr || !m.functions.Has(function)) {
@@ -1301,7 +1323,7 @@ STANDIN_API Result cuStreamIsCapturing(Stream stream, CaptureStatus* status) {
   return Enter("cuStreamIsCapturing", Needs::kContext, [&](Machine& m, auto&) {
     const auto state = Find(m, stream);
     if (state == nullptr) return Result::kInvalidHandle;
-    *status = state->capture == nullptr  ? CaptureStatus::kNone
+    *status = state->capture == nullptr ? CaptureStatus::kNone
               : state->capture->invalid ? CaptureStatus::kInvalidated
                                         : CaptureStatus::kActive;
     return Result::kSuccess;
@@ -1309,7 +1331,7 @@ STANDIN_API Result cuStreamIsCapturing(Stream stream, CaptureStatus* status) {
 }
 
 STANDIN_API Result cuGraphInstantiateWithFlags(GraphExec* exec, Graph graph,
-                        unsigned long long flags) {
+                                               unsigned long long flags) {
   return Enter("cuGraphInstantiateWithFlags", Needs::kContext,
                [&](Machine& m, auto&) {
                  if (!m.graphs.Has(graph) || flags != 0) {
@@ -1353,7 +1375,8 @@ STANDIN_API Result cuGetProcAddress_v2(const char* name, void** address,
   };
   static const Entry kEntries[] = {
       {"cuInit", 2000, reinterpret_cast<void*>(&cuInit)},
-      {"cuDriverGetVersion", 2020, reinterpret_cast<void*>(&cuDriverGetVersion)},
+      {"cuDriverGetVersion", 2020,
+       reinterpret_cast<void*>(&cuDriverGetVersion)},
       {"cuGetErrorName", 6000, reinterpret_cast<void*>(&cuGetErrorName)},
       {"cuGetErrorString", 6000, reinterpret_cast<void*>(&cuGetErrorString)},
       {"cuDeviceGetCount", 2000, reinterpret_cast<void*>(&cuDeviceGetCount)},
@@ -1361,68 +1384,98 @@ STANDIN_API Result cuGetProcAddress_v2(const char* name, void** address,
       {"cuDeviceGetName", 2000, reinterpret_cast<void*>(&cuDeviceGetName)},
       {"cuDeviceGetUuid", 11040, reinterpret_cast<void*>(&cuDeviceGetUuid_v2)},
       {"cuDeviceTotalMem", 3020, reinterpret_cast<void*>(&cuDeviceTotalMem_v2)},
-      {"cuDeviceGetAttribute", 2000, reinterpret_cast<void*>(&cuDeviceGetAttribute)},
-      {"cuDevicePrimaryCtxRetain", 7000, reinterpret_cast<void*>(&cuDevicePrimaryCtxRetain)},
-      {"cuDevicePrimaryCtxRelease", 11000, reinterpret_cast<void*>(&cuDevicePrimaryCtxRelease_v2)},
+      {"cuDeviceGetAttribute", 2000,
+       reinterpret_cast<void*>(&cuDeviceGetAttribute)},
+      {"cuDevicePrimaryCtxRetain", 7000,
+       reinterpret_cast<void*>(&cuDevicePrimaryCtxRetain)},
+      {"cuDevicePrimaryCtxRelease", 11000,
+       reinterpret_cast<void*>(&cuDevicePrimaryCtxRelease_v2)},
       {"cuCtxPushCurrent", 4000, reinterpret_cast<void*>(&cuCtxPushCurrent_v2)},
       {"cuCtxPopCurrent", 4000, reinterpret_cast<void*>(&cuCtxPopCurrent_v2)},
       {"cuCtxGetCurrent", 4000, reinterpret_cast<void*>(&cuCtxGetCurrent)},
       {"cuCtxSynchronize", 2000, reinterpret_cast<void*>(&cuCtxSynchronize)},
       {"cuStreamCreate", 2000, reinterpret_cast<void*>(&cuStreamCreate)},
       {"cuStreamDestroy", 4000, reinterpret_cast<void*>(&cuStreamDestroy_v2)},
-      {"cuStreamSynchronize", 2000, reinterpret_cast<void*>(&cuStreamSynchronize)},
+      {"cuStreamSynchronize", 2000,
+       reinterpret_cast<void*>(&cuStreamSynchronize)},
       {"cuStreamQuery", 2000, reinterpret_cast<void*>(&cuStreamQuery)},
       {"cuStreamWaitEvent", 3020, reinterpret_cast<void*>(&cuStreamWaitEvent)},
-      {"cuStreamWaitValue32", 11070, reinterpret_cast<void*>(&cuStreamWaitValue32_v2)},
-      {"cuStreamWriteValue32", 11070, reinterpret_cast<void*>(&cuStreamWriteValue32_v2)},
+      {"cuStreamWaitValue32", 11070,
+       reinterpret_cast<void*>(&cuStreamWaitValue32_v2)},
+      {"cuStreamWriteValue32", 11070,
+       reinterpret_cast<void*>(&cuStreamWriteValue32_v2)},
       {"cuLaunchHostFunc", 10000, reinterpret_cast<void*>(&cuLaunchHostFunc)},
       {"cuEventCreate", 2000, reinterpret_cast<void*>(&cuEventCreate)},
       {"cuEventDestroy", 4000, reinterpret_cast<void*>(&cuEventDestroy_v2)},
       {"cuEventRecord", 2000, reinterpret_cast<void*>(&cuEventRecord)},
       {"cuEventQuery", 2000, reinterpret_cast<void*>(&cuEventQuery)},
-      {"cuEventSynchronize", 2000, reinterpret_cast<void*>(&cuEventSynchronize)},
-      {"cuEventElapsedTime", 2000, reinterpret_cast<void*>(&cuEventElapsedTime)},
-      {"cuMemcpyHtoDAsync", 3020, reinterpret_cast<void*>(&cuMemcpyHtoDAsync_v2)},
-      {"cuMemcpyDtoHAsync", 3020, reinterpret_cast<void*>(&cuMemcpyDtoHAsync_v2)},
-      {"cuMemcpyDtoDAsync", 3020, reinterpret_cast<void*>(&cuMemcpyDtoDAsync_v2)},
+      {"cuEventSynchronize", 2000,
+       reinterpret_cast<void*>(&cuEventSynchronize)},
+      {"cuEventElapsedTime", 2000,
+       reinterpret_cast<void*>(&cuEventElapsedTime)},
+      {"cuMemcpyHtoDAsync", 3020,
+       reinterpret_cast<void*>(&cuMemcpyHtoDAsync_v2)},
+      {"cuMemcpyDtoHAsync", 3020,
+       reinterpret_cast<void*>(&cuMemcpyDtoHAsync_v2)},
+      {"cuMemcpyDtoDAsync", 3020,
+       reinterpret_cast<void*>(&cuMemcpyDtoDAsync_v2)},
       {"cuMemsetD8Async", 3020, reinterpret_cast<void*>(&cuMemsetD8Async)},
       {"cuMemsetD32Async", 3020, reinterpret_cast<void*>(&cuMemsetD32Async)},
       {"cuMemAlloc", 3020, reinterpret_cast<void*>(&cuMemAlloc_v2)},
       {"cuMemFree", 3020, reinterpret_cast<void*>(&cuMemFree_v2)},
       {"cuMemGetInfo", 3020, reinterpret_cast<void*>(&cuMemGetInfo_v2)},
-      {"cuMemGetAllocationGranularity", 10020, reinterpret_cast<void*>(&cuMemGetAllocationGranularity)},
-      {"cuMemAddressReserve", 10020, reinterpret_cast<void*>(&cuMemAddressReserve)},
+      {"cuMemGetAllocationGranularity", 10020,
+       reinterpret_cast<void*>(&cuMemGetAllocationGranularity)},
+      {"cuMemAddressReserve", 10020,
+       reinterpret_cast<void*>(&cuMemAddressReserve)},
       {"cuMemAddressFree", 10020, reinterpret_cast<void*>(&cuMemAddressFree)},
       {"cuMemCreate", 10020, reinterpret_cast<void*>(&cuMemCreate)},
       {"cuMemRelease", 10020, reinterpret_cast<void*>(&cuMemRelease)},
       {"cuMemMap", 10020, reinterpret_cast<void*>(&cuMemMap)},
       {"cuMemUnmap", 10020, reinterpret_cast<void*>(&cuMemUnmap)},
       {"cuMemSetAccess", 10020, reinterpret_cast<void*>(&cuMemSetAccess)},
-      {"cuMemExportToShareableHandle", 10020, reinterpret_cast<void*>(&cuMemExportToShareableHandle)},
-      {"cuMemImportFromShareableHandle", 10020, reinterpret_cast<void*>(&cuMemImportFromShareableHandle)},
+      {"cuMemExportToShareableHandle", 10020,
+       reinterpret_cast<void*>(&cuMemExportToShareableHandle)},
+      {"cuMemImportFromShareableHandle", 10020,
+       reinterpret_cast<void*>(&cuMemImportFromShareableHandle)},
       {"cuMemHostAlloc", 2020, reinterpret_cast<void*>(&cuMemHostAlloc)},
       {"cuMemFreeHost", 2000, reinterpret_cast<void*>(&cuMemFreeHost)},
-      {"cuMemHostRegister", 6050, reinterpret_cast<void*>(&cuMemHostRegister_v2)},
-      {"cuMemHostUnregister", 4000, reinterpret_cast<void*>(&cuMemHostUnregister)},
-      {"cuMemHostGetDevicePointer", 3020, reinterpret_cast<void*>(&cuMemHostGetDevicePointer_v2)},
+      {"cuMemHostRegister", 6050,
+       reinterpret_cast<void*>(&cuMemHostRegister_v2)},
+      {"cuMemHostUnregister", 4000,
+       reinterpret_cast<void*>(&cuMemHostUnregister)},
+      {"cuMemHostGetDevicePointer", 3020,
+       reinterpret_cast<void*>(&cuMemHostGetDevicePointer_v2)},
       {"cuIpcGetMemHandle", 4010, reinterpret_cast<void*>(&cuIpcGetMemHandle)},
-      {"cuIpcOpenMemHandle", 11000, reinterpret_cast<void*>(&cuIpcOpenMemHandle_v2)},
-      {"cuIpcCloseMemHandle", 4010, reinterpret_cast<void*>(&cuIpcCloseMemHandle)},
-      {"cuIpcGetEventHandle", 4010, reinterpret_cast<void*>(&cuIpcGetEventHandle)},
-      {"cuIpcOpenEventHandle", 4010, reinterpret_cast<void*>(&cuIpcOpenEventHandle)},
+      {"cuIpcOpenMemHandle", 11000,
+       reinterpret_cast<void*>(&cuIpcOpenMemHandle_v2)},
+      {"cuIpcCloseMemHandle", 4010,
+       reinterpret_cast<void*>(&cuIpcCloseMemHandle)},
+      {"cuIpcGetEventHandle", 4010,
+       reinterpret_cast<void*>(&cuIpcGetEventHandle)},
+      {"cuIpcOpenEventHandle", 4010,
+       reinterpret_cast<void*>(&cuIpcOpenEventHandle)},
       {"cuModuleLoadData", 2000, reinterpret_cast<void*>(&cuModuleLoadData)},
       {"cuModuleUnload", 2000, reinterpret_cast<void*>(&cuModuleUnload)},
-      {"cuModuleGetFunction", 2000, reinterpret_cast<void*>(&cuModuleGetFunction)},
-      {"cuFuncGetAttribute", 2020, reinterpret_cast<void*>(&cuFuncGetAttribute)},
-      {"cuFuncSetAttribute", 9000, reinterpret_cast<void*>(&cuFuncSetAttribute)},
+      {"cuModuleGetFunction", 2000,
+       reinterpret_cast<void*>(&cuModuleGetFunction)},
+      {"cuFuncGetAttribute", 2020,
+       reinterpret_cast<void*>(&cuFuncGetAttribute)},
+      {"cuFuncSetAttribute", 9000,
+       reinterpret_cast<void*>(&cuFuncSetAttribute)},
       {"cuLaunchKernel", 4000, reinterpret_cast<void*>(&cuLaunchKernel)},
-      {"cuStreamBeginCapture", 10010, reinterpret_cast<void*>(&cuStreamBeginCapture_v2)},
-      {"cuStreamEndCapture", 10000, reinterpret_cast<void*>(&cuStreamEndCapture)},
-      {"cuStreamIsCapturing", 10000, reinterpret_cast<void*>(&cuStreamIsCapturing)},
-      {"cuGraphInstantiateWithFlags", 11040, reinterpret_cast<void*>(&cuGraphInstantiateWithFlags)},
+      {"cuStreamBeginCapture", 10010,
+       reinterpret_cast<void*>(&cuStreamBeginCapture_v2)},
+      {"cuStreamEndCapture", 10000,
+       reinterpret_cast<void*>(&cuStreamEndCapture)},
+      {"cuStreamIsCapturing", 10000,
+       reinterpret_cast<void*>(&cuStreamIsCapturing)},
+      {"cuGraphInstantiateWithFlags", 11040,
+       reinterpret_cast<void*>(&cuGraphInstantiateWithFlags)},
       {"cuGraphLaunch", 10000, reinterpret_cast<void*>(&cuGraphLaunch)},
       {"cuGraphDestroy", 10000, reinterpret_cast<void*>(&cuGraphDestroy)},
-      {"cuGraphExecDestroy", 10000, reinterpret_cast<void*>(&cuGraphExecDestroy)},
+      {"cuGraphExecDestroy", 10000,
+       reinterpret_cast<void*>(&cuGraphExecDestroy)},
   };
   return Enter("cuGetProcAddress", Needs::kNothing, [&](Machine&, auto&) {
     *address = nullptr;
@@ -1544,8 +1597,7 @@ bool RunCommand(Machine& m, Schedule::Lock& lock, std::istringstream& in,
 
 using larder::standin::Schedule;
 
-STANDIN_API int standinControl(const char* command, char* answer,
-                                  size_t size) {
+STANDIN_API int standinControl(const char* command, char* answer, size_t size) {
   larder::standin::Machine& m = larder::standin::Machine::Get();
   Schedule::Lock lock(m.schedule.mutex());
   std::istringstream in(command);
@@ -1557,10 +1609,8 @@ STANDIN_API int standinControl(const char* command, char* answer,
   return done ? 0 : -1;
 }
 
-STANDIN_API void standinRegisterKernel(const char* name,
-                                          StandinKernel kernel) {
+STANDIN_API void standinRegisterKernel(const char* name, StandinKernel kernel) {
   larder::standin::Machine& m = larder::standin::Machine::Get();
   const Schedule::Lock lock(m.schedule.mutex());
   m.kernels[name] = kernel;
 }
-

@@ -1,7 +1,6 @@
 // The declarations of kernels/cuda/driver_types.h and driver.h against NVIDIA's
 // own headers. Built only where those are installed.
 
-#include <cuda.h>
 #include <cudaTypedefs.h>
 
 #include <cstddef>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include <cuda.h>
 
 #include "kernels/cuda/driver.h"
 #include "tests/testing/cuda_device.h"
@@ -24,20 +24,18 @@ struct Signature;
 template <typename R, typename... Args>
 struct Signature<R (*)(Args...)> {
   static std::vector<std::pair<size_t, bool>> Of() {
-    return {{sizeof(R), false},
-            {sizeof(Args), std::is_pointer_v<Args>}...};
+    return {{sizeof(R), false}, {sizeof(Args), std::is_pointer_v<Args>}...};
   }
 };
 
-#define SAME_CALL(member, pfn)                                        \
-  EXPECT_EQ(Signature<decltype(cuda::Driver::member)::Pointer>::Of(), \
-            Signature<pfn>::Of())                                     \
-      << #member;                                                     \
-  EXPECT_NE(std::string(#pfn).find(                                   \
-                std::string(driver->member.name()) + "_v" +           \
-                std::to_string(driver->member.version())),            \
-            std::string::npos)                                        \
-      << #member " is " << driver->member.name() << " of "            \
+#define SAME_CALL(member, pfn)                                                 \
+  EXPECT_EQ(Signature<decltype(cuda::Driver::member)::Pointer>::Of(),          \
+            Signature<pfn>::Of())                                              \
+      << #member;                                                              \
+  EXPECT_NE(std::string(#pfn).find(std::string(driver->member.name()) + "_v" + \
+                                   std::to_string(driver->member.version())),  \
+            std::string::npos)                                                 \
+      << #member " is " << driver->member.name() << " of "                     \
       << driver->member.version()
 
 TEST(DriverAbi, CallsAreThoseOfTheirVersions) {
@@ -256,7 +254,8 @@ TEST(DriverAbi, StructsLieAsNvidias) {
             offsetof(CUmemAllocationProp, allocFlags.compressionType));
   EXPECT_EQ(offsetof(P, gpu_direct_rdma_capable),
             offsetof(CUmemAllocationProp, allocFlags.gpuDirectRDMACapable));
-  EXPECT_EQ(offsetof(P, usage), offsetof(CUmemAllocationProp, allocFlags.usage));
+  EXPECT_EQ(offsetof(P, usage),
+            offsetof(CUmemAllocationProp, allocFlags.usage));
   using D = cuda::MemAccessDesc;
   EXPECT_EQ(sizeof(D), sizeof(CUmemAccessDesc));
   EXPECT_EQ(offsetof(D, flags), offsetof(CUmemAccessDesc, flags));

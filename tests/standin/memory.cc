@@ -175,8 +175,8 @@ bool AddressSpace::Map(DevicePtr address, uint64_t bytes,
            physical->fd(), 0) == MAP_FAILED) {
     return false;
   }
-  mappings_[address] = {bytes, bytes, std::move(physical), Kind::kMapped,
-                        false, false};
+  mappings_[address] = {bytes,         bytes, std::move(physical),
+                        Kind::kMapped, false, false};
   return true;
 }
 
@@ -301,9 +301,8 @@ Result PinnedMemory::Unregister(void* memory) {
 }
 
 void* PinnedMemory::Alloc(uint64_t bytes) {
-  void* const memory =
-      mmap(nullptr, PagesUp(bytes), PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const memory = mmap(nullptr, PagesUp(bytes), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   std::memset(memory, 0xcb, bytes);
   ranges_[reinterpret_cast<uintptr_t>(memory)] = {bytes, false, true};

@@ -12,7 +12,6 @@ namespace {
 
 thread_local bool in_host_function_now = false;
 
-
 }  // namespace
 
 EventState::~EventState() {
@@ -157,8 +156,9 @@ Schedule::Outcome Schedule::RunOne(Lock& lock, const Needed* needed) {
     for (size_t i = 0; i < operation.steps.size(); ++i) {
       if (operation.done[i]) continue;
       const Step& step = operation.steps[i];
-      if (!std::all_of(step.after.begin(), step.after.end(),
-                       [&](uint32_t before) { return operation.done[before]; })) {
+      if (!std::all_of(
+              step.after.begin(), step.after.end(),
+              [&](uint32_t before) { return operation.done[before]; })) {
         continue;
       }
       if (operation.begun[i] || (step.ready && !step.ready())) {
@@ -202,6 +202,8 @@ Result Schedule::RunTo(Lock& lock, const Position& position) {
       Needed needed;
       Need(position, needed);
       outcome = RunOne(lock, &needed);
+      // What is waited for in memory comes from a stream that nobody named.
+      if (outcome == Outcome::kWaits) outcome = RunOne(lock, nullptr);
     } else {
       outcome = RunOne(lock, nullptr);
     }
@@ -228,7 +230,8 @@ Result Schedule::RunUntil(Lock& lock, const std::function<bool()>& done) {
 
 Result Schedule::RunAll(Lock& lock) {
   std::vector<Position> last;
-  for (const auto& stream : streams_) last.push_back({stream, stream->enqueued});
+  for (const auto& stream : streams_)
+    last.push_back({stream, stream->enqueued});
   std::shuffle(last.begin(), last.end(), random_);
   for (const Position& position : last) (void)RunTo(lock, position);
   return lost_;
@@ -279,8 +282,8 @@ Result Schedule::EndCapture(const std::shared_ptr<StreamState>& stream,
     for (const uint32_t before : step.after) followed[before] = true;
   }
   for (const uint32_t last : stream->frontier) followed[last] = true;
-  const bool joined = std::find(followed.begin(), followed.end(), false) ==
-                      followed.end();
+  const bool joined =
+      std::find(followed.begin(), followed.end(), false) == followed.end();
   for (const auto& other : streams_) {
     if (other->capture != capture) continue;
     other->capture = nullptr;

@@ -64,7 +64,7 @@ class StreamState {
     std::vector<Position> after;  // other streams'
   };
 
-  bool blocking = true;   // ordered with the legacy default stream
+  bool blocking = true;    // ordered with the legacy default stream
   bool destroyed = false;  // goes when what is queued has run
   std::deque<Operation> queue;
   uint64_t enqueued = 0;

@@ -9,8 +9,8 @@
 
 extern "C" {
 
-// A command in words; answers in `answer` (ended by 0, cut to `size`). Returns 0,
-// or -1 with the reason as the answer. Any thread, any time.
+// A command in words; answers in `answer` (ended by 0, cut to `size`). Returns
+// 0, or -1 with the reason as the answer. Any thread, any time.
 //
 //   seed N               the order in which things happen
 //   memory BYTES         what the device has (1 GiB)

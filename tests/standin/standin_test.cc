@@ -154,11 +154,14 @@ TEST_F(StandinTest, RefusesRangesThatAreNotThere) {
 }
 
 TEST_F(StandinTest, MemoryThatWasUnmappedTooEarlyLosesTheContext) {
-  const cuda::MemAllocationProp prop = {
-      cuda::AllocationType::kPinned,
-      cuda::HandleType::kNone,
-      {cuda::LocationType::kDevice, 0},
-      nullptr, 0, 0, 0, {}};
+  const cuda::MemAllocationProp prop = {cuda::AllocationType::kPinned,
+                                        cuda::HandleType::kNone,
+                                        {cuda::LocationType::kDevice, 0},
+                                        nullptr,
+                                        0,
+                                        0,
+                                        0,
+                                        {}};
   const size_t bytes = 2 << 20;
   cuda::DevicePtr base = 0;
   cuda::MemHandle handle = 0;
@@ -237,7 +240,8 @@ TEST_F(StandinTest, RunsByItselfWhenAskedTo) {
   word = 0;
   const cuda::Stream stream = NewStream();
   cuda::DevicePtr word_dev = 0;
-  LARDER_ASSERT_CUDA(driver().mem_host_get_device_pointer(&word_dev, pinned, 0));
+  LARDER_ASSERT_CUDA(
+      driver().mem_host_get_device_pointer(&word_dev, pinned, 0));
   LARDER_ASSERT_CUDA(driver().stream_write_value32(stream, word_dev, 7, 0));
   while (word.load() != 7) std::this_thread::yield();
   LARDER_EXPECT_CUDA(driver().stream_destroy(stream));
@@ -302,8 +306,8 @@ cuda::LaunchPlan AddPlan() {
 TEST_F(StandinTest, LaunchesKernelsWithParametersByValue) {
   RegisterKernel("larder_test_add", AddKernel);
   cuda::Error error;
-  const auto launcher = cuda::Launcher::Load(context(), kImage,
-                                             {"larder_test_add"}, &error);
+  const auto launcher =
+      cuda::Launcher::Load(context(), kImage, {"larder_test_add"}, &error);
   ASSERT_NE(launcher, nullptr) << error.ToString();
   const cuda::DevicePtr memory_dev = Alloc(4 * kWords);
   const cuda::Stream stream = NewStream();
@@ -311,9 +315,9 @@ TEST_F(StandinTest, LaunchesKernelsWithParametersByValue) {
   cuda::LaunchPlan plan = AddPlan();
   plan.shared_bytes = 100 << 10;  // more than a kernel has unasked
   {
-    AddParams params{reinterpret_cast<uint32_t*>(
-                         static_cast<uintptr_t>(memory_dev)),
-                     kWords, 1};
+    AddParams params{
+        reinterpret_cast<uint32_t*>(static_cast<uintptr_t>(memory_dev)), kWords,
+        1};
     LARDER_ASSERT_CUDA(launcher->Launch(plan, params, stream));
     params = {};  // the launch has its own
     LARDER_ASSERT_CUDA(launcher->Launch(cuda::LaunchPlan(), params, stream));
@@ -357,8 +361,8 @@ TEST_F(StandinTest, LauncherSaysWhatIsWrongWithAnImage) {
 TEST_F(StandinTest, CapturedLaunchesRepeat) {
   RegisterKernel("larder_test_add", AddKernel);
   cuda::Error error;
-  const auto launcher = cuda::Launcher::Load(context(), kImage,
-                                             {"larder_test_add"}, &error);
+  const auto launcher =
+      cuda::Launcher::Load(context(), kImage, {"larder_test_add"}, &error);
   ASSERT_NE(launcher, nullptr) << error.ToString();
   const cuda::DevicePtr memory_dev = Alloc(4 * kWords);
   const cuda::Stream stream = NewStream();
@@ -414,7 +418,8 @@ TEST_F(StandinOpenTest, NoDriverIsAnOrdinaryAnswer) {
 
 TEST_F(StandinOpenTest, SaysWhatIsMissingOrTooOld) {
   // Any library that is no CUDA driver.
-  EXPECT_THAT(WhyNot("libm.so.6"), HasSubstr("libm.so.6 has no cuGetErrorName"));
+  EXPECT_THAT(WhyNot("libm.so.6"),
+              HasSubstr("libm.so.6 has no cuGetErrorName"));
   Control("version 11080");
   EXPECT_THAT(WhyNot(), HasSubstr("is a driver of CUDA 11.8; install one of "
                                   "CUDA 12.0 or newer"));

@@ -1,8 +1,8 @@
 #ifndef LARDER_TESTS_TESTING_CUDA_DEVICE_H_
 #define LARDER_TESTS_TESTING_CUDA_DEVICE_H_
 
-// Tests on a device: the stand-in (tests/standin), or with LARDER_CUDA_DRIVER in
-// the environment the driver that it names. What only the stand-in can do is
+// Tests on a device: the stand-in (tests/standin), or with LARDER_CUDA_DRIVER
+// in the environment the driver that it names. What only the stand-in can do is
 // tested in suites whose names have "Standin" in them.
 
 #include <dlfcn.h>
