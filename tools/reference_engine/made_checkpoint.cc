@@ -151,8 +151,9 @@ std::string MakeCheckpoint(const ModelConfig& c, uint64_t seed) {
   file.Float("llama.attention.layer_norm_rms_epsilon", c.norm_epsilon);
   const uint64_t queries = uint64_t{c.heads} * c.head_size;
   const uint64_t keys = uint64_t{c.kv_heads} * c.head_size;
+  // Small beside what layers add: so these decide, and not the last token.
   file.Matrix("token_embd.weight", c.hidden, c.vocabulary, GgufType::kQ8_0,
-              1.7f * std::sqrt(static_cast<float>(c.hidden)));
+              0.3f * std::sqrt(static_cast<float>(c.hidden)));
   file.Norm("output_norm.weight", c.hidden);
   for (uint32_t i = 0; i < c.layers; ++i) {
     const auto name = [i](const char* part) {
