@@ -40,6 +40,8 @@ class CallbackGate {
 };
 
 using ProgressGate = CallbackGate<HoldProgress>;
+using LayersGate =
+    CallbackGate<std::function<void(uint32_t index, uint32_t layers)>>;
 using RevokedGate = CallbackGate<HoldRevoked>;
 
 // Tells a saver how far its save is: every stage once and in order, whichever

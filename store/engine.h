@@ -2,6 +2,7 @@
 #define LARDER_STORE_ENGINE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -157,6 +158,13 @@ struct HoldRequest {
   // and no more need be valid in what is held. 0: all. Holds of fewer cannot be
   // attached to.
   uint8_t planes = 0;
+  // If set: chunks that must be brought up are read layer by layer, the first
+  // layers of all of them before the next ones, and this is told how far each
+  // is: layers [0, layers) of chunk `index` (as HoldProgress counts) are there
+  // and verified, as are headers and tables. A hint, not told of what is
+  // brought otherwise; HoldProgress still says when all is there. Called like
+  // it.
+  std::function<void(uint32_t index, uint32_t layers)> layers_landed;
 };
 
 struct HoldReply {

@@ -123,7 +123,8 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
       if (slot.reason == MissReason::kBusy || stopped != MissReason::kNone) {
         CancelPlan(*planned.plan, after);
       } else {
-        StartPromotion(*planned.plan, slot.planes, after);
+        StartPromotion(*planned.plan, slot.planes,
+                       request.layers_landed != nullptr, after);
       }
       planned.plan.reset();
     }
@@ -210,7 +211,7 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
     hold = &holds_.New();
     hold->tenant = plan.tenant;
     hold->space = plan.space;
-    hold->owners.push_back({request.client, {}});
+    hold->owners.push_back({request.client, {}, {}});
     client->holds.insert(hold->id);
   }
   const size_t from = hold->slots.size();
@@ -227,8 +228,13 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
   }
   hold->expires = std::max(hold->expires, plan.now + HoldTtl(request.ttl));
   Expire(hold->expires, ExpiryQueue::What::kHold, Raw(hold->id), after);
+  std::shared_ptr<LayersGate> layers;
+  if (request.layers_landed != nullptr) {
+    layers = std::make_shared<LayersGate>(request.layers_landed);
+    hold->Owner(request.client)->layer_gates.push_back(layers);
+  }
   WaitFor(*hold, from, request.client, request.deadline, std::move(progress),
-          after);
+          std::move(layers), after);
   std::vector<ChunkIndex> used;
   used.reserve(plan.slots.size());
   for (size_t i = from; i < hold->slots.size(); ++i) {
@@ -242,7 +248,9 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
 // Registers the client for what is pending of the slots from `from` on.
 void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
                          std::optional<absl::Time> deadline,
-                         HoldProgress progress, AfterUnlock& after) {
+                         HoldProgress progress,
+                         std::shared_ptr<LayersGate> layers,
+                         AfterUnlock& after) {
   std::shared_ptr<ProgressGate> gate;
   for (size_t i = from; i < hold.slots.size(); ++i) {
     const HoldSlot& slot = hold.slots[i];
@@ -257,7 +265,8 @@ void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
                   static_cast<uint32_t>(i),
                   slot.planes,
                   absl::InfiniteFuture(),
-                  gate};
+                  gate,
+                  layers};
     if (deadline.has_value()) {
       waiter.deadline = *deadline;
     } else {
@@ -277,7 +286,7 @@ void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
 void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
   HeldChunk& held = reply.chunks.emplace_back();
   held.reason = slot.reason;
-  if (slot.chunk == kNoChunk) return;
+  if (slot.chunk == kNoChunk || slot.reason != MissReason::kNone) return;
   held.state = slot.pending ? ChunkState::kPending : ChunkState::kReady;
   const ChunkEntry& chunk = chunks_[slot.chunk];
   const auto promotion =
@@ -350,9 +359,9 @@ StatusOr<HoldReply> EngineImpl::AttachHold(ClientId client, HoldId id,
     }
     record.holds.insert(id);
     record.held_bytes += hold.bytes;
-    hold.owners.push_back({client, {}});
+    hold.owners.push_back({client, {}, {}});
   }
-  WaitFor(hold, 0, client, std::nullopt, std::move(progress), after);
+  WaitFor(hold, 0, client, std::nullopt, std::move(progress), nullptr, after);
   HoldReply reply;
   Draw(hold, 0, reply);
   return reply;
@@ -400,6 +409,9 @@ void EngineImpl::ReleaseOwner(HoldRecord& hold, ClientId client,
       std::find_if(hold.owners.begin(), hold.owners.end(),
                    [client](const HoldOwner& o) { return o.client == client; });
   for (std::shared_ptr<ProgressGate>& gate : owner->gates) {
+    after.Call([gate = std::move(gate)] { gate->Close(); });
+  }
+  for (std::shared_ptr<LayersGate>& gate : owner->layer_gates) {
     after.Call([gate = std::move(gate)] { gate->Close(); });
   }
   hold.owners.erase(owner);

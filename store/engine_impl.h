@@ -63,6 +63,9 @@ struct ExpectedRecord {
 // asked for). Reads every byte: for the executor.
 Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
                          bool payload, RecordMeta* meta = nullptr);
+// The same without the payload; the record as it lies there.
+StatusOr<RecordView> ParseStoredRecord(const ExpectedRecord& expected,
+                                       ByteSpan memory);
 // The same of planes [from, to) of the payload.
 Status CheckStoredPlanes(const ExpectedRecord& expected, ByteSpan memory,
                          uint8_t from, uint8_t to, RecordMeta* meta = nullptr);
@@ -163,6 +166,8 @@ class EngineImpl final : public Engine {
   // One that reads. It brings as many planes as are waited for; then it rests,
   // verified so far, for as long as a hold is on the chunk, and goes on if more
   // are wanted. Only with all planes does the chunk have a copy in memory.
+  // Where somebody wants to know of layers, and there is one plane, it reads
+  // some layers after the other, without rest.
   struct Waiter {
     HoldId hold{};
     ClientId client{};
@@ -170,6 +175,7 @@ class EngineImpl final : public Engine {
     uint8_t planes = 0;  // that it wants
     absl::Time deadline;
     std::shared_ptr<ProgressGate> gate;
+    std::shared_ptr<LayersGate> layers;  // null: wants the whole alone
   };
   struct Promotion {
     struct Part {
@@ -179,9 +185,17 @@ class EngineImpl final : public Engine {
       CopyPlanes planes;
       size_t reads_left = 0;
       Status status;
+      uint64_t from = 0, to = 0;  // what is being read, in bytes
+      // By layer:
+      uint32_t layers = 0;   // [0, layers) are there, of those it has
+      size_t verified = 0;   // segments
+      uint64_t next_to = 0;  // one more would be there with so many bytes
 
       // That hold its first planes.
       uint64_t PagesOf(uint8_t first) const;
+      uint64_t bytes() const {
+        return RoundUp(expected.record_bytes, kPageBytes);
+      }
     };
     ChunkIndex chunk = kNoChunk;
     std::vector<Part> parts;
@@ -189,6 +203,7 @@ class EngineImpl final : public Engine {
     uint64_t bytes = 0;
     uint8_t landed = 0;   // planes that are there; kPlanesMax: all
     uint8_t reading = 0;  // ... that are to be there next; 0: it rests
+    bool by_layer = false;
     absl::Time started;
     std::vector<Waiter> waiters;
 
@@ -315,7 +330,8 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WaitFor(HoldRecord& hold, size_t from, ClientId client,
                std::optional<absl::Time> deadline, HoldProgress progress,
-               AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+               std::shared_ptr<LayersGate> layers, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DrawChunk(const HoldSlot& slot, HoldReply& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void UnpinSlot(HoldRecord& hold, HoldSlot& slot, AfterUnlock& after)
@@ -425,8 +441,8 @@ class EngineImpl final : public Engine {
   Status AllocatePlan(PromotionPlan& plan) ABSL_LOCKS_EXCLUDED(mu_);
   void CancelPlan(PromotionPlan& plan, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void StartPromotion(PromotionPlan& plan, uint8_t planes, AfterUnlock& after)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StartPromotion(PromotionPlan& plan, uint8_t planes, bool by_layer,
+                      AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // REQUIRES: it rests, and has fewer planes.
   void ResumePromotion(std::shared_ptr<Promotion> promotion, uint8_t planes,
                        AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -439,6 +455,12 @@ class EngineImpl final : public Engine {
                    const Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CheckPromoted(std::shared_ptr<Promotion> promotion, size_t part)
       ABSL_LOCKS_EXCLUDED(mu_);
+  uint64_t LayerReadBytes() const;
+  // Verifies the layers that have come with what was read.
+  void CheckLayers(Promotion::Part& part) ABSL_LOCKS_EXCLUDED(mu_);
+  // Of a promotion by layer, some of which are there: tells, and reads on.
+  void ReadNextLayers(std::shared_ptr<Promotion> promotion, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // What was to be read is there, or not.
   void EndReading(std::shared_ptr<Promotion> promotion, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

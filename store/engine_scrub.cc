@@ -18,8 +18,8 @@ Status CheckStoredRecord(const ExpectedRecord& expected, ByteSpan memory,
   return CheckStoredPlanes(expected, memory, 0, payload ? kPlanesMax : 0, meta);
 }
 
-Status CheckStoredPlanes(const ExpectedRecord& expected, ByteSpan memory,
-                         uint8_t from, uint8_t to, RecordMeta* meta) {
+StatusOr<RecordView> ParseStoredRecord(const ExpectedRecord& expected,
+                                       ByteSpan memory) {
   if (memory.size() < expected.record_bytes) {
     return absl::DataLossError("the copy is too short");
   }
@@ -35,8 +35,15 @@ Status CheckStoredPlanes(const ExpectedRecord& expected, ByteSpan memory,
       found.record_bytes != expected.record_bytes) {
     return absl::DataLossError("the copy is of another record");
   }
-  if (meta != nullptr) *meta = found;
-  return view->VerifyPayload(from, to);
+  return view;
+}
+
+Status CheckStoredPlanes(const ExpectedRecord& expected, ByteSpan memory,
+                         uint8_t from, uint8_t to, RecordMeta* meta) {
+  LARDER_ASSIGN_OR_RETURN(const RecordView view,
+                          ParseStoredRecord(expected, memory));
+  if (meta != nullptr) *meta = view.meta();
+  return view.VerifyPayload(from, to);
 }
 
 // A consumer says that what it reads in memory is bad.

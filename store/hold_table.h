@@ -28,6 +28,7 @@ struct HoldOwner {
   ClientId client{};
   // Of the calls that left something pending.
   std::vector<std::shared_ptr<ProgressGate>> gates;
+  std::vector<std::shared_ptr<LayersGate>> layer_gates;
 };
 
 struct HoldRecord {

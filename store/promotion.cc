@@ -9,6 +9,20 @@ namespace {
 // How quickly a measured throughput forgets.
 constexpr double kSpeedWeight = 0.1;
 
+// By layer no less is read at once, or promote_io_bytes if those are fewer:
+// smaller reads cost more than they give.
+constexpr uint64_t kLayerReadBytes = 128_KiB;
+// At least as much as a part's header and tables take, and a layer of it if
+// layers are alike.
+uint64_t FirstLayerBytes(const PartShape& shape, uint64_t record_bytes) {
+  const uint64_t layers = std::max<uint64_t>(shape.layer_count, 1);
+  const uint64_t tables =
+      kRecordHeaderBytes +
+      layers *
+          (64 + 2 * sizeof(Checksum) * std::max<uint64_t>(shape.head_count, 1));
+  return RoundUp(tables, kPageBytes) + record_bytes / layers;
+}
+
 }  // namespace
 
 uint64_t EngineImpl::Promotion::Part::PagesOf(uint8_t first) const {
@@ -65,7 +79,7 @@ void EngineImpl::CancelPlan(PromotionPlan& plan, AfterUnlock& after) {
 // Takes over what the plan has. If the chunk came up in another way meanwhile,
 // or went, nothing is read.
 void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
-                                AfterUnlock& after) {
+                                bool by_layer, AfterUnlock& after) {
   const ChunkEntry& chunk = chunks_[plan.chunk];
   if (!chunk.live || chunk.dram_readable || promotions_.contains(plan.chunk)) {
     CancelPlan(plan, after);
@@ -85,7 +99,9 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
         {planned.version, planned.extent, part->durable(),
          Expect(plan.chunk, *part, part->facts()),
          chunks_.DurablePlanes(plan.chunk, *part), 0, absl::OkStatus()});
+    by_layer = by_layer && promotion->parts.back().planes.planes == 1;
   }
+  promotion->by_layer = by_layer;
   promotions_.emplace(plan.chunk, promotion);
   promoting_bytes_ -= plan.bytes;  // ResumePromotion counts them again
   ResumePromotion(promotion, planes, after);
@@ -99,7 +115,16 @@ void EngineImpl::ResumePromotion(std::shared_ptr<Promotion> promotion,
     most = std::max(most, part.planes.planes);
   }
   promotion->reading = planes < most ? planes : kPlanesMax;
-  promotion->parts_left = promotion->parts.size();
+  for (Promotion::Part& part : promotion->parts) {
+    part.from = part.PagesOf(promotion->landed) * kPageBytes;
+    part.to = part.PagesOf(promotion->reading) * kPageBytes;
+    if (!promotion->by_layer) continue;
+    part.to = std::min(
+        part.to, RoundUp(std::max(LayerReadBytes(),
+                                  FirstLayerBytes(part.expected.shape,
+                                                  part.expected.record_bytes)),
+                         kPageBytes));
+  }
   promotion->started = Now();
   promoting_bytes_ += promotion->bytes;
   after.Call([this, promotion] { ReadPromotion(promotion); });
@@ -115,26 +140,23 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
   std::vector<Extent> extents;
   {
     absl::MutexLock lock(&mu_);
+    promotion->parts_left = 0;
     for (Promotion::Part& part : promotion->parts) {
-      const uint64_t bytes =
-          (part.PagesOf(promotion->reading) - part.PagesOf(promotion->landed)) *
-          kPageBytes;
-      part.reads_left =
-          (bytes + options_.promote_io_bytes - 1) / options_.promote_io_bytes;
+      part.reads_left = (part.to - part.from + options_.promote_io_bytes - 1) /
+                        options_.promote_io_bytes;
       // A part that has no such plane is there already.
-      if (part.reads_left == 0) --promotion->parts_left;
+      if (part.reads_left > 0) ++promotion->parts_left;
     }
   }
   for (size_t i = 0; i < promotion->parts.size(); ++i) {
     const Promotion::Part& part = promotion->parts[i];
     extents.push_back(part.durable);
-    const uint64_t end = part.PagesOf(promotion->reading) * kPageBytes;
-    const MutableByteSpan memory = dram_.Map(part.dram).first(end);
-    for (uint64_t at = part.PagesOf(promotion->landed) * kPageBytes; at < end;
+    const MutableByteSpan memory = dram_.Map(part.dram).first(part.to);
+    for (uint64_t at = part.from; at < part.to;
          at += options_.promote_io_bytes) {
-      pieces.push_back(
-          {i, at,
-           memory.subspan(at, std::min(options_.promote_io_bytes, end - at))});
+      pieces.push_back({i, at,
+                        memory.subspan(at, std::min(options_.promote_io_bytes,
+                                                    part.to - at))});
     }
   }
   if (pieces.empty()) {
@@ -177,13 +199,69 @@ void EngineImpl::OnPieceRead(std::shared_ptr<Promotion> promotion, size_t part,
 void EngineImpl::CheckPromoted(std::shared_ptr<Promotion> promotion,
                                size_t index) {
   Promotion::Part& part = promotion->parts[index];  // nobody else's by now
-  if (part.status.ok()) {
+  if (promotion->by_layer) {
+    CheckLayers(part);
+  } else if (part.status.ok()) {
     part.status = CheckStoredPlanes(part.expected, dram_.Map(part.dram),
                                     promotion->landed, promotion->reading);
   }
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   if (--promotion->parts_left == 0) EndReading(promotion, after);
+}
+
+uint64_t EngineImpl::LayerReadBytes() const {
+  return std::min(kLayerReadBytes, options_.promote_io_bytes);
+}
+
+void EngineImpl::CheckLayers(Promotion::Part& part) {
+  if (!part.status.ok()) return;
+  const bool whole = part.to == part.bytes();
+  const StatusOr<RecordView> view =
+      ParseStoredRecord(part.expected, dram_.Map(part.dram));
+  part.next_to = std::min(part.bytes(), part.to + LayerReadBytes());
+  if (!view.ok()) {
+    // Or the tables have not come yet.
+    if (whole) part.status = view.status();
+    return;
+  }
+  const auto end_of = [&](size_t segment) {
+    const SegmentEntry entry = view->segment(segment);
+    return entry.offset + entry.k_bytes + entry.v_bytes;
+  };
+  size_t end = part.verified;
+  while (end < view->segment_count() && end_of(end) <= part.to) ++end;
+  if (end > part.verified || whole) {
+    part.status = view->VerifySegments(part.verified, end);
+  }
+  part.verified = end;
+  part.layers = end < view->segment_count() ? part.expected.shape.layer_begin +
+                                                  static_cast<uint32_t>(end)
+                                            : UINT32_MAX;
+  if (end < view->segment_count()) {
+    part.next_to = std::min(
+        part.bytes(), std::max(part.next_to, RoundUp(end_of(end), kPageBytes)));
+  }
+}
+
+void EngineImpl::ReadNextLayers(std::shared_ptr<Promotion> promotion,
+                                AfterUnlock& after) {
+  uint32_t landed = UINT32_MAX;
+  for (const Promotion::Part& part : promotion->parts) {
+    landed = std::min(landed, part.layers);
+  }
+  for (const Waiter& waiter : promotion->waiters) {
+    if (waiter.layers == nullptr || landed == 0) continue;
+    after.Call([gate = waiter.layers, index = waiter.index, landed] {
+      gate->Call(index, landed);
+    });
+  }
+  // Parts that are further ahead wait for the others.
+  for (Promotion::Part& part : promotion->parts) {
+    part.from = part.to;
+    if (part.layers <= landed) part.to = std::max(part.to, part.next_to);
+  }
+  after.Call([this, promotion] { ReadPromotion(promotion); });
 }
 
 MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
@@ -221,11 +299,19 @@ MissReason EngineImpl::WhyUseless(const ChunkEntry& chunk) const {
 
 void EngineImpl::EndReading(std::shared_ptr<Promotion> promotion,
                             AfterUnlock& after) {
-  promoting_bytes_ -= promotion->bytes;
   const ChunkIndex index = promotion->chunk;
   const bool read =
       std::all_of(promotion->parts.begin(), promotion->parts.end(),
                   [](const Promotion::Part& part) { return part.status.ok(); });
+  if (promotion->by_layer && read &&
+      WhyUseless(chunks_[index]) == MissReason::kNone &&
+      std::any_of(
+          promotion->parts.begin(), promotion->parts.end(),
+          [](const Promotion::Part& part) { return part.to < part.bytes(); })) {
+    ReadNextLayers(promotion, after);
+    return;
+  }
+  promoting_bytes_ -= promotion->bytes;
   const uint64_t bytes =
       promotion->BytesOf(promotion->landed, promotion->reading);
   const double seconds = absl::ToDoubleSeconds(Now() - promotion->started);
@@ -275,7 +361,7 @@ void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
   const bool all = promotion.reading >= kPlanesMax;
   MissReason reason = MissReason::kNone;
   for (Promotion::Part& part : promotion.parts) {
-    if (!all && part.status.ok()) {
+    if ((!all || part.to < part.bytes()) && part.status.ok()) {
       RetireDram(index, part.dram, after);
       continue;
     }
@@ -299,7 +385,10 @@ void EngineImpl::Answer(const Waiter& waiter, ChunkIndex chunk,
   if (slot.chunk == chunk && slot.pending) {
     slot.pending = false;
     slot.reason = reason;
-    if (reason != MissReason::kNone) UnpinSlot(*hold, slot, after);
+    // Whoever was told of layers may be reading them: until the release.
+    if (reason != MissReason::kNone && waiter.layers == nullptr) {
+      UnpinSlot(*hold, slot, after);
+    }
   }
   after.Call([gate = waiter.gate, index = waiter.index, reason] {
     gate->Call(index, reason);
@@ -346,7 +435,7 @@ void EngineImpl::Prefetch(TenantId tenant, const SpaceId& space,
     AfterUnlock after;
     absl::MutexLock lock(&mu_);
     if (room) {
-      StartPromotion(plan, kPlanesMax, after);
+      StartPromotion(plan, kPlanesMax, /*by_layer=*/false, after);
     } else {
       CancelPlan(plan, after);
     }

@@ -571,9 +571,11 @@ Status RecordView::VerifySegment(size_t index) const {
 }
 
 Status RecordView::VerifyPayload(uint8_t from, uint8_t to) const {
-  const size_t begin = std::min(segment_count_, from * layer_count());
-  const size_t end = std::min(segment_count_, to * layer_count());
-  // What is between two planes goes with the second.
+  return VerifySegments(std::min(segment_count_, from * layer_count()),
+                        std::min(segment_count_, to * layer_count()));
+}
+
+Status RecordView::VerifySegments(size_t begin, size_t end) const {
   for (size_t i = begin == 0 ? 0 : begin - 1; i < end; ++i) {
     if (i >= begin) LARDER_RETURN_IF_ERROR(VerifySegment(i));
     if ((i + 1 < end || end == segment_count_) &&

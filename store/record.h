@@ -152,9 +152,12 @@ class RecordView {
   // The bytes of stripe `stripe` (0-based within segment): K stripes, then V.
   ByteSpan stripe_bytes(const SegmentEntry& segment, size_t stripe) const;
 
-  // Reads and checks every stripe and the padding of planes [from, to), or the
-  // stripes of one segment. DataLoss names the first that does not match.
+  // Reads and checks every stripe and the padding of planes [from, to), or of
+  // segments [begin, end), or the stripes of one segment. DataLoss names the
+  // first that does not match. What is between two segments goes with the
+  // second, what is behind the last with it.
   Status VerifyPayload(uint8_t from = 0, uint8_t to = kPlanesMax) const;
+  Status VerifySegments(size_t begin, size_t end) const;
   Status VerifySegment(size_t index) const;
 
  private:

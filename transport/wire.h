@@ -177,7 +177,8 @@ struct Hold {  // then id_count ChunkIds
   uint8_t worst_lineage = 0;
   uint8_t prefix_only = 0;
   uint8_t planes = 0;  // that must be valid of what is coded in planes; 0: all
-  uint8_t reserved[5] = {};
+  uint8_t by_layer = 0;  // 1: bring it so, and say how far it is (kHoldLayers)
+  uint8_t reserved[4] = {};
 };
 struct HeldChunk {
   uint8_t state = 0;   // ChunkState
@@ -372,6 +373,10 @@ enum class Completion : uint32_t {
   kEpochAdvanced = 4,  // request = space handle; value = new epoch
   kLookupChanged = 5,  // chunks were deleted, cached matches may be stale;
                        // request = space handle
+  // Of a hold by layer: of chunk `value` the first `layers` layers are there,
+  // as are headers and tables. Said where the ring has room, for kHoldChunk
+  // comes in any case.
+  kHoldLayers = 6,
 };
 
 struct RingEntry {
@@ -379,7 +384,7 @@ struct RingEntry {
   Completion kind{};
   uint32_t status = 0;  // absl::StatusCode (kSave), MissReason (kHoldChunk)
   uint64_t value = 0;
-  uint64_t reserved = 0;
+  uint64_t layers = 0;  // kHoldLayers
 };
 static_assert(sizeof(RingEntry) == 32);
 

@@ -103,6 +103,7 @@ StatusOr<std::shared_ptr<Hold>> Hold::Open(Space& space,
     body.worst_lineage = Raw(options.worst_lineage);
     body.prefix_only = options.prefix_only ? 1 : 0;
     body.planes = options.planes;
+    body.by_layer = options.by_layer ? 1 : 0;
     LARDER_ASSIGN_OR_RETURN(
         const Packet reply,
         hold->link_->channel().Call(wire::Type::kHold, body,
@@ -197,11 +198,12 @@ StatusOr<absl::Duration> Hold::Renew(absl::Duration ttl, absl::Time deadline) {
 }
 
 MissReason Hold::WaitReady(size_t index, absl::Time deadline,
-                           const Cancelled* cancelled, HeldChunks::Chunk& out) {
-  if (chunks_->Pending(index)) {
+                           const Cancelled* cancelled, HeldChunks::Chunk& out,
+                           uint32_t layers) {
+  if (chunks_->Lacks(index, layers)) {
     const Status waited = link_->Await(
         [&] {
-          return !chunks_->Pending(index) ||
+          return !chunks_->Lacks(index, layers) ||
                  chunks_->revoked() != MissReason::kNone;
         },
         deadline, cancelled);
@@ -210,6 +212,9 @@ MissReason Hold::WaitReady(size_t index, absl::Time deadline,
   }
   out = chunks_->Get(index);
   if (out.state == ChunkState::kReady) return MissReason::kNone;
+  if (out.state == ChunkState::kPending && out.layers >= layers) {
+    return chunks_->revoked();
+  }
   if (out.state == ChunkState::kPending) return chunks_->revoked();
   return out.reason == MissReason::kNone ? MissReason::kNeverSeen : out.reason;
 }

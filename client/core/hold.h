@@ -25,6 +25,9 @@ struct HoldOptions {
   // Of what is coded in progressive planes only so many need be brought up, and
   // no more may be read (0: all). Such a hold cannot be shared.
   uint8_t planes = 0;
+  // What must be brought up comes layer by layer, of all chunks together, and
+  // WaitReady can wait for some of them (an older daemon brings it whole).
+  bool by_layer = false;
 };
 
 // The right to read chunks, of this process or shared with others. Released by
@@ -56,9 +59,11 @@ class Hold {
   // OK, or Aborted: revoked, or the daemon is gone.
   Status Check() const;
   StatusOr<absl::Duration> Renew(absl::Duration ttl, absl::Time deadline);
-  // Waits until chunk `index` is in memory. kNone, or why it will not be.
+  // Waits until chunk `index` is in memory, or its first `layers` layers are.
+  // kNone, or why it will not be.
   MissReason WaitReady(size_t index, absl::Time deadline,
-                       const Cancelled* cancelled, HeldChunks::Chunk& out);
+                       const Cancelled* cancelled, HeldChunks::Chunk& out,
+                       uint32_t layers = UINT32_MAX);
   // What is read of chunk `index` is wrong.
   void ReportCorrupt(size_t index);
 

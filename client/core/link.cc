@@ -35,7 +35,21 @@ void HeldChunks::Append(std::span<const Chunk> chunks,
       }
       early_.erase(early);
     }
+    const auto layers =
+        early_layers_.extract(static_cast<uint32_t>(chunks_.size()));
+    if (!layers.empty()) chunk.layers = layers.mapped();
     chunks_.push_back(chunk);
+  }
+}
+
+void HeldChunks::Take(const wire::RingEntry& entry) {
+  const auto index = static_cast<uint32_t>(entry.value);
+  if (entry.kind == wire::Completion::kHoldChunk) {
+    Settle(index, static_cast<MissReason>(entry.status));
+  } else if (entry.kind == wire::Completion::kHoldLayers) {
+    Land(index, static_cast<uint32_t>(entry.layers));
+  } else {
+    Revoke(static_cast<MissReason>(entry.value));
   }
 }
 
@@ -50,6 +64,13 @@ void HeldChunks::Settle(uint32_t index, MissReason reason) {
   chunk.reason = reason;
   chunk.state =
       reason == MissReason::kNone ? ChunkState::kReady : ChunkState::kMiss;
+}
+
+void HeldChunks::Land(uint32_t index, uint32_t layers) {
+  absl::MutexLock lock(&mu_);
+  uint32_t& landed =
+      index < chunks_.size() ? chunks_[index].layers : early_layers_[index];
+  landed = std::max(landed, layers);
 }
 
 void HeldChunks::Revoke(MissReason reason) {
@@ -84,6 +105,13 @@ uint32_t HeldChunks::CountUsable() const {
 bool HeldChunks::Pending(size_t index) const {
   absl::MutexLock lock(&mu_);
   return index < chunks_.size() && chunks_[index].state == ChunkState::kPending;
+}
+
+bool HeldChunks::Lacks(size_t index, uint32_t layers) const {
+  absl::MutexLock lock(&mu_);
+  return index < chunks_.size() &&
+         chunks_[index].state == ChunkState::kPending &&
+         chunks_[index].layers < layers;
 }
 
 // ---- Link
@@ -205,12 +233,7 @@ void Link::WatchHold(HoldId hold, std::shared_ptr<HeldChunks> chunks) {
   holds_[hold] = {std::move(chunks), 1};
   std::erase_if(early_, [&](const wire::RingEntry& entry) {
     if (HoldId{entry.request} != hold) return false;
-    if (entry.kind == wire::Completion::kHoldChunk) {
-      target.Settle(static_cast<uint32_t>(entry.value),
-                    static_cast<MissReason>(entry.status));
-    } else {
-      target.Revoke(static_cast<MissReason>(entry.value));
-    }
+    target.Take(entry);
     return true;
   });
 }
@@ -278,16 +301,14 @@ void Link::Dispatch(const wire::RingEntry& entry) {
       return;
     }
     case wire::Completion::kHoldChunk:
+    case wire::Completion::kHoldLayers:
     case wire::Completion::kHoldRevoked: {
       absl::MutexLock lock(&mu_);
       const auto found = holds_.find(HoldId{entry.request});
       if (found == holds_.end()) {
         if (early_.size() < kEarlyMax) early_.push_back(entry);
-      } else if (entry.kind == wire::Completion::kHoldChunk) {
-        found->second.chunks->Settle(static_cast<uint32_t>(entry.value),
-                                     static_cast<MissReason>(entry.status));
       } else {
-        found->second.chunks->Revoke(static_cast<MissReason>(entry.value));
+        found->second.chunks->Take(entry);
       }
       return;
     }

@@ -34,13 +34,18 @@ class HeldChunks {
     ChunkState state = ChunkState::kMiss;
     MissReason reason = MissReason::kNone;
     std::span<const wire::HeldPart> parts;  // as long as the HeldChunks live
+    uint32_t layers = 0;  // kPending: that are there already, from the first on
   };
 
   // The chunks of a reply, in order, and the parts that they point into.
   void Append(std::span<const Chunk> chunks, std::vector<wire::HeldPart> parts)
       ABSL_LOCKS_EXCLUDED(mu_);
-  // A completion: chunk `index` is ready (kNone) or will not come.
+  // A completion of the hold: one of the three below.
+  void Take(const wire::RingEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  // Chunk `index` is ready (kNone) or will not come.
   void Settle(uint32_t index, MissReason reason) ABSL_LOCKS_EXCLUDED(mu_);
+  // Of a pending chunk so many layers are there.
+  void Land(uint32_t index, uint32_t layers) ABSL_LOCKS_EXCLUDED(mu_);
   void Revoke(MissReason reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   size_t size() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -50,6 +55,8 @@ class HeldChunks {
   // How many there are before the first that is a miss.
   uint32_t CountUsable() const ABSL_LOCKS_EXCLUDED(mu_);
   bool Pending(size_t index) const ABSL_LOCKS_EXCLUDED(mu_);
+  // Pending, with fewer layers than that.
+  bool Lacks(size_t index, uint32_t layers) const ABSL_LOCKS_EXCLUDED(mu_);
   // kNone while it is in force.
   MissReason revoked() const { return revoked_.load(); }
 
@@ -58,6 +65,7 @@ class HeldChunks {
   std::vector<Chunk> chunks_ ABSL_GUARDED_BY(mu_);
   std::vector<std::vector<wire::HeldPart>> parts_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<uint32_t, MissReason> early_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<uint32_t, uint32_t> early_layers_ ABSL_GUARDED_BY(mu_);
   std::atomic<MissReason> revoked_{MissReason::kNone};
 };
 

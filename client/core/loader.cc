@@ -79,7 +79,8 @@ class LoadRun {
     if (by_layer || request_.hold != nullptr) {
       std::shared_ptr<Hold> hold = request_.hold;
       if (hold == nullptr) {
-        StatusOr<std::shared_ptr<Hold>> opened = OpenHold(0, count_);
+        StatusOr<std::shared_ptr<Hold>> opened =
+            OpenHold(0, count_, 0, request_.layerwise);
         if (!opened.ok()) {
           Fail(0, opened.status());
           return Collect();
@@ -99,9 +100,11 @@ class LoadRun {
 
  private:
   StatusOr<std::shared_ptr<Hold>> OpenHold(size_t begin, size_t end,
-                                           uint8_t planes = 0) {
+                                           uint8_t planes = 0,
+                                           bool by_layer = false) {
     HoldOptions options;
     options.planes = planes;
+    options.by_layer = by_layer;
     options.deadline = request_.deadline;
     options.worst_lineage = request_.worst_lineage;
     options.prefix_only = !request_.each;
@@ -481,9 +484,15 @@ class LoadRun {
           one.opened.wait(false);
         }
         if (one.why != MissReason::kNone) continue;
-        const MissReason why =
-            CopyLayers(hold, request_.hold_first + i, i, one.chunk, layer,
-                       layer + 1, scratch, bytes);
+        HeldChunks::Chunk what;
+        MissReason why =
+            hold.WaitReady(request_.hold_first + i, request_.deadline,
+                           cancelled_, what, layer + 1);
+        if (cancelled_ != nullptr && *cancelled_) why = kMissCancelled;
+        if (why == MissReason::kNone) {
+          why = CopyLayers(hold, request_.hold_first + i, i, one.chunk, layer,
+                           layer + 1, scratch, bytes);
+        }
         if (why != MissReason::kNone) {
           MissReason before = MissReason::kNone;
           if (one.why.compare_exchange_strong(before, why)) {
@@ -510,7 +519,7 @@ class LoadRun {
   void OpenLayered(Hold& hold, size_t i, LayeredChunk& one) {
     MissReason why = kMissNotTried;
     if (i < stop_at_) {
-      why = Prepare(hold, request_.hold_first + i, i, one.chunk);
+      why = Prepare(hold, request_.hold_first + i, i, one.chunk, 1);
       if (why != MissReason::kNone) Settle(i, why, one.chunk);
     }
     one.why = why;
@@ -518,13 +527,15 @@ class LoadRun {
     one.opened.notify_all();
   }
 
-  MissReason Prepare(Hold& hold, size_t held, size_t i, OpenedChunk& chunk) {
+  // With its first `layers` layers, if no more need be there yet.
+  MissReason Prepare(Hold& hold, size_t held, size_t i, OpenedChunk& chunk,
+                     uint32_t layers = UINT32_MAX) {
     if (held >= hold.size() || hold.chunk_id(held) != request_.ids[i]) {
       return kMissNotTried;  // the hold is of other chunks
     }
     HeldChunks::Chunk what;
     const MissReason why =
-        hold.WaitReady(held, request_.deadline, cancelled_, what);
+        hold.WaitReady(held, request_.deadline, cancelled_, what, layers);
     if (cancelled_ != nullptr && *cancelled_) return kMissCancelled;
     if (why != MissReason::kNone) return why;
     if (hold.chunks().revoked() != MissReason::kNone) {

@@ -2,6 +2,7 @@
 // mid-load.
 
 #include <cstddef>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -26,10 +27,11 @@ constexpr milliseconds kPatience(20000);
 class StreamDaemonTest : public testing::Test {
  protected:
   // Saves four chunks of which a new daemon has them on NVMe alone.
-  void Start(RateSchedule rate) {
+  void Start(RateSchedule rate, uint64_t io_bytes = 1_MiB) {
     DaemonFixture::Options options;
     options.durable_bytes = 64_MiB;
     options.engine.promote_rate = std::move(rate);
+    options.engine.promote_io_bytes = io_bytes;
     daemon_.emplace(std::move(options));
     ClientOptions connect;
     connect.socket_path = daemon_->socket_path();
@@ -109,6 +111,41 @@ TEST_F(StreamDaemonTest, BringsAllThatAQuickDeviceHas) {
   EXPECT_EQ(again.stream.bytes, 0U);
   EXPECT_EQ(again.stream.goodput, 0);
   EXPECT_EQ(again.stream.chunks[3].brought, 1);
+}
+
+// Layer by layer: the first layers of all chunks come before the others of any.
+TEST_F(StreamDaemonTest, FirstLayersAreThereWhileTheRestIsNot) {
+  // Two pages of each record, which hold two of its three layers; then nothing.
+  const uint64_t enough = kChunks * 2 * kPageBytes;
+  Start({{{2_MiB, absl::Seconds((enough + kPageBytes / 2) / double{2_MiB})},
+          {0, absl::Minutes(10)}}},
+        kPageBytes);
+  for (const uint32_t threads : {1u, 3u}) {
+    SCOPED_TRACE(threads);
+    daemon_->Restart();
+    AwaitThat([&] { return client_.Ping().ok(); });
+    Plain plain(kChunks);
+    LoadOptions options;
+    options.layerwise = true;
+    options.threads = threads;
+    options.deadline = kPatience;
+    auto load = space_.StartLoad(ids_, {plain.View()}, options);
+    ASSERT_TRUE(load.ok()) << load.status().ToString();
+    for (const uint32_t layer : {0u, 1u}) {
+      const Outcome landed = load->WaitLayer(layer, kPatience);
+      ASSERT_TRUE(landed.ok()) << landed.ToString();
+      for (uint32_t i = 0; i < kChunks; ++i) {
+        const auto want = SegmentOf(i, layer);
+        EXPECT_EQ(std::memcmp(plain.places[i * kLayers + layer], want.data(),
+                              want.size()),
+                  0);
+      }
+    }
+    EXPECT_EQ(load->LayersReady(), 2U);
+    EXPECT_EQ(load->WaitLayer(2, milliseconds(1)).code(), Code::kDeadline);
+    load->Cancel();
+    EXPECT_EQ(load->Wait(kPatience).usable, 0U);
+  }
 }
 
 TEST_F(StreamDaemonTest, ADeviceThatStopsLeavesTheRestToTheEngine) {

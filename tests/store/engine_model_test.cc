@@ -236,6 +236,13 @@ class Model {
       if (request.planes != 0) held.planes = request.planes;
     }
     if (Draw(2) == 0) request.deadline = rig_.clock.Now() + absl::Seconds(1);
+    // What was told of one layer may be read until the release, even if the
+    // chunk is lost meanwhile.
+    if (Draw(3) == 0) {
+      request.layers_landed = [](uint32_t, uint32_t layers) {
+        EXPECT_GT(layers, 0U);
+      };
+    }
     auto answers =
         std::make_shared<std::vector<std::pair<uint32_t, MissReason>>>();
     const auto reply = rig_.engine->Hold(

@@ -1,6 +1,7 @@
 #include "store/engine.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -904,6 +905,124 @@ TEST(Engine, LargeRecordsAreReadInPieces) {
   rig.executor->Shuffle(3);
   rig.Run();
   EXPECT_TRUE(rig.Read(space, ids[0], hold->chunks[0]).ok());
+}
+
+// ---- Layer by layer
+
+struct LayersRig : EngineRig {
+  static constexpr uint32_t kLayers = 5;
+  static EngineOptions Options() {
+    EngineOptions options;
+    options.promote_io_bytes = 4_KiB;
+    return options;
+  }
+  // A layer takes some pages.
+  static SpaceDescriptor Large() {
+    SpaceDescriptor large = SmallSpace();
+    GroupDescriptor& group = large.groups[0];
+    group.layer_count = kLayers;
+    group.k_head_bytes = group.v_head_bytes = 512;  // 16 KiB a layer
+    return large;
+  }
+  LayersRig() : EngineRig(Options(), 1_MiB) {
+    space = Open(Large());
+    client = Client();
+    ids = Spill(*this, client, space, 3);
+    Crash();  // nothing is in memory afterwards
+    client = Client();
+  }
+  StatusOr<HoldReply> HoldLayers(const std::vector<ChunkId>& of) {
+    HoldRequest request = Ask(client, space, of);
+    request.layers_landed = [this](uint32_t index, uint32_t layers) {
+      landed.emplace_back(index, layers);
+    };
+    return engine->Hold(request, Progress());
+  }
+  // OK if the first layers of the chunk lie where the reply says.
+  Status ReadLayers(const HeldChunk& chunk, uint32_t layers) {
+    const HeldPart& part = chunk.parts.at(0);
+    const auto view =
+        RecordView::Parse(dram->At(part.address).first(part.record_bytes));
+    if (!view.ok()) return view.status();
+    if (view->meta().checksum != part.checksum) {
+      return absl::DataLossError("not the record of the reply");
+    }
+    return view->VerifySegments(0, layers);
+  }
+
+  SpaceId space;
+  ClientId client{};
+  std::vector<ChunkId> ids;
+  std::vector<std::pair<uint32_t, uint32_t>> landed;
+};
+
+TEST(Engine, ByLayerTheFirstLayersOfAllChunksComeFirst) {
+  LayersRig rig;
+  rig.disk->SetDelays(absl::Milliseconds(1), absl::ZeroDuration());
+  const auto hold = rig.HoldLayers({rig.ids[0], rig.ids[1]});
+  ASSERT_TRUE(hold.ok());
+  ASSERT_EQ(hold->chunks[1].state, ChunkState::kPending);
+  std::map<uint32_t, uint32_t> layers;
+  size_t seen = 0;
+  for (int i = 0; i < 100 && rig.progress.size() < 2; ++i) {
+    rig.Pass(absl::Milliseconds(1));
+    for (; seen < rig.landed.size(); ++seen) {
+      const auto [index, count] = rig.landed[seen];
+      EXPECT_GT(count, layers[index]);
+      layers[index] = count;
+      EXPECT_TRUE(rig.ReadLayers(hold->chunks[index], count).ok()) << count;
+      // Neither is ahead of the other by more than what is read at once.
+      EXPECT_LE(std::max(layers[0], layers[1]),
+                std::min(layers[0], layers[1]) + 1);
+    }
+  }
+  EXPECT_EQ(layers[0], LayersRig::kLayers - 1);
+  EXPECT_EQ(layers[1], LayersRig::kLayers - 1);
+  EXPECT_THAT(rig.progress,
+              testing::UnorderedElementsAre(Pair(0u, MissReason::kNone),
+                                            Pair(1u, MissReason::kNone)));
+  for (uint32_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(rig.Read(rig.space, rig.ids[i], hold->chunks[i]).ok());
+    EXPECT_EQ(rig.State(rig.space, rig.ids[i]), ChunkState::kReady);
+  }
+}
+
+TEST(Engine, ByLayerWhatWasToldOfStaysUntilTheRelease) {
+  LayersRig rig;
+  // The last layer is bad.
+  ASSERT_EQ(rig.disk->Corrupt(rig.ids[0], 4_KiB + 4 * 16_KiB + 100), 1);
+  const uint64_t before = rig.dram->Usage().used_bytes;
+  const auto hold = rig.HoldLayers({rig.ids[0]});
+  ASSERT_TRUE(hold.ok());
+  rig.Run();
+  EXPECT_THAT(rig.progress, ElementsAre(Pair(0u, MissReason::kCorrupt)));
+  EXPECT_THAT(rig.landed, ElementsAre(Pair(0u, 1u), Pair(0u, 2u), Pair(0u, 3u),
+                                      Pair(0u, 4u)));
+  EXPECT_TRUE(rig.ReadLayers(hold->chunks[0], 4).ok());
+  EXPECT_TRUE(rig.engine->ReleaseHold(rig.client, hold->hold).ok());
+  rig.Run();
+  EXPECT_EQ(rig.dram->Usage().used_bytes, before);
+  EXPECT_EQ(rig.Why(rig.space, rig.ids[0]), MissReason::kCorrupt);
+}
+
+TEST(Engine, ByLayerAndWholeShareAPromotion) {
+  for (const bool whole_first : {false, true}) {
+    LayersRig rig;
+    const auto hold_one = [&](bool whole) {
+      return whole ? rig.Hold(rig.client, rig.space, {rig.ids[0]})
+                   : rig.HoldLayers({rig.ids[0]});
+    };
+    const auto a = hold_one(whole_first);
+    const auto b = hold_one(!whole_first);
+    ASSERT_TRUE(a.ok() && b.ok());
+    rig.Run();
+    EXPECT_THAT(rig.progress, ElementsAre(Pair(0u, MissReason::kNone),
+                                          Pair(0u, MissReason::kNone)));
+    // Who comes to one that reads all at once is told of that alone.
+    EXPECT_EQ(rig.landed.empty(), whole_first);
+    EXPECT_TRUE(rig.Read(rig.space, rig.ids[0], a->chunks[0]).ok());
+    EXPECT_TRUE(rig.Read(rig.space, rig.ids[0], b->chunks[0]).ok());
+  }
 }
 
 TEST(Engine, PromotionsKeepToTheirRate) {

@@ -42,19 +42,20 @@ class HoldTracker {
     const uint32_t spare = begun_ - std::min(pending, begun_);
     room_ -= spare;
     begun_ = 0;
-    for (const auto& [index, reason] : early_) Emit(index, reason);
+    for (const Report& report : early_) Emit(report);
     early_ = {};
     if (spare != 0) port_->Unreserve(spare);
   }
 
   void Progress(uint32_t index, MissReason reason) {
     absl::MutexLock lock(&mu_);
-    if (released_) return;
-    if (answering_) {
-      early_.emplace_back(index, reason);
-      return;
-    }
-    Emit(index, reason);
+    Tell({index, reason, 0});
+  }
+
+  // Where the ring has no room for it, it is left out.
+  void Layers(uint32_t index, uint32_t layers) {
+    absl::MutexLock lock(&mu_);
+    Tell({index, MissReason::kNone, layers});
   }
 
   void Released() {
@@ -65,14 +66,30 @@ class HoldTracker {
   }
 
  private:
-  void Emit(uint32_t index, MissReason reason)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (room_ == 0) return;
-    --room_;
+  struct Report {
+    uint32_t index = 0;
+    MissReason reason = MissReason::kNone;
+    uint32_t layers = 0;  // 0: all of it, or why it will not come
+  };
+
+  void Tell(const Report& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (released_) return;
+    if (answering_) {
+      early_.push_back(report);
+    } else {
+      Emit(report);
+    }
+  }
+  void Emit(const Report& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const bool layers = report.layers != 0;
+    if (layers ? !port_->Reserve(1) : room_ == 0) return;
+    if (!layers) --room_;
     port_->PushReserved({.request = Raw(hold_),
-                         .kind = wire::Completion::kHoldChunk,
-                         .status = Raw(reason),
-                         .value = index});
+                         .kind = layers ? wire::Completion::kHoldLayers
+                                        : wire::Completion::kHoldChunk,
+                         .status = Raw(report.reason),
+                         .value = report.index,
+                         .layers = report.layers});
   }
 
   const std::shared_ptr<CompletionPort> port_;
@@ -83,7 +100,7 @@ class HoldTracker {
   bool released_ ABSL_GUARDED_BY(mu_) = false;
   uint32_t room_ ABSL_GUARDED_BY(mu_) = 0;
   uint32_t begun_ ABSL_GUARDED_BY(mu_) = 0;  // of it, by the call under way
-  std::vector<std::pair<uint32_t, MissReason>> early_ ABSL_GUARDED_BY(mu_);
+  std::vector<Report> early_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace larder

@@ -769,6 +769,11 @@ Status SessionImpl::OnHold(const PacketView& view) {
   request.worst_lineage = Lineage{body.worst_lineage};
   request.prefix_only = body.prefix_only != 0;
   request.planes = body.planes;
+  if (body.by_layer != 0) {
+    request.layers_landed = [tracker](uint32_t index, uint32_t layers) {
+      tracker->Layers(index, layers);
+    };
+  }
   StatusOr<HoldReply> reply =
       engine_.Hold(request, [tracker](uint32_t index, MissReason reason) {
         tracker->Progress(index, reason);
