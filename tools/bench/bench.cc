@@ -86,11 +86,15 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       bench::RunLocal);
   add("nvme", "the durable tier against fio (some minutes, 16 GiB of disk)",
       "larder bench nvme --dir /var/lib/larder", bench::RunNvme);
-  CLI::App* stream = add(
-      "stream", "the streaming controller on simulated links (some seconds)",
-      "larder bench stream\nlarder bench stream --json > stream.json\n"
-      "larder bench stream --plot load.svg --trace outage_long",
-      bench::RunStream);
+  CLI::App* stream =
+      add("stream",
+          "loading layer by layer from NVMe (a minute, 2 GiB of disk), and the "
+          "streaming controller on simulated links",
+          "larder bench stream\nlarder bench stream --json > stream.json\n"
+          "larder bench stream --only stream.first_layer,stream.overlap\n"
+          "larder bench stream --only stream.plot --plot load.svg "
+          "--trace outage_long",
+          bench::RunStream);
   stream
       ->add_option("--rounds", chosen->rounds,
                    "three seeds each per trace and geometry")

@@ -1,6 +1,7 @@
 // `larder bench stream`: the streaming controller on simulated links, against a
-// clairvoyant one and against simpler rules. Nothing here is measured on the
-// machine: the same program gives the same figures anywhere.
+// clairvoyant one and against simpler rules: nothing of that is measured on the
+// machine, the same program gives the same figures anywhere. What is measured,
+// loading layer by layer, is in bench_layers.cc.
 
 #include <nlohmann/json.hpp>
 
@@ -268,6 +269,9 @@ Status RunStream(const BenchOptions& options, Report& report) {
                           ReadPlanes(options.planes));
   if (!options.plot.empty()) {
     LARDER_RETURN_IF_ERROR(Plot(options, planes));
+  }
+  if (options.Wants({"stream.first_layer", "stream.overlap"})) {
+    LARDER_RETURN_IF_ERROR(RunLayers(options, report));
   }
   if (!options.Wants({"stream"}) && !options.Wants({"stream."})) {
     return absl::OkStatus();

@@ -45,10 +45,12 @@ struct BenchOptions {
 };
 
 // Each adds its rows; tools/bench/README.md says what every row is. All but
-// RunStream and RunCodec run a larderd of their own.
+// RunCodec run a larderd of their own.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
 Status RunStream(const BenchOptions& options, Report& report);
+// Called by RunStream: what of it is measured.
+Status RunLayers(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
 Status RunLevels(const BenchOptions& options, Report& report);
 // Needs no daemon.
