@@ -299,6 +299,28 @@ struct StreamAnswer {
   std::vector<larder_stream_chunk> chunks;
 };
 
+// KV in the memory of a CUDA device (larder_device_opts).
+struct DeviceOptions {
+  int ordinal = 0;
+  void* stream = nullptr;           // CUstream
+  uint64_t ready_word = 0;          // address of a uint32_t
+  std::vector<void*> layer_events;  // CUevents
+};
+
+namespace internal {
+
+inline larder_device_opts ToC(const DeviceOptions& options) {
+  auto opts = Sized<larder_device_opts>();
+  opts.ordinal = options.ordinal;
+  opts.stream = options.stream;
+  opts.ready_word = options.ready_word;
+  opts.layer_events = options.layer_events.data();
+  opts.layer_event_count = static_cast<uint32_t>(options.layer_events.size());
+  return opts;
+}
+
+}  // namespace internal
+
 struct LoadOptions {
   Deadline deadline;
   bool layerwise = false;
@@ -308,6 +330,7 @@ struct LoadOptions {
   const Hold* hold = nullptr;
   uint32_t hold_first = 0;
   std::optional<StreamOptions> stream;
+  std::optional<DeviceOptions> device;
 };
 
 struct LoadAnswer {
@@ -534,6 +557,14 @@ class Saver : public internal::Owner<larder_save, larder_save_close> {
     return Outcome::From(
         larder_save_gather(get(), &view, layer_begin, layer_count));
   }
+  // From the memory of a device, behind what is on options.stream.
+  Outcome GatherOnDevice(const larder_view& view, const DeviceOptions& options,
+                         uint32_t layer_begin = 0, uint32_t layer_count = 0) {
+    const larder_device_opts opts = internal::ToC(options);
+    return Outcome::From(larder_save_gather_device(get(), &view, layer_begin,
+                                                   layer_count, &opts));
+  }
+  bool Gathering() const { return larder_save_gathering(get()) != 0; }
   Outcome Truncate(uint32_t tokens) {
     return Outcome::From(larder_save_truncate(get(), tokens));
   }
@@ -706,6 +737,11 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
       stream = internal::ToC(*options.stream, answer.stream.chunks.data());
       opts.stream = &stream;
     }
+    larder_device_opts device;
+    if (options.device.has_value()) {
+      device = internal::ToC(*options.device);
+      opts.device = &device;
+    }
     answer.reasons.resize(ids.size());
     auto result = internal::Sized<larder_load_result>();
     answer.status = Outcome::From(
@@ -727,6 +763,11 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
       streamed.resize(ids.size());
       stream = internal::ToC(*options.stream, streamed.data());
       opts.stream = &stream;
+    }
+    larder_device_opts device;
+    if (options.device.has_value()) {
+      device = internal::ToC(*options.device);
+      opts.device = &device;
     }
     larder_load* load = nullptr;
     const int32_t status = larder_load_start(

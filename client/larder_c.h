@@ -700,6 +700,35 @@ typedef struct larder_stream_opts {
   larder_stream_chunk* chunks;
 } larder_stream_opts;
 
+/* larder_device_opts.ready_word after a miss: more than any layer. */
+#define LARDER_READY_POISON 0x40000000u
+
+/* KV in the memory of a CUDA device: the bases of a view's planes (and its
+ * segments) are addresses there, in the process's primary context, which
+ * frameworks use too. The driver is opened by the first call with such options;
+ * LARDER_E_UNAVAILABLE says what is missing. Views are blocks or slots of keys
+ * and values, or segments. */
+typedef struct larder_device_opts {
+  uint32_t struct_size;
+  int32_t ordinal; /* of the device, as the driver counts */
+  /* CUstream. A load with NULL takes one of its own, which waits for nothing of
+   * the engine's; a save needs the engine's, behind what writes the KV. */
+  void* stream;
+  /* Of a load on a stream of its own: the address of a 32-bit word that the
+   * device reaches, 0 before the load starts. Becomes the number of layers that
+   * have landed, or LARDER_READY_POISON once a chunk will not come, the
+   * deadline's end included: what a captured graph can wait for
+   * (cuStreamWaitValue32, GEQ) and look at. 0 = none. */
+  uint64_t ready_word;
+  /* Of a load: layer_event_count CUevents, the i-th recorded behind layer i. A
+   * layer is on the stream, and its event recorded, once
+   * larder_load_wait_layer says so: work that is put behind the event, or on
+   * the same stream, from then on finds it there. NULL = none. */
+  void* const* layer_events;
+  uint32_t layer_event_count;
+  uint32_t reserved;
+} larder_device_opts;
+
 typedef struct larder_load_opts {
   uint32_t struct_size;
   uint32_t deadline_ms;
@@ -713,6 +742,10 @@ typedef struct larder_load_opts {
    * hold has all of its chunks brought at once: without one, those that would
    * come too late are not even read. */
   const larder_stream_opts* stream;
+  /* NULL: the views are host memory. Else layers land one after the other, and
+   * the load is not streaming. It returns when its last kernel has run: on a
+   * stream of the engine's, behind the engine's work. */
+  const larder_device_opts* device;
 } larder_load_opts;
 
 typedef struct larder_load_result {
@@ -828,6 +861,15 @@ LARDER_API larder_status larder_save_gather(larder_save* save,
                                             const larder_view* view,
                                             uint32_t layer_begin,
                                             uint32_t layer_count);
+/* The same from the memory of a device, by kernels on opts->stream, which must
+ * be given: returns at once, and the forward pass goes on. What they read must
+ * not change before they have run: a stream keeps that order by itself. Commit,
+ * truncate, segment and close wait for them; larder_save_gathering says (1)
+ * whether they would have to. */
+LARDER_API larder_status larder_save_gather_device(
+    larder_save* save, const larder_view* view, uint32_t layer_begin,
+    uint32_t layer_count, const larder_device_opts* opts);
+LARDER_API int larder_save_gathering(const larder_save* save);
 /* Drops a suffix of tokens (speculation, preemption): `token_count` are left.
  * May be called after filling; a multiple of block_tokens, not 0. */
 LARDER_API larder_status larder_save_truncate(larder_save* save,

@@ -196,6 +196,37 @@ larder_status TakeView(const SpaceDescriptor& space, const larder_view* in,
   return LARDER_OK;
 }
 
+larder_status TakeDevice(const larder_device_opts* opts,
+                         core::DeviceTarget& out) {
+  larder_device_opts raw;
+  if (const larder_status bad = Take(opts, raw); bad != LARDER_OK) return bad;
+  if (raw.reserved != 0) {
+    return Refuse(LARDER_E_UNSUPPORTED,
+                  "a field of a newer version of larder_c.h is set");
+  }
+  if (raw.ready_word != 0 && raw.stream != nullptr) {
+    return Invalid(
+        "a ready word needs a stream of the load's own: on another it would be "
+        "written behind who waits for it");
+  }
+  if (raw.ready_word % sizeof(uint32_t) != 0) {
+    return Invalid("ready_word is not aligned");
+  }
+  if (raw.layer_events == nullptr && raw.layer_event_count != 0) {
+    return Invalid("layer_events is NULL");
+  }
+  const StatusOr<core::Device*> device = core::Device::Get(raw.ordinal);
+  if (!device.ok()) return Answer(device.status());
+  out.device = *device;
+  out.stream = static_cast<kernels::cuda::Stream>(raw.stream);
+  out.ready_word = raw.ready_word;
+  for (uint32_t i = 0; i < raw.layer_event_count; ++i) {
+    out.layer_events.push_back(
+        static_cast<kernels::cuda::Event>(raw.layer_events[i]));
+  }
+  return LARDER_OK;
+}
+
 std::vector<uint8_t> Bytes(const std::vector<ChunkState>& states) {
   std::vector<uint8_t> out(states.size());
   if (!states.empty()) std::memcpy(out.data(), states.data(), states.size());

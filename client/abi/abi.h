@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 
 #include "client/core/client.h"
+#include "client/core/device_load.h"
 #include "client/core/find.h"
 #include "client/core/hold.h"
 #include "client/core/jobs.h"
@@ -158,6 +159,10 @@ larder_status TakeHold(core::Client& client, const larder_hold_opts* opts,
 // Appends to `out`.
 larder_status TakeView(const SpaceDescriptor& space, const larder_view* in,
                        std::vector<core::View>& out);
+
+// Opens the device.
+larder_status TakeDevice(const larder_device_opts* opts,
+                         core::DeviceTarget& out);
 
 // ---- Jobs
 

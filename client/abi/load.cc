@@ -54,6 +54,14 @@ larder_status TakeLoad(larder_space* space, const larder_id* ids, size_t count,
       }
     }
   }
+  if (raw.device != nullptr) {
+    if (raw.stream != nullptr) {
+      return Invalid("load: into a device it cannot be streaming");
+    }
+    request.device.emplace();
+    const larder_status bad = TakeDevice(raw.device, *request.device);
+    if (bad != LARDER_OK) return bad;
+  }
   if (raw.stream != nullptr) {
     larder_stream_opts stream;
     const larder_status bad = Take(raw.stream, stream);

@@ -60,6 +60,37 @@ larder_status larder_save_gather(larder_save* save, const larder_view* view,
   return Answer(save->saver->Gather(views[0], layer_begin, end));
 }
 
+larder_status larder_save_gather_device(larder_save* save,
+                                        const larder_view* view,
+                                        uint32_t layer_begin,
+                                        uint32_t layer_count,
+                                        const larder_device_opts* opts) {
+  if (save == nullptr || view == nullptr || opts == nullptr) {
+    return Invalid("save, view or opts is NULL");
+  }
+  core::DeviceTarget target;
+  if (const larder_status bad = TakeDevice(opts, target); bad != LARDER_OK) {
+    return bad;
+  }
+  if (target.stream == nullptr) {
+    return Invalid("save: which stream writes the KV?");
+  }
+  if (target.ready_word != 0 || !target.layer_events.empty()) {
+    return Invalid("save: a ready word or layer events are for loads");
+  }
+  std::vector<core::View> views;
+  const larder_status bad = TakeView(save->space->descriptor(), view, views);
+  if (bad != LARDER_OK) return bad;
+  const uint32_t end =
+      layer_count == 0 ? UINT32_MAX : layer_begin + layer_count;
+  return Answer(save->saver->GatherOnDevice(views[0], layer_begin, end,
+                                            *target.device, target.stream));
+}
+
+int larder_save_gathering(const larder_save* save) {
+  return save != nullptr && save->saver->Gathering() ? 1 : 0;
+}
+
 larder_status larder_save_truncate(larder_save* save, uint32_t token_count) {
   if (save == nullptr) return Invalid("save is NULL");
   return Answer(save->saver->Truncate(token_count));

@@ -268,6 +268,15 @@ void Link::ForgetSave(uint64_t request) {
   saves_.erase(request);
 }
 
+StatusOr<kernels::cuda::DevicePtr> Staging::AddressFor(Device& device) {
+  absl::MutexLock lock(&mu);
+  std::unique_ptr<Device::Registration>& registration = registrations[&device];
+  if (registration == nullptr) {
+    LARDER_ASSIGN_OR_RETURN(registration, device.Register(region->bytes()));
+  }
+  return registration->address();
+}
+
 StatusOr<std::shared_ptr<Staging>> Link::GetStaging(uint64_t bytes,
                                                     absl::Time deadline) {
   absl::MutexLock one_creates(&staging_mu_);

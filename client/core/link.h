@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+#include "client/core/device.h"
 #include "client/core/jobs.h"
 #include "client/core/staging.h"
 #include "store/engine.h"
@@ -85,12 +86,20 @@ class SpaceWatcher {
   virtual void OnEpoch(Epoch epoch) = 0;
 };
 
-// Staging memory of one connection.
+// Staging memory of one connection. Thread-safe.
 struct Staging {
   explicit Staging(std::shared_ptr<StagingRegion> shared)
       : region(std::move(shared)), pool(region->bytes().size()) {}
+
+  // Where the region begins for a device, which reaches it from then on.
+  StatusOr<kernels::cuda::DevicePtr> AddressFor(Device& device)
+      ABSL_LOCKS_EXCLUDED(mu);
+
   const std::shared_ptr<StagingRegion> region;
   StagingPool pool;
+  absl::Mutex mu;
+  absl::flat_hash_map<Device*, std::unique_ptr<Device::Registration>>
+      registrations ABSL_GUARDED_BY(mu);
 };
 
 // One connection to one life of the daemon and all that is true only as long

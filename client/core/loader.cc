@@ -633,6 +633,7 @@ class LoadRun {
     }
     outcome.bytes = bytes_;
     outcome.reasons = std::move(reasons_);
+    outcome.chunk_tokens = std::move(tokens_);
     outcome.streamed = std::move(streamed_);
     Counters& counters = request_.space->client().counters();
     counters.loaded_bytes.fetch_add(outcome.bytes, std::memory_order_relaxed);
@@ -700,6 +701,9 @@ uint32_t LayerEnd(const std::vector<View>& views) {
 
 LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
                     LoadObserver* observer) {
+  if (request.device.has_value()) {
+    return RunDeviceLoad(request, cancelled, observer);
+  }
   return LoadRun(request, cancelled, observer).Run();
 }
 

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+#include "client/core/device_load.h"
 #include "client/core/hold.h"
 #include "client/core/jobs.h"
 #include "client/core/space.h"
@@ -42,6 +43,9 @@ struct LoadRequest {
   // Chunk by chunk, in order, watching the link; with a deadline, and neither
   // layerwise nor each.
   std::optional<StreamRequest> stream;
+  // The views' planes and segments are memory of a device: layer after layer,
+  // whatever `layerwise` says, and not streaming.
+  std::optional<DeviceTarget> device;
 };
 
 struct LoadOutcome {
@@ -54,7 +58,8 @@ struct LoadOutcome {
   // landed if each was tried. What is computed over them is no better.
   Lineage lineage = Lineage::kExact;
   std::vector<MissReason> reasons;
-  std::optional<Streamed> streamed;  // of a streaming load
+  std::vector<uint32_t> chunk_tokens;  // of each that landed
+  std::optional<Streamed> streamed;    // of a streaming load
 };
 
 // Told while a load runs, by its threads.

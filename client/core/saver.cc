@@ -4,9 +4,11 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/cuda/paged_copy_types.h"
 #include "store/checksum.h"
 
 namespace larder::client {
+namespace cuda = kernels::cuda;
 namespace {
 
 constexpr absl::Duration kSendPatience = absl::Milliseconds(100);
@@ -129,6 +131,7 @@ Saver::~Saver() {
 }
 
 void Saver::Abort() {
+  WaitForDevice().IgnoreError();  // or it would write into what others get
   if (staging_ != nullptr) staging_->pool.Free(offset_);
   staging_ = nullptr;
   if (Raw(reservation_) != 0 && !link_->broken()) {
@@ -304,6 +307,7 @@ StatusOr<MutableByteSpan> Saver::Segment(uint32_t layer) {
   if (segment == nullptr) {
     return absl::InvalidArgumentError("save: the part has no such layer");
   }
+  LARDER_RETURN_IF_ERROR(WaitForDevice());
   ForgetChecksums(*segment);
   return Record().subspan(segment->offset, segment->k_bytes + segment->v_bytes);
 }
@@ -356,6 +360,130 @@ Status Saver::Gather(const View& view, uint32_t layer_begin,
   return absl::OkStatus();
 }
 
+Status Saver::GatherOnDevice(const View& view, uint32_t layer_begin,
+                             uint32_t layer_end, Device& device,
+                             cuda::Stream stream) {
+  if (staging_ == nullptr) {
+    return absl::FailedPreconditionError("save: committed already");
+  }
+  const GroupDescriptor& group = view.descriptor();
+  const PartShape& box = view.box();
+  PartShape same = box;
+  same.layer_begin = shape_.layer_begin;
+  same.layer_count = shape_.layer_count;
+  if (view.group() != group_ || view.has_skips() || same != shape_) {
+    return absl::InvalidArgumentError(
+        "save: the view is of another group, of other heads, or skips places");
+  }
+  if (view.spec().form == ViewSpec::Form::kSegments ||
+      group.layout == SegmentLayout::kOpaque ||
+      group.kind == GroupKind::kRecurrentState) {
+    return absl::UnimplementedError(
+        "save: from a device, only blocks or slots of keys and values");
+  }
+  if (!view.Fits(0, tokens_)) {
+    return absl::InvalidArgumentError("save: the view has too few places");
+  }
+  LARDER_ASSIGN_OR_RETURN(const cuda::DevicePtr staging,
+                          staging_->AddressFor(device));
+  const View::TokenRange range = view.TokensOf(0, tokens_);
+  LARDER_ASSIGN_OR_RETURN(const cuda::DevicePtr places,
+                          PlacesFor(view, range, device));
+  const cuda::Context::Scope scope(device.context());
+  LARDER_RETURN_IF_ERROR(ToStatus(scope.error()));
+  auto gather = std::find_if(
+      gathers_.begin(), gathers_.end(), [&](const DeviceGather& other) {
+        return other.device == &device && other.stream == stream;
+      });
+  if (gather == gathers_.end()) {
+    cuda::Event done = nullptr;
+    LARDER_RETURN_IF_ERROR(ToStatus(device.driver().event_create(
+        &done, cuda::kEventDisableTiming | cuda::kEventBlockingSync)));
+    gather = gathers_.insert(gathers_.end(), {&device, stream, done});
+  }
+  const bool head_major = group.layout == SegmentLayout::kHeadMajor;
+  Status status;
+  for (const SegmentEntry& segment : layout_.segments) {
+    if (segment.layer < std::max<uint32_t>(layer_begin, box.layer_begin) ||
+        segment.layer >=
+            std::min<uint32_t>(layer_end, box.layer_begin + box.layer_count)) {
+      continue;
+    }
+    ForgetChecksums(segment);
+    const size_t plane = segment.layer - box.layer_begin;
+    cuda::PagedCopies copies{};
+    const auto add = [&](const Plane& from, uint32_t row_bytes,
+                         uint64_t offset) {
+      kernels::PagedCopy& copy = copies.planes[copies.count++];
+      copy.paged = {from.base, static_cast<int64_t>(from.block_stride),
+                    static_cast<int64_t>(from.token_stride),
+                    static_cast<int64_t>(from.head_stride)};
+      copy.dense = DenseRows(staging + offset_ + offset, row_bytes, range.count,
+                             shape_.head_count, head_major);
+      copy.places = {reinterpret_cast<const int64_t*>(places),
+                     view.block_tokens(), 1};
+      copy.tokens = range.count;
+      copy.heads = shape_.head_count;
+      copy.row_bytes = row_bytes;
+    };
+    add(view.spec().k_planes[plane], group.k_head_bytes, segment.offset);
+    if (group.v_head_bytes != 0) {
+      add(view.spec().v_planes[plane], group.v_head_bytes,
+          segment.offset + segment.k_bytes);
+    }
+    status = ToStatus(
+        device.launcher().Launch(cuda::PlanGather(copies), copies, stream));
+    if (!status.ok()) break;
+  }
+  // Also behind what a failure left on the stream.
+  const Status recorded =
+      ToStatus(device.driver().event_record(gather->done, stream));
+  return status.ok() ? recorded : status;
+}
+
+StatusOr<cuda::DevicePtr> Saver::PlacesFor(const View& view,
+                                           const View::TokenRange& range,
+                                           Device& device) {
+  std::vector<int64_t> slots(range.count);
+  for (uint32_t token = 0; token < range.count; ++token) {
+    slots[token] = view.Slot(range.first + token);
+  }
+  for (const DevicePlaces& known : places_) {
+    if (known.device == &device && known.slots == slots) {
+      return known.memory.address();
+    }
+  }
+  DevicePlaces places{&device, std::move(slots), {}};
+  const uint64_t bytes = places.slots.size() * sizeof(int64_t);
+  LARDER_ASSIGN_OR_RETURN(places.memory, device.TakePinned(bytes));
+  std::memcpy(places.memory.host().data(), places.slots.data(), bytes);
+  places_.push_back(std::move(places));
+  return places_.back().memory.address();
+}
+
+bool Saver::Gathering() const {
+  return std::any_of(
+      gathers_.begin(), gathers_.end(), [](const DeviceGather& gather) {
+        const cuda::Context::Scope scope(gather.device->context());
+        return gather.device->driver().event_query(gather.done).code ==
+               cuda::Result::kNotReady;
+      });
+}
+
+Status Saver::WaitForDevice() {
+  Status status;
+  for (const DeviceGather& gather : gathers_) {
+    const cuda::Context::Scope scope(gather.device->context());
+    const cuda::Driver& driver = gather.device->driver();
+    const Status waited = ToStatus(driver.event_synchronize(gather.done));
+    if (status.ok()) status = waited;
+    (void)driver.event_destroy(gather.done);
+  }
+  gathers_.clear();
+  places_.clear();
+  return status;
+}
+
 Status Saver::FillOpaque(uint32_t layer, std::span<const ByteSpan> pieces) {
   LARDER_ASSIGN_OR_RETURN(const MutableByteSpan segment, Segment(layer));
   const SegmentEntry& entry = *Find(layer);
@@ -397,6 +525,7 @@ Status Saver::Truncate(uint32_t token_count) {
   }
   LARDER_ASSIGN_OR_RETURN(RecordLayout layout,
                           LayoutRecord(group, shape_, token_count));
+  LARDER_RETURN_IF_ERROR(WaitForDevice());
   // Everything moves towards the front, in order: nothing is overwritten before
   // it was moved. Within a stripe tokens are rows, so a prefix of it is left.
   std::byte* const base = Record().data();
@@ -441,6 +570,7 @@ Status Saver::Commit(const CommitHints& hints) {
     return absl::InvalidArgumentError("save: token_begin is absurd");
   }
   if (link_->broken()) return absl::UnavailableError("the daemon is gone");
+  LARDER_RETURN_IF_ERROR(WaitForDevice());
   meta.space = space_->id();
   meta.parent = hints.parent;
   meta.root_content = hints.root_content;

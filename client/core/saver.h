@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
+#include "client/core/device.h"
 #include "client/core/link.h"
 #include "client/core/queue.h"
 #include "client/core/space.h"
@@ -71,6 +72,14 @@ class Saver {
   StatusOr<MutableByteSpan> Segment(uint32_t layer);
   // Fills layers [layer_begin, layer_end) from where `view` says.
   Status Gather(const View& view, uint32_t layer_begin, uint32_t layer_end);
+  // The same of planes in the memory of a device, by kernels on `stream`:
+  // returns at once. What those kernels read must not change before they have
+  // run. Commit, Truncate, Segment and the end of the saver wait for them.
+  Status GatherOnDevice(const View& view, uint32_t layer_begin,
+                        uint32_t layer_end, Device& device,
+                        kernels::cuda::Stream stream);
+  // Would these calls have to wait?
+  bool Gathering() const;
   // Fills the one stripe of an opaque layer from pieces, zeroes what is left.
   Status FillOpaque(uint32_t layer, std::span<const ByteSpan> pieces);
   // Drops a suffix of tokens.
@@ -98,6 +107,11 @@ class Saver {
                    const Checksum& checksum);
   void ForgetChecksums(const SegmentEntry& segment);
   void Abort();
+  Status WaitForDevice();
+  // The view's slots where the device reaches them.
+  StatusOr<kernels::cuda::DevicePtr> PlacesFor(const View& view,
+                                               const View::TokenRange& range,
+                                               Device& device);
 
   const std::shared_ptr<Space> space_;
   const std::shared_ptr<Link> link_;
@@ -114,6 +128,20 @@ class Saver {
   std::vector<Checksum> checksums_;
   std::vector<uint8_t> has_checksum_;
   std::shared_ptr<Progress> progress_;  // from Commit on
+  // Kernels under way: each event is behind all of its stream's.
+  struct DeviceGather {
+    Device* device = nullptr;
+    kernels::cuda::Stream stream = nullptr;
+    kernels::cuda::Event done = nullptr;
+  };
+  std::vector<DeviceGather> gathers_;
+  // What they read besides: usually one list for all layers.
+  struct DevicePlaces {
+    Device* device = nullptr;
+    std::vector<int64_t> slots;
+    Device::Pinned memory;
+  };
+  std::vector<DevicePlaces> places_;
 };
 
 }  // namespace larder::client

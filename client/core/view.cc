@@ -258,6 +258,19 @@ bool View::Overlaps(const PartShape& part) const {
   return part.interleave_index % common == box.interleave_index % common;
 }
 
+int64_t View::Slot(uint64_t token) const {
+  if (spec_.form == ViewSpec::Form::kSlots) return spec_.places[token];
+  const int64_t block = spec_.places[token / block_tokens_];
+  return block < 0 ? -1
+                   : block * block_tokens_ +
+                         static_cast<int64_t>(token % block_tokens_);
+}
+
+View::TokenRange View::TokensOf(size_t index, uint32_t tokens) const {
+  return {index * uint64_t{chunk_tokens_} / spec_.box.interleave_count,
+          BoxTokens(tokens)};
+}
+
 // The address of the view's `token`th token; null = skip.
 std::byte* View::Locate(const Plane& plane, uint64_t token) const {
   Spot spot;

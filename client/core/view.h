@@ -67,6 +67,18 @@ class View {
   const GroupDescriptor& descriptor() const { return group_; }
   const PartShape& box() const { return spec_.box; }
   bool has_skips() const { return has_skips_; }
+  const ViewSpec& spec() const { return spec_; }
+
+  // For blocks and slots: where the box's `token`th token is, counted from the
+  // first chunk named by the call; negative = skip.
+  int64_t Slot(uint64_t token) const;
+  uint32_t block_tokens() const { return block_tokens_; }
+  // Which of these tokens are a chunk's, if it has `tokens`.
+  struct TokenRange {
+    uint64_t first = 0;
+    uint32_t count = 0;
+  };
+  TokenRange TokensOf(size_t index, uint32_t tokens) const;
 
   // Does the view want anything of chunk `index`, which has `tokens` tokens
   // (`chunk_tokens` = that of the space)? Entries that say skip count as

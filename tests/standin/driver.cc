@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "kernels/cuda/driver_types.h"
+#include "tests/kernels/simt/simt.h"
 #include "tests/standin/memory.h"
 #include "tests/standin/schedule.h"
 #include "tests/standin/standin.h"
@@ -40,7 +41,9 @@ struct ModuleObject {
   std::map<std::string, FunctionObject*> functions;
 };
 struct FunctionObject {
-  StandinKernel kernel = nullptr;
+  // One of the two.
+  StandinKernel host = nullptr;
+  const simt::Kernel* kernel = nullptr;
   int dynamic_shared_bytes_max = 48 << 10;
 };
 struct GraphObject {
@@ -1208,10 +1211,13 @@ STANDIN_API Result cuModuleGetFunction(Function* function, ModuleHandle module,
       *function = known->second;
       return Result::kSuccess;
     }
-    const auto kernel = m.kernels.find(name);
-    if (kernel == m.kernels.end()) return Result::kNotFound;
     auto object = std::make_unique<FunctionObject>();
-    object->kernel = kernel->second;
+    const auto host = m.kernels.find(name);
+    if (host != m.kernels.end()) {
+      object->host = host->second;
+    } else if ((object->kernel = simt::FindKernel(name)) == nullptr) {
+      return Result::kNotFound;
+    }
     *function = m.functions.Add(std::move(object));
     module->functions[name] = *function;
     return Result::kSuccess;
@@ -1289,12 +1295,22 @@ STANDIN_API Result cuLaunchKernel(Function function, unsigned grid_x,
     // As the device has it: by value, and aligned.
     std::vector<uint64_t> copy((bytes + 7) / 8);
     if (bytes > 0) std::memcpy(copy.data(), buffer, bytes);
-    const StandinKernel kernel = function->kernel;
+    const StandinKernel host = function->host;
+    const simt::Kernel* const kernel = function->kernel;
     return m.schedule.Enqueue(
         state, DeviceStep(m, [=, copy = std::move(copy)] {
           const uint32_t grid[3] = {grid_x, grid_y, grid_z};
-          return static_cast<Result>(
-              kernel(grid, block_x, shared_bytes, copy.data(), bytes));
+          if (host != nullptr) {
+            return static_cast<Result>(
+                host(grid, block_x, shared_bytes, copy.data(), bytes));
+          }
+          const std::optional<std::string> wrong = simt::Launch(
+              *kernel, {grid_x, grid_y, grid_z}, {block_x, 1, 1}, shared_bytes,
+              copy.data(), bytes, {.random = true, .seed = grid_x + block_x});
+          if (!wrong.has_value()) return Result::kSuccess;
+          std::fprintf(stderr, "libcuda_standin: %s: %s\n", kernel->name,
+                       wrong->c_str());
+          return Result::kLaunchFailed;
         }));
   });
 }

@@ -1,0 +1,151 @@
+#include "client/core/device.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "kernels/cuda/image.h"
+
+namespace larder::client {
+namespace cuda = kernels::cuda;
+namespace {
+
+// Buffers that wait for their next use. More are freed.
+constexpr size_t kIdleMax = 64;
+constexpr uint64_t kIdleBytesMax = 256_MiB;
+// A buffer is not given to who needs far less.
+constexpr uint64_t kFitFactor = 4;
+
+std::vector<const char*> PagedCopyEntries() {
+  return {"larder_paged_gather_1",  "larder_paged_gather_2",
+          "larder_paged_gather_4",  "larder_paged_gather_8",
+          "larder_paged_gather_16", "larder_paged_scatter_1",
+          "larder_paged_scatter_2", "larder_paged_scatter_4",
+          "larder_paged_scatter_8", "larder_paged_scatter_16"};
+}
+
+}  // namespace
+
+Status ToStatus(const cuda::Error& error) {
+  if (!error) return absl::OkStatus();
+  const std::string text = error.ToString();
+  return error.code == cuda::Result::kOutOfMemory
+             ? absl::ResourceExhaustedError(text)
+             : absl::UnavailableError(text);
+}
+
+kernels::DensePlane DenseRows(cuda::DevicePtr address, uint32_t row_bytes,
+                              uint32_t tokens, uint16_t heads,
+                              bool head_major) {
+  return {reinterpret_cast<void*>(address),
+          head_major ? int64_t{row_bytes} * tokens : row_bytes,
+          head_major ? row_bytes : int64_t{row_bytes} * heads};
+}
+
+StatusOr<Device*> Device::Get(int ordinal) {
+  static absl::Mutex mu;
+  static auto* const devices = new std::map<int, Device*>();
+  absl::MutexLock lock(&mu);
+  Device*& device = (*devices)[ordinal];
+  if (device == nullptr) {
+    StatusOr<Device*> opened = Open(ordinal);
+    if (!opened.ok()) return opened.status();
+    device = *opened;
+  }
+  return device;
+}
+
+StatusOr<Device*> Device::Open(int ordinal) {
+  const cuda::Image image = cuda::FindImage("paged_copy");
+  if (image.data == nullptr) {
+    return absl::UnavailableError(
+        "CUDA: this liblarder was built without nvcc; build it where the CUDA "
+        "toolkit is (cmake -DLARDER_CUDA=ON)");
+  }
+  std::unique_ptr<Device> device(new Device);
+  std::string why_not;
+  device->driver_ = cuda::Driver::Open({}, &why_not);
+  if (device->driver_ == nullptr) return absl::UnavailableError(why_not);
+  if (ordinal < 0 || ordinal >= device->driver_->device_count()) {
+    return absl::UnavailableError(
+        absl::StrCat("CUDA: there is no device ", ordinal, " of ",
+                     device->driver_->device_count()));
+  }
+  cuda::Error error;
+  device->context_ = cuda::Context::Retain(*device->driver_, ordinal, &error);
+  if (device->context_ == nullptr) return ToStatus(error);
+  device->launcher_ = cuda::Launcher::Load(*device->context_, image.data,
+                                           PagedCopyEntries(), &error);
+  if (device->launcher_ == nullptr) return ToStatus(error);
+  return device.release();
+}
+
+Device::Pinned::~Pinned() {
+  if (device_ == nullptr) return;
+  {
+    absl::MutexLock lock(&device_->mu_);
+    uint64_t idle = host_.size();
+    for (const Idle& other : device_->idle_) idle += other.host.size();
+    if (device_->idle_.size() < kIdleMax && idle <= kIdleBytesMax) {
+      device_->idle_.push_back({host_, address_});
+      return;
+    }
+  }
+  const cuda::Context::Scope scope(device_->context());
+  (void)device_->driver().mem_free_host(host_.data());
+}
+
+StatusOr<Device::Pinned> Device::TakePinned(uint64_t bytes) {
+  bytes = RoundUp(bytes, kPageBytes);
+  {
+    absl::MutexLock lock(&mu_);
+    auto best = idle_.end();
+    for (auto it = idle_.begin(); it != idle_.end(); ++it) {
+      if (it->host.size() < bytes || it->host.size() / kFitFactor > bytes) {
+        continue;
+      }
+      if (best == idle_.end() || it->host.size() < best->host.size()) best = it;
+    }
+    if (best != idle_.end()) {
+      const Idle taken = *best;
+      idle_.erase(best);
+      return Pinned(this, taken.host, taken.address);
+    }
+  }
+  const cuda::Context::Scope scope(*context_);
+  LARDER_RETURN_IF_ERROR(ToStatus(scope.error()));
+  void* host = nullptr;
+  LARDER_RETURN_IF_ERROR(ToStatus(driver().mem_host_alloc(
+      &host, bytes, cuda::kHostAllocPortable | cuda::kHostAllocDeviceMap)));
+  cuda::DevicePtr address = 0;
+  if (const cuda::Error error =
+          driver().mem_host_get_device_pointer(&address, host, 0)) {
+    (void)driver().mem_free_host(host);
+    return ToStatus(error);
+  }
+  return Pinned(this, {static_cast<std::byte*>(host), bytes}, address);
+}
+
+StatusOr<std::unique_ptr<Device::Registration>> Device::Register(
+    MutableByteSpan memory) {
+  const cuda::Context::Scope scope(*context_);
+  LARDER_RETURN_IF_ERROR(ToStatus(scope.error()));
+  LARDER_RETURN_IF_ERROR(ToStatus(driver().mem_host_register(
+      memory.data(), memory.size(),
+      cuda::kHostRegisterPortable | cuda::kHostRegisterDeviceMap)));
+  cuda::DevicePtr address = 0;
+  if (const cuda::Error error =
+          driver().mem_host_get_device_pointer(&address, memory.data(), 0)) {
+    (void)driver().mem_host_unregister(memory.data());
+    return ToStatus(error);
+  }
+  return std::make_unique<Registration>(this, memory, address);
+}
+
+Device::Registration::~Registration() {
+  const cuda::Context::Scope scope(device_->context());
+  (void)device_->driver().mem_host_unregister(memory_.data());
+}
+
+}  // namespace larder::client

@@ -1,0 +1,113 @@
+#ifndef LARDER_CLIENT_CORE_DEVICE_H_
+#define LARDER_CLIENT_CORE_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/launcher.h"
+#include "kernels/paged.h"
+#include "store/status.h"
+#include "store/units.h"
+
+namespace larder::client {
+
+// What went wrong in a call of the CUDA driver, as a status: ResourceExhausted
+// where memory is short, else Unavailable.
+Status ToStatus(const kernels::cuda::Error& error);
+
+// Rows of a segment's keys or values, as a kernel finds them at `address`:
+// [head][token] or [token][head].
+kernels::DensePlane DenseRows(kernels::cuda::DevicePtr address,
+                              uint32_t row_bytes, uint32_t tokens,
+                              uint16_t heads, bool head_major);
+
+// A CUDA device as loads and saves use it: the process's primary context, which
+// the engine's framework shares, Larder's kernels, and host memory that both
+// sides reach. Thread-safe; never destroyed once opened (the driver may be gone
+// before a process's last destructors run).
+class Device {
+ public:
+  // The device of this number, opened when first asked for. Unavailable says
+  // what is missing: the driver, the device, or kernels in this build.
+  static StatusOr<Device*> Get(int ordinal);
+
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  const kernels::cuda::Driver& driver() const { return context_->driver(); }
+  const kernels::cuda::Context& context() const { return *context_; }
+  const kernels::cuda::Launcher& launcher() const { return *launcher_; }
+
+  // Page-locked memory. Unset when default-made.
+  class Pinned {
+   public:
+    Pinned() = default;
+    Pinned(Device* device, MutableByteSpan host,
+           kernels::cuda::DevicePtr address)
+        : device_(device), host_(host), address_(address) {}
+    Pinned(Pinned&& other) noexcept { *this = std::move(other); }
+    Pinned& operator=(Pinned&& other) noexcept {
+      std::swap(device_, other.device_);
+      std::swap(host_, other.host_);
+      std::swap(address_, other.address_);
+      return *this;
+    }
+    ~Pinned();
+
+    MutableByteSpan host() const { return host_; }
+    // Of its first byte, as the device sees it.
+    kernels::cuda::DevicePtr address() const { return address_; }
+
+   private:
+    Device* device_ = nullptr;
+    MutableByteSpan host_;
+    kernels::cuda::DevicePtr address_ = 0;
+  };
+  // At least so many bytes. What is given back is kept for the next that is
+  // content with it: page-locking takes milliseconds.
+  StatusOr<Pinned> TakePinned(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Page-locks memory of the caller's while the result lives, which must end
+  // before the memory does.
+  class Registration {
+   public:
+    Registration(Device* device, MutableByteSpan memory,
+                 kernels::cuda::DevicePtr address)
+        : device_(device), memory_(memory), address_(address) {}
+    Registration(const Registration&) = delete;
+    Registration& operator=(const Registration&) = delete;
+    ~Registration();
+    kernels::cuda::DevicePtr address() const { return address_; }
+
+   private:
+    Device* const device_;
+    const MutableByteSpan memory_;
+    const kernels::cuda::DevicePtr address_;
+  };
+  StatusOr<std::unique_ptr<Registration>> Register(MutableByteSpan memory);
+
+ private:
+  Device() = default;
+  static StatusOr<Device*> Open(int ordinal);
+
+  std::unique_ptr<const kernels::cuda::Driver> driver_;
+  std::unique_ptr<kernels::cuda::Context> context_;
+  std::unique_ptr<kernels::cuda::Launcher> launcher_;
+
+  absl::Mutex mu_;
+  struct Idle {
+    MutableByteSpan host;
+    kernels::cuda::DevicePtr address = 0;
+  };
+  std::vector<Idle> idle_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace larder::client
+
+#endif  // LARDER_CLIENT_CORE_DEVICE_H_

@@ -1,0 +1,409 @@
+#include "client/core/device_load.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "client/core/loader.h"
+#include "client/core/reader.h"
+#include "kernels/cuda/paged_copy_types.h"
+
+namespace larder::client {
+namespace cuda = kernels::cuda;
+namespace {
+
+// Pieces on their way at once: one is read while the other's kernels run.
+constexpr size_t kSlots = 2;
+// How often one who waits for the device looks at the time.
+constexpr absl::Duration kGrain = absl::Microseconds(50);
+
+class DeviceRun {
+ public:
+  DeviceRun(const LoadRequest& request, const Cancelled* cancelled,
+            LoadObserver* observer)
+      : request_(request),
+        target_(*request.device),
+        driver_(target_.device->driver()),
+        cancelled_(cancelled),
+        observer_(observer),
+        scope_(target_.device->context()),
+        stop_at_(request.ids.size()) {
+    outcome_.reasons.assign(request.ids.size(), kMissNotTried);
+    outcome_.chunk_tokens.assign(request.ids.size(), 0);
+  }
+
+  ~DeviceRun() {
+    for (const Slot& slot : slots_) {
+      if (slot.done != nullptr) (void)driver_.event_destroy(slot.done);
+    }
+    if (own_stream_ != nullptr) (void)driver_.stream_destroy(own_stream_);
+  }
+
+  LoadOutcome Run() {
+    Status status = Prepare();
+    if (status.ok()) status = Layers();
+    if (!status.ok() || stop_at_ < request_.ids.size()) Poison();
+    // From here on nothing lands.
+    if (stream_known_) {
+      const Status ended = ToStatus(driver_.stream_synchronize(stream_));
+      if (status.ok()) status = ended;
+    }
+    return Collect(std::move(status));
+  }
+
+ private:
+  // Page-locked memory of one piece.
+  struct Slot {
+    MutableByteSpan host;
+    cuda::DevicePtr address = 0;
+    cuda::Event done = nullptr;
+    bool used = false;
+  };
+
+  Status Prepare() {
+    LARDER_RETURN_IF_ERROR(ToStatus(scope_.error()));
+    stream_ = target_.stream;
+    if (stream_ == nullptr) {
+      LARDER_RETURN_IF_ERROR(ToStatus(
+          driver_.stream_create(&own_stream_, cuda::kStreamNonBlocking)));
+      stream_ = own_stream_;
+    }
+    stream_known_ = true;
+    for (const View& view : request_.views) {
+      const bool paged = view.spec().form != ViewSpec::Form::kSegments;
+      if (paged && (view.descriptor().layout == SegmentLayout::kOpaque ||
+                    view.descriptor().kind == GroupKind::kRecurrentState)) {
+        return absl::UnimplementedError(
+            "a load into device pages: opaque pages and states only as "
+            "segments");
+      }
+    }
+    hold_ = request_.hold;
+    hold_first_ = request_.hold_first;
+    if (hold_ == nullptr && !request_.ids.empty()) {
+      HoldOptions options;
+      options.deadline = request_.deadline;
+      options.worst_lineage = request_.worst_lineage;
+      options.prefix_only = !request_.each;
+      LARDER_ASSIGN_OR_RETURN(
+          hold_, Hold::Open(*request_.space, request_.ids, options));
+      hold_first_ = 0;
+    }
+    return TakeMemory();
+  }
+
+  // Most that a chunk's share of one layer takes.
+  uint64_t ChunkBytes(uint32_t layer) const {
+    uint64_t bytes = 0;
+    for (const View& view : request_.views) {
+      if (!Has(view, layer)) continue;
+      PartShape box = view.box();
+      box.layer_count = 1;
+      bytes += RoundUp(SegmentBytes(view.descriptor(), box,
+                                    request_.space->descriptor().chunk_tokens),
+                       kRowAlignment);
+    }
+    return bytes;
+  }
+
+  static bool Has(const View& view, uint32_t layer) {
+    return layer >= view.box().layer_begin &&
+           layer < uint32_t{view.box().layer_begin} + view.box().layer_count;
+  }
+
+  // The places of all views as slots, for the kernels, and the pieces.
+  Status TakeMemory() {
+    uint64_t places = 0;
+    for (const View& view : request_.views) places += PlacesOf(view);
+    uint64_t chunk = kRowAlignment;
+    for (uint32_t layer = 0; layer < LayerEnd(request_.views); ++layer) {
+      chunk = std::max(chunk, ChunkBytes(layer));
+    }
+    const uint64_t most = chunk * std::max<size_t>(request_.ids.size(), 1);
+    slot_bytes_ = std::clamp(target_.bounce_bytes / kSlots, chunk, most);
+    const uint64_t places_bytes =
+        RoundUp(places * sizeof(int64_t), kRowAlignment);
+    LARDER_ASSIGN_OR_RETURN(pinned_, target_.device->TakePinned(
+                                         places_bytes + kSlots * slot_bytes_));
+
+    auto* const slots = reinterpret_cast<int64_t*>(pinned_.host().data());
+    uint64_t at = 0;
+    for (const View& view : request_.views) {
+      places_at_.push_back(pinned_.address() + at * sizeof(int64_t));
+      const uint64_t count = PlacesOf(view);
+      for (uint64_t token = 0; token < count; ++token) {
+        slots[at + token] = view.Slot(token);
+      }
+      at += count;
+    }
+    for (size_t i = 0; i < kSlots; ++i) {
+      const uint64_t begin = places_bytes + i * slot_bytes_;
+      slots_.push_back({pinned_.host().subspan(begin, slot_bytes_),
+                        pinned_.address() + begin});
+      LARDER_RETURN_IF_ERROR(ToStatus(driver_.event_create(
+          &slots_.back().done,
+          cuda::kEventDisableTiming | cuda::kEventBlockingSync)));
+    }
+    return absl::OkStatus();
+  }
+
+  static uint64_t PlacesOf(const View& view) {
+    switch (view.spec().form) {
+      case ViewSpec::Form::kBlocks:
+        return view.spec().places.size() * uint64_t{view.block_tokens()};
+      case ViewSpec::Form::kSlots:
+        return view.spec().places.size();
+      default:
+        return 0;
+    }
+  }
+
+  Status Layers() {
+    const uint32_t layers = LayerEnd(request_.views);
+    for (uint32_t layer = 0; layer < layers; ++layer) {
+      const uint64_t chunk = ChunkBytes(layer);
+      const size_t together = chunk == 0
+                                  ? request_.ids.size()
+                                  : std::max<size_t>(slot_bytes_ / chunk, 1);
+      for (size_t begin = 0; chunk != 0 && begin < stop_at_;) {
+        const size_t end = std::min(begin + together, stop_at_);
+        LARDER_RETURN_IF_ERROR(Piece(layer, begin, end));
+        begin = end;
+      }
+      LARDER_RETURN_IF_ERROR(Announce(layer));
+    }
+    return absl::OkStatus();
+  }
+
+  Status Announce(uint32_t layer) {
+    if (layer < target_.layer_events.size()) {
+      LARDER_RETURN_IF_ERROR(
+          ToStatus(driver_.event_record(target_.layer_events[layer], stream_)));
+    }
+    if (stop_at_ < request_.ids.size()) return absl::OkStatus();
+    if (target_.ready_word != 0) {
+      LARDER_RETURN_IF_ERROR(ToStatus(driver_.stream_write_value32(
+          stream_, target_.ready_word, layer + 1, cuda::kWriteValueDefault)));
+    }
+    if (observer_ != nullptr) observer_->OnLayers(layer + 1);
+    return absl::OkStatus();
+  }
+
+  // Chunks [begin, end) of one layer.
+  Status Piece(uint32_t layer, size_t begin, size_t end) {
+    Slot& slot = slots_[next_slot_++ % kSlots];
+    LARDER_RETURN_IF_ERROR(WaitFor(slot));
+
+    LoadRequest part;
+    part.space = request_.space;
+    part.ids.assign(request_.ids.begin() + static_cast<ptrdiff_t>(begin),
+                    request_.ids.begin() + static_cast<ptrdiff_t>(end));
+    part.each = request_.each;
+    part.worst_lineage = request_.worst_lineage;
+    part.threads = request_.threads;
+    part.deadline = request_.deadline;
+    part.hold = hold_;
+    part.hold_first = hold_first_ + begin;
+    const uint64_t chunk_bytes = ChunkBytes(layer);
+    uint64_t offset = 0;
+    std::vector<std::pair<size_t, uint64_t>> sources;  // view, offset
+    for (size_t v = 0; v < request_.views.size(); ++v) {
+      const View& view = request_.views[v];
+      if (!Has(view, layer)) continue;
+      ViewSpec spec;
+      spec.group = view.group();
+      spec.box = view.box();
+      spec.box.layer_begin = static_cast<uint16_t>(layer);
+      spec.box.layer_count = 1;
+      for (size_t i = begin; i < end; ++i) {
+        spec.segments.push_back(Wants(view, layer, i)
+                                    ? slot.host.data() +
+                                          (i - begin) * chunk_bytes + offset
+                                    : nullptr);
+      }
+      sources.emplace_back(v, offset);
+      offset += RoundUp(SegmentBytes(view.descriptor(), spec.box,
+                                     request_.space->descriptor().chunk_tokens),
+                        kRowAlignment);
+      LARDER_ASSIGN_OR_RETURN(
+          View one, View::Make(request_.space->descriptor(), std::move(spec)));
+      part.views.push_back(std::move(one));
+    }
+    const LoadOutcome read = RunLoad(part, cancelled_, nullptr);
+    outcome_.bytes += read.bytes;
+    for (size_t i = begin; i < end; ++i) {
+      const size_t in = i - begin;
+      const bool failed_before = outcome_.reasons[i] != kMissNotTried &&
+                                 outcome_.reasons[i] != MissReason::kNone;
+      if (failed_before) continue;
+      MissReason why = read.reasons[in];
+      if (why == MissReason::kNone) {
+        outcome_.chunk_tokens[i] = read.chunk_tokens[in];
+        for (const View& view : request_.views) {
+          if (!view.Fits(i, read.chunk_tokens[in])) why = kMissNotTried;
+        }
+      }
+      outcome_.reasons[i] = why;
+      if (why != MissReason::kNone) {
+        Miss(i);
+        continue;
+      }
+      outcome_.lineage = std::max(outcome_.lineage, read.lineage);
+      for (const auto& [v, at] : sources) {
+        LARDER_RETURN_IF_ERROR(Place(v, layer, i,
+                                     slot.address + in * chunk_bytes + at,
+                                     slot.host.data() + in * chunk_bytes + at));
+      }
+    }
+    slot.used = true;
+    LARDER_RETURN_IF_ERROR(ToStatus(driver_.event_record(slot.done, stream_)));
+    return read.status;
+  }
+
+  static bool Wants(const View& view, uint32_t layer, size_t index) {
+    if (view.spec().form != ViewSpec::Form::kSegments) return true;
+    return Segment(view, layer, index) != nullptr;
+  }
+
+  static std::byte* Segment(const View& view, uint32_t layer, size_t index) {
+    const size_t at =
+        index * view.box().layer_count + (layer - view.box().layer_begin);
+    return at < view.spec().segments.size() ? view.spec().segments[at]
+                                            : nullptr;
+  }
+
+  // A chunk's share of a layer from the slot to where view `v` says.
+  Status Place(size_t v, uint32_t layer, size_t index, cuda::DevicePtr from,
+               const std::byte* host) {
+    const View& view = request_.views[v];
+    const GroupDescriptor& group = view.descriptor();
+    const PartShape& box = view.box();
+    const uint32_t tokens = outcome_.chunk_tokens[index];
+    if (view.spec().form == ViewSpec::Form::kSegments) {
+      std::byte* const to = Segment(view, layer, index);
+      if (to == nullptr) return absl::OkStatus();
+      PartShape one = box;
+      one.layer_count = 1;
+      return ToStatus(
+          driver_.memcpy_h2d_async(reinterpret_cast<cuda::DevicePtr>(to), host,
+                                   SegmentBytes(group, one, tokens), stream_));
+    }
+    const View::TokenRange range = view.TokensOf(index, tokens);
+    const bool head_major = group.layout == SegmentLayout::kHeadMajor;
+    cuda::PagedCopies copies{};
+    const auto add = [&](const Plane& plane, uint32_t row_bytes,
+                         cuda::DevicePtr source) {
+      kernels::PagedCopy& copy = copies.planes[copies.count++];
+      copy.paged = {plane.base, static_cast<int64_t>(plane.block_stride),
+                    static_cast<int64_t>(plane.token_stride),
+                    static_cast<int64_t>(plane.head_stride)};
+      copy.dense =
+          DenseRows(source, row_bytes, range.count, box.head_count, head_major);
+      copy.places.places = reinterpret_cast<const int64_t*>(
+          places_at_[v] + range.first * sizeof(int64_t));
+      copy.places.block_tokens = view.block_tokens();
+      copy.places.tokens_per_place = 1;
+      copy.tokens = range.count;
+      copy.heads = box.head_count;
+      copy.row_bytes = row_bytes;
+    };
+    const size_t plane = layer - box.layer_begin;
+    add(view.spec().k_planes[plane], group.k_head_bytes, from);
+    if (group.v_head_bytes != 0) {
+      add(view.spec().v_planes[plane], group.v_head_bytes,
+          from + uint64_t{group.k_head_bytes} * box.head_count * range.count);
+    }
+    return ToStatus(target_.device->launcher().Launch(cuda::PlanScatter(copies),
+                                                      copies, stream_));
+  }
+
+  // Until the device is done with what was in the slot.
+  Status WaitFor(const Slot& slot) {
+    while (slot.used) {
+      const cuda::Error error = driver_.event_query(slot.done);
+      if (!error) break;
+      if (error.code != cuda::Result::kNotReady) return ToStatus(error);
+      if (cancelled_ != nullptr && *cancelled_) {
+        return absl::CancelledError("the load was cancelled");
+      }
+      if (request_.space->client().clock().Now() >= request_.deadline) {
+        return absl::DeadlineExceededError("the load's deadline");
+      }
+      absl::SleepFor(kGrain);
+    }
+    return absl::OkStatus();
+  }
+
+  void Miss(size_t index) {
+    if (!request_.each) stop_at_ = std::min(stop_at_, index);
+    missed_ = true;
+    Poison();
+    if (observer_ != nullptr) observer_->OnMiss();
+  }
+
+  void Poison() {
+    if (poisoned_ || target_.ready_word == 0 || !stream_known_) return;
+    poisoned_ = true;
+    (void)driver_.stream_write_value32(stream_, target_.ready_word,
+                                       kReadyPoison, cuda::kWriteValueDefault);
+  }
+
+  LoadOutcome Collect(Status status) {
+    const size_t count = request_.ids.size();
+    if (!status.ok()) {
+      // Some layers of some chunks are not there, so no chunk is.
+      const MissReason why = ReasonOf(status);
+      for (MissReason& reason : outcome_.reasons) {
+        if (reason == MissReason::kNone) reason = why;
+      }
+      if (observer_ != nullptr && !missed_) observer_->OnMiss();
+    }
+    size_t usable = 0;
+    while (usable < count && outcome_.reasons[usable] == MissReason::kNone) {
+      outcome_.tokens += outcome_.chunk_tokens[usable++];
+    }
+    outcome_.usable = static_cast<uint32_t>(usable);
+    if (usable < count) outcome_.reason = outcome_.reasons[usable];
+    outcome_.status = std::move(status);
+    return std::move(outcome_);
+  }
+
+  static MissReason ReasonOf(const Status& status) {
+    if (absl::IsDeadlineExceeded(status)) return MissReason::kDeadline;
+    if (absl::IsCancelled(status)) return kMissCancelled;
+    return MissReason::kUnavailable;
+  }
+
+  static constexpr uint64_t kRowAlignment = 256;
+
+  const LoadRequest& request_;
+  const DeviceTarget& target_;
+  const cuda::Driver& driver_;
+  const Cancelled* const cancelled_;
+  LoadObserver* const observer_;
+  const cuda::Context::Scope scope_;
+  cuda::Stream own_stream_ = nullptr;
+  cuda::Stream stream_ = nullptr;
+  bool stream_known_ = false;
+  std::shared_ptr<Hold> hold_;
+  size_t hold_first_ = 0;
+  Device::Pinned pinned_;
+  std::vector<cuda::DevicePtr> places_at_;  // of each view
+  std::vector<Slot> slots_;
+  size_t next_slot_ = 0;
+  uint64_t slot_bytes_ = 0;
+  size_t stop_at_;  // the first chunk known to miss; none behind it is of use
+  bool missed_ = false;
+  bool poisoned_ = false;
+  LoadOutcome outcome_;
+};
+
+}  // namespace
+
+LoadOutcome RunDeviceLoad(const LoadRequest& request,
+                          const Cancelled* cancelled, LoadObserver* observer) {
+  return DeviceRun(request, cancelled, observer).Run();
+}
+
+}  // namespace larder::client

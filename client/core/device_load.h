@@ -1,0 +1,55 @@
+#ifndef LARDER_CLIENT_CORE_DEVICE_LOAD_H_
+#define LARDER_CLIENT_CORE_DEVICE_LOAD_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "client/core/device.h"
+#include "client/core/jobs.h"
+#include "store/units.h"
+
+namespace larder::client {
+
+class LoadObserver;
+struct LoadOutcome;
+struct LoadRequest;
+
+// The readiness word after a miss: more than any layer, so that whoever waits
+// for one on the device goes on, and can tell.
+inline constexpr uint32_t kReadyPoison = 0x40000000;
+
+// Where a load's layers go if not into host memory, and who is told.
+struct DeviceTarget {
+  Device* device = nullptr;
+  // Kernels and copies are put on this stream; null: on one of the load's own,
+  // which waits for nothing of the engine's.
+  kernels::cuda::Stream stream = nullptr;
+  // A word in memory that the device reaches, 0 when the load starts: how many
+  // layers have landed, or kReadyPoison. 0: none. Only with a stream of the
+  // load's own: on another's the word would be written behind who waits for it.
+  kernels::cuda::DevicePtr ready_word = 0;
+  // Recorded behind each layer of LayerEnd. May be empty.
+  std::vector<kernels::cuda::Event> layer_events;
+  // Page-locked memory that layers pass through.
+  uint64_t bounce_bytes = 64_MiB;
+};
+
+// As RunLoad, into views of device memory. Layers pass through page-locked
+// memory in pieces of some chunks: each is verified (and decoded) into it as
+// every load does, then a kernel puts it into the pages while the next piece is
+// being read. OnLayers tells of layers whose last kernel is on the stream:
+// whoever puts work on the same stream, or behind the layer's event, finds
+// them there.
+//
+// Returns when nothing lands any more: what was put on the stream has run. On
+// an engine's stream that waits for the engine's own work before it, whatever
+// the deadline; on the load's own for some milliseconds at most.
+//
+// Unimplemented: views of blocks or slots of opaque pages or recurrent states
+// (segments will do).
+LoadOutcome RunDeviceLoad(const LoadRequest& request,
+                          const Cancelled* cancelled, LoadObserver* observer);
+
+}  // namespace larder::client
+
+#endif  // LARDER_CLIENT_CORE_DEVICE_LOAD_H_
