@@ -29,13 +29,14 @@ target_include_directories(larder_shared INTERFACE
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}>
   $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 # As files, so that what these libraries depend on does not come along.
-add_dependencies(larder_shared larder_client larder_codec larder_cuda larder_kernels
+add_dependencies(larder_shared larder_client larder_codec larder_cuda larder_cuda_images larder_kernels
   larder_transport_local larder_store)
 target_link_libraries(larder_shared PRIVATE
   -Wl,--whole-archive $<TARGET_FILE:larder_client> -Wl,--no-whole-archive
   -Wl,--start-group
   $<TARGET_FILE:larder_codec>
   $<TARGET_FILE:larder_cuda>
+  $<TARGET_FILE:larder_cuda_images>
   $<TARGET_FILE:larder_kernels>
   $<TARGET_FILE:larder_transport_local>
   $<TARGET_FILE:larder_store>

@@ -86,6 +86,7 @@ class DeviceRun {
       options.deadline = request_.deadline;
       options.worst_lineage = request_.worst_lineage;
       options.prefix_only = !request_.each;
+      options.by_layer = true;
       LARDER_ASSIGN_OR_RETURN(
           hold_, Hold::Open(*request_.space, request_.ids, options));
       hold_first_ = 0;

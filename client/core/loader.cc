@@ -443,7 +443,8 @@ class LoadRun {
 
   // All layers of chunk `i` of the request, which is `held` of the hold.
   void CopyChunk(Hold& hold, size_t held, size_t i, Worker& worker) {
-    MissReason why = Prepare(hold, held, i, worker.chunk);
+    MissReason why =
+        Prepare(hold, held, i, worker.chunk, LayerEnd(request_.views));
     if (why == MissReason::kNone) {
       why = CopyLayers(hold, held, i, worker.chunk, 0, UINT32_MAX,
                        worker.scratch, worker.bytes);

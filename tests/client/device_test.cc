@@ -11,7 +11,6 @@
 #include "gtest/gtest.h"
 
 #include "client/larder.h"
-#include "kernels/cuda/paged_copy_types.h"
 #include "tests/client/kv_samples.h"
 #include "tests/testing/cuda_device.h"
 #include "tests/testing/daemon_fixture.h"
@@ -138,28 +137,6 @@ class ClientDeviceTest : public testing::TestWithParam<larder_layout> {
   static void SetUpTestSuite() {
     // The library opens what the environment names.
     if (OnStandin()) setenv("LARDER_CUDA_DRIVER", LARDER_CUDA_STANDIN, 1);
-    // TMP
-    for (const char* bytes : {"1", "2", "4", "8", "16"}) {
-      static std::vector<std::string> names;
-      names.reserve(20);
-      names.push_back(std::string("larder_paged_gather_") + bytes);
-      RegisterKernel(
-          names.back().c_str(),
-          [](const uint32_t*, uint32_t, uint32_t, const void* params, size_t) {
-            const auto& p = *static_cast<const cuda::PagedCopies*>(params);
-            for (uint32_t i = 0; i < p.count; ++i) kernels::Gather(p.planes[i]);
-            return 0;
-          });
-      names.push_back(std::string("larder_paged_scatter_") + bytes);
-      RegisterKernel(
-          names.back().c_str(),
-          [](const uint32_t*, uint32_t, uint32_t, const void* params, size_t) {
-            const auto& p = *static_cast<const cuda::PagedCopies*>(params);
-            for (uint32_t i = 0; i < p.count; ++i)
-              kernels::Scatter(p.planes[i]);
-            return 0;
-          });
-    }
     std::string why_not;
     driver_ = cuda::Driver::Open({}, &why_not).release();
     ASSERT_NE(driver_, nullptr) << why_not;
