@@ -494,42 +494,73 @@ LARDER_INLINE void LoadHead(const QuantizeTile& tile, size_t first_token,
   }
 }
 
-// Quantises t; adds to `bad` the lanes that are not finite.
-LARDER_INLINE __m256i QuantizeLanes(__m512 t, __m512 bias, __mmask16* bad) {
-  // Quiet and signalling NaNs, and both infinities.
-  const __mmask16 special = _mm512_fpclass_ps_mask(t, 0x99);
-  *bad |= special;
-  const __m512 magnitude = _mm512_min_ps(_mm512_add_ps(_mm512_abs_ps(t), bias),
-                                         _mm512_set1_ps(32767.f));
-  __m512i q = _mm512_cvttps_epi32(magnitude);
-  q = _mm512_mask_sub_epi32(q, _mm512_movepi32_mask(_mm512_castps_si512(t)),
-                            _mm512_setzero_si512(), q);
-  q = _mm512_mask_mov_epi32(q, _mm512_cmp_ps_mask(t, t, _CMP_UNORD_Q),
-                            _mm512_setzero_si512());
-  return _mm512_cvtepi32_epi16(q);
+// Rounds t to whole numbers, of which the lower halves count: 0 for a NaN.
+// `special` gets the largest magnitude's bits, to see what was not finite.
+LARDER_INLINE __m512i QuantizeLanes(__m512 t, __m512 bias, __m512i* special) {
+  const __m512 sign = _mm512_set1_ps(-0.f), most = _mm512_set1_ps(32767.f);
+  *special = _mm512_max_epu32(*special,
+                              _mm512_castps_si512(_mm512_andnot_ps(sign, t)));
+  // Truncation is the same on both sides of zero, so the bias has t's sign. A
+  // second operand that is a NaN stays, and its lower half is converted to 0.
+  const __m512 away = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      _mm512_castps_si512(sign), _mm512_castps_si512(t),
+      _mm512_castps_si512(bias), 0xca));
+  const __m512 moved = _mm512_add_ps(t, away);
+  return _mm512_cvttps_epi32(
+      _mm512_max_ps(_mm512_xor_ps(sign, most), _mm512_min_ps(most, moved)));
 }
+
+// Magnitudes of infinities and NaNs are at least those of an infinity.
+LARDER_INLINE bool AnySpecial(__m512i special) {
+  return _mm512_cmpge_epu32_mask(special, _mm512_set1_epi32(0x7f800000)) != 0;
+}
+
+// Of the 32-bit numbers of two registers.
+struct LowerHalves {
+  alignas(64) uint16_t index[32] = {};
+};
+constexpr LowerHalves kLowerHalves = [] {
+  LowerHalves lower;
+  for (uint16_t i = 0; i < 32; ++i) {
+    lower.index[i] = static_cast<uint16_t>(2 * i);
+  }
+  return lower;
+}();
 
 // What is left of a head without a transform: q[c] for 32 lanes each.
 void QuantizeBlocks(const QuantizeTile& tile, const float* y, size_t stride,
-                    size_t channel, size_t dims, int16_t* q, __mmask16* bad) {
+                    size_t channel, size_t dims, int16_t* q, __m512i* special) {
+  const __m512i lower = _mm512_load_si512(kLowerHalves.index);
   for (size_t d = 0; d < dims; d += kBlock) {
     const size_t count = Min(dims - d, kBlock);
     alignas(64) int16_t block[kLanes * kBlock];
     alignas(64) int16_t transposed[kLanes * kBlock];
-    for (size_t part = 0; part < kBlock; part += 16) {
-      const __mmask16 m = part < count ? First16(count - part) : __mmask16{0};
-      const size_t c = channel + d + part;
-      const __m512 step = _mm512_maskz_loadu_ps(m, tile.inverse_step + c);
-      const __m512 bias = tile.round_bias != nullptr
-                              ? _mm512_maskz_loadu_ps(m, tile.round_bias + c)
-                              : _mm512_set1_ps(0.5f);
-      for (size_t t = 0; t < kLanes; ++t) {
-        const __m512 z = _mm512_maskz_loadu_ps(m, y + t * stride + d + part);
-        _mm256_store_si256(
-            reinterpret_cast<__m256i*>(block + t * kBlock + part),
-            QuantizeLanes(_mm512_mul_ps(z, step), bias, bad));
-      }
+    const __mmask16 m[2] = {First16(count),
+                            count > 16 ? First16(count - 16) : __mmask16{0}};
+    __m512 step[2], bias[2];
+#pragma GCC unroll 2
+    for (size_t part = 0; part < 2; ++part) {
+      const size_t c = channel + d + 16 * part;
+      step[part] = _mm512_maskz_loadu_ps(m[part], tile.inverse_step + c);
+      bias[part] = tile.round_bias != nullptr
+                       ? _mm512_maskz_loadu_ps(m[part], tile.round_bias + c)
+                       : _mm512_set1_ps(0.5f);
     }
+    __m512i largest = *special;
+    for (size_t t = 0; t < kLanes; ++t) {
+      const float* row = y + t * stride + d;
+      __m512i numbers[2];
+#pragma GCC unroll 2
+      for (size_t part = 0; part < 2; ++part) {
+        const __m512 z = _mm512_maskz_loadu_ps(m[part], row + 16 * part);
+        numbers[part] =
+            QuantizeLanes(_mm512_mul_ps(z, step[part]), bias[part], &largest);
+      }
+      _mm512_store_si512(
+          block + t * kBlock,
+          _mm512_permutex2var_epi16(numbers[0], lower, numbers[1]));
+    }
+    *special = largest;
     const int16_t* rows[kLanes];
     for (size_t t = 0; t < kLanes; ++t) rows[t] = block + t * kBlock;
     int16_t* const to = q + (channel + d) * kLanes;
@@ -561,7 +592,7 @@ void TransposeHead(const float* y, size_t stride, size_t dims,
 // Coefficients k.. of [channel][32].
 void TransformCoefficients(const QuantizeTile& tile,
                            const float (*channels)[kLanes], size_t count,
-                           size_t k, int16_t* q, __mmask16* bad) {
+                           size_t k, int16_t* q, __m512i* special) {
   const float* klt[8];
   for (size_t i = 0; i < 8; ++i) {
     klt[i] = tile.klt + Min(k + i, tile.coefficients - 1) * count;
@@ -589,7 +620,8 @@ void TransformCoefficients(const QuantizeTile& tile,
     for (size_t half = 0; half < 2; ++half) {
       _mm256_storeu_si256(
           reinterpret_cast<__m256i*>(q + (k + i) * kLanes + 16 * half),
-          QuantizeLanes(_mm512_mul_ps(sums[i][half], step), bias, bad));
+          _mm512_cvtepi32_epi16(QuantizeLanes(
+              _mm512_mul_ps(sums[i][half], step), bias, special)));
     }
   }
 }
@@ -601,7 +633,7 @@ bool QuantizeAs(const QuantizeTile& tile) {
                                                    : tile.coefficients * kLanes;
   const size_t stride = RowStride(rows.head_dim);
   const size_t dims = rows.head_dim;
-  __mmask16 bad = 0;
+  __m512i special = _mm512_setzero_si512();
   alignas(64) float y[kLanes * kRowStrideMax];
   alignas(64) float channels[kTileChannelsMax][kLanes];
   for (size_t round = 0; round < tile.rounds; ++round) {
@@ -611,15 +643,15 @@ bool QuantizeAs(const QuantizeTile& tile) {
       if (tile.klt != nullptr) {
         TransposeHead(y, stride, dims, channels + head * dims);
       } else {
-        QuantizeBlocks(tile, y, stride, head * dims, dims, q, &bad);
+        QuantizeBlocks(tile, y, stride, head * dims, dims, q, &special);
       }
     }
     if (tile.klt == nullptr) continue;
     for (size_t k = 0; k < tile.coefficients; k += 8) {
-      TransformCoefficients(tile, channels, rows.heads * dims, k, q, &bad);
+      TransformCoefficients(tile, channels, rows.heads * dims, k, q, &special);
     }
   }
-  return bad == 0;
+  return !AnySpecial(special);
 }
 
 bool Quantize(const QuantizeTile& tile) {
