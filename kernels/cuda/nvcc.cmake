@@ -55,12 +55,12 @@ else()
   message(STATUS "CUDA kernels: not compiled (${why}), nor what tests their PTX and code")
 endif()
 
-# larder_ptx(OUTPUT SOURCE ARCHITECTURE): PTX of one .cu, made again when
-# anything it includes changes.
+# larder_ptx(OUTPUT SOURCE ARCHITECTURE [FLAGS...]): PTX of one .cu, made again
+# when anything it includes changes.
 function(larder_ptx output source architecture)
   add_custom_command(OUTPUT ${output}
     COMMAND ${LARDER_NVCC} -std=c++20 -O2 --expt-relaxed-constexpr -ccbin ${CMAKE_CXX_COMPILER}
-      -arch=compute_${architecture} -I${PROJECT_SOURCE_DIR} --ptx
+      -arch=compute_${architecture} -I${PROJECT_SOURCE_DIR} --ptx ${ARGN}
       -MD -MF ${output}.d -MT ${output} -o ${output} ${source}
     DEPENDS ${source} DEPFILE ${output}.d
     COMMENT "PTX of ${source} for compute_${architecture}" VERBATIM)

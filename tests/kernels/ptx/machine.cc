@@ -998,6 +998,17 @@ unsigned Count::bytes() const {
              : instruction->type.bits / 8 * instruction->vector;
 }
 
+Count& Count::operator+=(const Count& other) {
+  instruction = other.instruction;
+  executed += other.executed;
+  requests += other.requests;
+  sectors += other.sectors;
+  ideal_sectors += other.ideal_sectors;
+  wavefronts += other.wavefronts;
+  ideal_wavefronts += other.ideal_wavefronts;
+  return *this;
+}
+
 void Machine::Map(void* data, size_t bytes, std::string name) {
   allocations_.push_back(
       {reinterpret_cast<uint64_t>(data), bytes, true, std::move(name)});

@@ -54,6 +54,8 @@ struct Count {
   // Bytes per thread of an access.
   unsigned bytes() const;
   bool global() const { return sectors != 0; }
+  // Of the same instruction in another launch, or of none yet.
+  Count& operator+=(const Count& other);
 };
 
 struct Report {

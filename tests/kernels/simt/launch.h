@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,6 +55,33 @@ inline std::vector<Schedule> SomeSchedules(uint64_t random = kSmall ? 1 : 3) {
   return schedules;
 }
 
+// Where every DeviceArray is, for an executor that checks bounds by itself: the
+// PTX interpreter, which these tests are also built with (tests/kernels/ptx).
+// Thread-safe.
+class DeviceMemory {
+ public:
+  static DeviceMemory& Get() {
+    static DeviceMemory memory;
+    return memory;
+  }
+  void Add(void* at, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    arrays_[at] = bytes;
+  }
+  void Remove(void* at) {
+    const std::lock_guard lock(mutex_);
+    arrays_.erase(at);
+  }
+  std::map<void*, size_t> Arrays() const {
+    const std::lock_guard lock(mutex_);
+    return arrays_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<void*, size_t> arrays_;
+};
+
 // What stands for device memory: exact sizes, 256-byte aligned as a device
 // gives it, from the heap so that AddressSanitizer sees both ends.
 template <typename T>
@@ -63,6 +92,7 @@ class DeviceArray {
     if (posix_memalign(&at, 256, count * sizeof(T) + (count == 0)) != 0)
       abort();
     data_.reset(static_cast<T*>(at));
+    DeviceMemory::Get().Add(at, count * sizeof(T));
     Fill(fill);
   }
   explicit DeviceArray(const std::vector<T>& from) : DeviceArray(from.size()) {
@@ -76,7 +106,10 @@ class DeviceArray {
 
  private:
   struct Free {
-    void operator()(void* at) const { free(at); }
+    void operator()(void* at) const {
+      DeviceMemory::Get().Remove(at);
+      free(at);
+    }
   };
   size_t count_;
   std::unique_ptr<T, Free> data_;
