@@ -16,9 +16,11 @@
 
 #if defined(__CUDACC__)
 
-// An entry: LARDER_KERNEL(larder_name, Params, max_threads) { uses `p` }.
-#define LARDER_KERNEL(name, Params, max_threads)            \
-  extern "C" __global__ void __launch_bounds__(max_threads) \
+// An entry: LARDER_KERNEL(larder_name, Params, max_threads) { uses `p` }. One
+// block per multiprocessor is enough: where ptxas was left to choose, it
+// spilled registers for one more.
+#define LARDER_KERNEL(name, Params, max_threads)               \
+  extern "C" __global__ void __launch_bounds__(max_threads, 1) \
       name(const __grid_constant__ Params p)
 // An array that the threads of a block share, of n elements, not initialised.
 #define LARDER_SHARED(T, name, n) __shared__ __align__(16) T name[n]

@@ -243,7 +243,8 @@ def main():
         print(f"{name}: FAIL a budget for no kernel; record again")
         failed += 1
     print(f"{len(kernels)} kernels, {failed} failed")
-    return 1 if failed else 0
+    # Recording judges nothing, so that it goes on to the other architectures.
+    return 1 if failed and not options.record else 0
 
 
 if __name__ == "__main__":
