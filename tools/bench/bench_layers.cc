@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 #include <random>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -84,8 +85,8 @@ class PagedMemory {
   std::vector<larder_plane> keys_, values_;
 };
 
-// Attention of one query token over the first tokens of a layer: the same work
-// for each layer.
+// Attention over so many tokens of a layer, by as many query tokens as it
+// takes: the same work for each layer.
 class Attention {
  public:
   explicit Attention(const PagedMemory& memory, const SpaceShape& shape)
@@ -96,11 +97,15 @@ class Attention {
     }
     out_.resize(query_.size());
   }
-  void Run(uint32_t layer, uint32_t tokens) {
-    if (tokens == 0) return;
-    reference::AttendPaged(shape_, query_.data(), memory_.Plane(layer, 0),
-                           memory_.Plane(layer, 1), memory_.blocks(), tokens,
-                           out_.data());
+  void Run(uint32_t layer, uint64_t tokens) {
+    for (uint64_t left = tokens; left > 0;) {
+      const auto length =
+          static_cast<uint32_t>(std::min<uint64_t>(left, memory_.tokens()));
+      reference::AttendPaged(shape_, query_.data(), memory_.Plane(layer, 0),
+                             memory_.Plane(layer, 1), memory_.blocks(),
+                             std::span(&length, 1), out_.data());
+      left -= length;
+    }
   }
 
  private:
@@ -136,7 +141,7 @@ class LayerBench {
   }
 
   // From a daemon that has nothing in memory; `tokens` 0: without attention.
-  StatusOr<Loaded> Load(uint32_t tokens) {
+  StatusOr<Loaded> Load(uint64_t tokens) {
     LARDER_RETURN_IF_ERROR(daemon_.Restart(flags_));
     larder_client* client = OpenClient(daemon_.socket());
     larder_space* space = OpenSpace(client, shape_);
@@ -170,7 +175,7 @@ class LayerBench {
     return loaded;
   }
 
-  double Attend(uint32_t tokens) {
+  double Attend(uint64_t tokens) {
     return Seconds([&] {
       for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
         attention_.Run(layer, tokens);
@@ -222,9 +227,8 @@ Status RunLayers(const BenchOptions& options, Report& report) {
 
   // About as much attention as loading.
   const double all = bench.Attend(bench.tokens());
-  const auto tokens = static_cast<uint32_t>(
-      std::clamp(bench.tokens() * Median(whole) / all, 1.0,
-                 static_cast<double>(bench.tokens())));
+  const auto tokens = static_cast<uint64_t>(
+      std::max(1.0, bench.tokens() * Median(whole) / all));
   std::vector<double> limits, totals, ratios;
   for (int i = 0; i < kRounds; ++i) {
     LARDER_ASSIGN_OR_RETURN(const Loaded alone, bench.Load(0));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "tools/reference_engine/attention.h"
 #include "tools/reference_engine/half.h"
@@ -64,12 +65,11 @@ void Transformer::Attend(uint32_t layer, uint32_t position, uint32_t tokens,
                          const PagedCache& cache) {
   const AttentionShape shape{config_.heads, config_.kv_heads,
                              config_.head_size};
-  const uint64_t size = uint64_t{config_.heads} * config_.head_size;
-  for (uint32_t t = 0; t < tokens; ++t) {
-    AttendPaged(shape, queries_.data() + t * size, cache.Keys(layer),
-                cache.Values(layer), table, position + t + 1,
-                attended_.data() + t * size);
-  }
+  // A token sees those before it and itself.
+  std::vector<uint32_t> lengths(tokens);
+  std::iota(lengths.begin(), lengths.end(), position + 1);
+  AttendPaged(shape, queries_.data(), cache.Keys(layer), cache.Values(layer),
+              table, lengths, attended_.data());
 }
 
 StatusOr<std::vector<float>> Transformer::Step(std::span<const uint32_t> tokens,
