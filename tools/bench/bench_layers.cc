@@ -2,7 +2,10 @@
 // NVMe alone is loaded layer by layer into a paged cache, and attention runs
 // over each layer as soon as it is there.
 
+#include <time.h>
+
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <random>
 #include <span>
@@ -116,9 +119,17 @@ class Attention {
 
 // Seconds from the start of a load.
 struct Loaded {
-  double first = 0;  // layer 1 could be attended
-  double whole = 0;  // all was there, or the last layer was attended
+  double first = 0;     // layer 1 could be attended
+  double whole = 0;     // all was there, or the last layer was attended
+  double computed = 0;  // processor time of this process and the daemon
 };
+
+double ProcessorSeconds() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) +
+         static_cast<double>(now.tv_nsec) / 1e9;
+}
 
 class LayerBench {
  public:
@@ -152,6 +163,7 @@ class LayerBench {
     opts.flags = LARDER_LOAD_LAYERWISE;
     larder_load* load = nullptr;
     Loaded loaded;
+    const double before = ProcessorSeconds() + daemon_.CpuSeconds();
     loaded.whole = Seconds([&] {
       Check(larder_load_start(space, ids_.data(), ids_.size(), &view, 1, &opts,
                               nullptr, 0, &load),
@@ -163,6 +175,7 @@ class LayerBench {
         attention_.Run(layer, tokens);
       }
     });
+    loaded.computed = ProcessorSeconds() + daemon_.CpuSeconds() - before;
     larder_load_result result{};
     result.struct_size = sizeof result;
     Check(larder_load_wait(load, 60'000, nullptr, &result), "load");
@@ -229,20 +242,24 @@ Status RunLayers(const BenchOptions& options, Report& report) {
   const double all = bench.Attend(bench.tokens());
   const auto tokens = static_cast<uint64_t>(
       std::max(1.0, bench.tokens() * Median(whole) / all));
-  std::vector<double> limits, totals, ratios;
+  std::vector<double> limits, totals, ratios, computed;
   for (int i = 0; i < kRounds; ++i) {
     LARDER_ASSIGN_OR_RETURN(const Loaded alone, bench.Load(0));
     const double attention = bench.Attend(tokens);
     LARDER_ASSIGN_OR_RETURN(const Loaded both, bench.Load(tokens));
     const double limit = std::max(alone.whole, attention);
     limits.push_back(limit);
+    computed.push_back(alone.computed);
     totals.push_back(both.whole);
     ratios.push_back((both.whole - attention / bench.layers()) / limit);
   }
-  report.Add({"stream.overlap", "ms", Median(limits) * 1e3,
-              Median(totals) * 1e3, Median(ratios),
-              "loaded and attended, less one layer's attention, against the "
-              "slower of the two alone; goal 1.15"});
+  report.Add(
+      {"stream.overlap", "ms", Median(limits) * 1e3, Median(totals) * 1e3,
+       Median(ratios),
+       absl::StrCat("loaded and attended, less one layer's attention, against "
+                    "the slower of the two alone; goal 1.15; of processors the "
+                    "load alone takes ",
+                    std::round(Median(computed) * 1e3), " ms")});
   return absl::OkStatus();
 }
 
