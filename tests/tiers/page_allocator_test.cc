@@ -1,4 +1,4 @@
-#include "tiers/dram/page_allocator.h"
+#include "tiers/pages/page_allocator.h"
 
 #include <algorithm>
 #include <cstdint>

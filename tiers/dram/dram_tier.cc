@@ -13,43 +13,11 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 
-#include "tiers/dram/page_allocator.h"
+#include "tiers/pages/extent_handle.h"
+#include "tiers/pages/page_allocator.h"
 
 namespace larder {
 namespace {
-
-constexpr uint64_t kSlabBytesMax = 64_GiB;  // 2^24 pages: see Handle
-
-// An extent's handle: its slab, its first page there, and a counter that tells
-// it from most of those that had the same page before it. Slabs count from 1,
-// so that no handle is 0.
-struct Handle {
-  uint32_t slab = 0;
-  uint8_t generation = 0;
-  uint32_t page = 0;  // 24 bits
-
-  uint64_t Encode() const {
-    return uint64_t{slab} << 32 | uint64_t{generation} << 24 | page;
-  }
-  static Handle Decode(uint64_t handle) {
-    return {static_cast<uint32_t>(handle >> 32),
-            static_cast<uint8_t>(handle >> 24),
-            static_cast<uint32_t>(handle & 0xffffff)};
-  }
-};
-
-// PageAllocator's tag: the handle's counter, and how much of the last page the
-// record does not need (< kPageBytes).
-uint32_t MakeTag(uint8_t generation, uint64_t bytes) {
-  const uint64_t slack = RoundUp(bytes, kPageBytes) - bytes;
-  return uint32_t{generation} << 16 | static_cast<uint32_t>(slack);
-}
-uint8_t TagGeneration(uint32_t tag) {
-  return static_cast<uint8_t>(tag >> 16);
-}
-uint32_t TagSlack(uint32_t tag) {
-  return tag & 0xffff;
-}
 
 struct SlabState {
   SlabState(uint32_t slab_number, std::unique_ptr<SealedMemory> slab_memory)
@@ -210,7 +178,7 @@ class DramTierImpl final : public DramTier {
 };
 
 void DramTierImpl::ReportMisuse(const char* call, uint64_t handle) const {
-  const Handle decoded = Handle::Decode(handle);
+  const ExtentHandle decoded = ExtentHandle::Decode(handle);
   std::fprintf(stderr, "larder: dram: %s of no live extent: slab %u page %u\n",
                call, decoded.slab, decoded.page);
 #ifndef NDEBUG
@@ -275,7 +243,8 @@ Extent DramTierImpl::AllocateIn(SlabState& slab, uint64_t bytes) {
   });
   used_bytes_ += rounded;
   slack_bytes_ += rounded - bytes;
-  return {Handle{slab.number, generation, page.value()}.Encode(), rounded};
+  return {ExtentHandle{slab.number, generation, page.value()}.Encode(),
+          rounded};
 }
 
 StatusOr<Extent> DramTierImpl::AllocateGrowing(TenantId tenant,
@@ -442,7 +411,7 @@ DramTier::Stats DramTierImpl::GetStats() const {
 // Extents
 
 DramTierImpl::Found DramTierImpl::Find(uint64_t handle) const {
-  const Handle decoded = Handle::Decode(handle);
+  const ExtentHandle decoded = ExtentHandle::Decode(handle);
   const auto it = slabs_.find(decoded.slab);
   if (it == slabs_.end()) return {};
   const std::optional<PageAllocator::Run> run =
@@ -455,7 +424,7 @@ DramTierImpl::Found DramTierImpl::Find(uint64_t handle) const {
 
 MutableByteSpan DramTierImpl::Bytes(const Found& found, uint64_t handle) const {
   return found.slab->memory->bytes().subspan(
-      uint64_t{Handle::Decode(handle).page} * kPageBytes,
+      uint64_t{ExtentHandle::Decode(handle).page} * kPageBytes,
       uint64_t{found.run.pages} * kPageBytes);
 }
 
@@ -471,7 +440,7 @@ void DramTierImpl::Free(Extent extent) {
     const Found found = Find(extent.handle);
     const auto io = io_.find(extent.handle);
     if (found && io == io_.end()) {
-      return Release(found, Handle::Decode(extent.handle).page);
+      return Release(found, ExtentHandle::Decode(extent.handle).page);
     }
     if (found && !io->second.freed) {
       io->second.freed = true;
@@ -493,7 +462,7 @@ MutableByteSpan DramTierImpl::Map(Extent extent) {
 }
 
 ExtentAddress DramTierImpl::Address(Extent extent) const {
-  const Handle handle = Handle::Decode(extent.handle);
+  const ExtentHandle handle = ExtentHandle::Decode(extent.handle);
   return {handle.slab, uint64_t{handle.page} * kPageBytes};
 }
 
@@ -503,7 +472,7 @@ Extent DramTierImpl::Shrink(Extent extent, uint64_t bytes) {
     const Found found = Find(extent.handle);
     const uint64_t old_bytes = uint64_t{found.run.pages} * kPageBytes;
     if (found && bytes > 0 && bytes <= old_bytes) {
-      const Handle handle = Handle::Decode(extent.handle);
+      const ExtentHandle handle = ExtentHandle::Decode(extent.handle);
       const uint64_t new_bytes = RoundUp(bytes, kPageBytes);
       const uint32_t tag = MakeTag(handle.generation, bytes);
       Reorder(*found.slab, [&] {
@@ -564,7 +533,7 @@ bool DramTierImpl::EndIo(uint64_t handle) {
   const bool freed = it->second.freed;
   if (--it->second.count > 0) return freed;
   io_.erase(it);
-  if (freed) Release(Find(handle), Handle::Decode(handle).page);
+  if (freed) Release(Find(handle), ExtentHandle::Decode(handle).page);
   return freed;
 }
 

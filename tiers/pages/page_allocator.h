@@ -1,5 +1,5 @@
-#ifndef LARDER_TIERS_DRAM_PAGE_ALLOCATOR_H_
-#define LARDER_TIERS_DRAM_PAGE_ALLOCATOR_H_
+#ifndef LARDER_TIERS_PAGES_PAGE_ALLOCATOR_H_
+#define LARDER_TIERS_PAGES_PAGE_ALLOCATOR_H_
 
 #include <cstdint>
 #include <optional>
@@ -75,4 +75,4 @@ class PageAllocator {
 
 }  // namespace larder
 
-#endif  // LARDER_TIERS_DRAM_PAGE_ALLOCATOR_H_
+#endif  // LARDER_TIERS_PAGES_PAGE_ALLOCATOR_H_
