@@ -17,6 +17,11 @@ constexpr uint64_t kIdleBytesMax = 256_MiB;
 // A buffer is not given to who needs far less.
 constexpr uint64_t kFitFactor = 4;
 
+// What is loaded where this build has no kernels: a driver that has them of its
+// own (that of the tests) is content, any other says which it misses.
+constexpr char kNoKernels[] =
+    ".version 7.0\n.target sm_80\n.address_size 64\n";
+
 std::vector<const char*> PagedCopyEntries() {
   return {"larder_paged_gather_1",  "larder_paged_gather_2",
           "larder_paged_gather_4",  "larder_paged_gather_8",
@@ -58,11 +63,6 @@ StatusOr<Device*> Device::Get(int ordinal) {
 
 StatusOr<Device*> Device::Open(int ordinal) {
   const cuda::Image image = cuda::FindImage("paged_copy");
-  if (image.data == nullptr) {
-    return absl::UnavailableError(
-        "CUDA: this liblarder was built without nvcc; build it where the CUDA "
-        "toolkit is (cmake -DLARDER_CUDA=ON)");
-  }
   std::unique_ptr<Device> device(new Device);
   std::string why_not;
   device->driver_ = cuda::Driver::Open({}, &why_not);
