@@ -59,6 +59,7 @@ DoctorInput Gather(const GlobalOptions& options, const DoctorArgs& args,
   DoctorInput input;
   input.system = &system;
   input.client_version = kVersion;
+  input.gpu = LookAtGpus();
   std::string path = args.config_path;
   struct stat info;
   if (auto client = Connect(options); client.ok()) {

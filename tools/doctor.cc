@@ -117,6 +117,13 @@ std::span<const DoctorCheck> DoctorChecks() {
       {"LARDER-030", "durability",
        "without an NVMe tier every restart begins with an empty cache",
        checks::Durability},
+      {"LARDER-031", "gpu",
+       "with a CUDA driver clients load KV straight into device memory",
+       checks::Gpu},
+      {"LARDER-032", "gpu-pinning",
+       "a device reads the daemon's memory where it lies if it can be pinned "
+       "by clients, who may only read it; else a copy comes in between",
+       checks::GpuPinning},
   };
   return kChecks;
 }

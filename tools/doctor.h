@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tools/config.h"
+#include "tools/gpu_view.h"
 #include "tools/system_view.h"
 
 namespace larder {
@@ -39,6 +40,7 @@ struct DoctorInput {
   std::optional<DaemonView> daemon;  // nullopt: none answers
   // No daemon, and that is not because of permissions.
   bool daemon_expected = false;
+  GpuView gpu;
 };
 
 struct Finding {

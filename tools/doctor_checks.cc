@@ -676,4 +676,46 @@ Finding Durability(const DoctorInput& input) {
               "set nvme.path to keep chunks across restarts");
 }
 
+Finding Gpu(const DoctorInput& input) {
+  const GpuView& gpu = input.gpu;
+  if (!gpu.why_not.empty()) {
+    // A device without a driver is a mistake, no device is not.
+    const bool has_device = input.system->Stat("/dev/nvidiactl").kind !=
+                            SystemView::FileKind::kAbsent;
+    return has_device ? Warning(gpu.why_not, "make nvidia-smi work first")
+                      : Ok(gpu.why_not);
+  }
+  std::vector<std::string> devices;
+  for (const kernels::cuda::DeviceInfo& device : gpu.devices) {
+    devices.push_back(absl::StrCat(device.name, ", ",
+                                   FormatBytes(device.memory_bytes), ", sm_",
+                                   device.compute_major, device.compute_minor));
+  }
+  const std::string seen =
+      absl::StrCat("CUDA ", gpu.version / 1000, ".", gpu.version % 1000 / 10,
+                   " (", gpu.path, "): ", absl::StrJoin(devices, "; "));
+  if (gpu.problems.empty()) return Ok(seen);
+  return Warning(absl::StrCat(seen, "; ", absl::StrJoin(gpu.problems, "; ")),
+                 "see nvidia-smi and dmesg");
+}
+
+Finding GpuPinning(const DoctorInput& input) {
+  if (input.gpu.devices.empty()) return Ok("no device");
+  std::vector<std::string> without;
+  for (const kernels::cuda::DeviceInfo& device : input.gpu.devices) {
+    if (!device.registers_host_memory) {
+      without.push_back(absl::StrCat(device.name, " registers no host memory"));
+    } else if (!device.registers_read_only_memory) {
+      without.push_back(absl::StrCat(
+          device.name,
+          " registers no memory that may only be read "
+          "(CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED is 0)"));
+    }
+  }
+  if (without.empty()) return Ok("read-only shared memory can be pinned");
+  return Info(absl::StrCat(absl::StrJoin(without, "; "),
+                           ": loads go through a bounce buffer"),
+              "works as it is, a copy slower; a newer driver may allow it");
+}
+
 }  // namespace larder::doctor_checks

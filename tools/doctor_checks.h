@@ -38,6 +38,8 @@ Finding Configuration(const DoctorInput& input);
 Finding TokensFile(const DoctorInput& input);
 Finding MetricsExposure(const DoctorInput& input);
 Finding Durability(const DoctorInput& input);
+Finding Gpu(const DoctorInput& input);
+Finding GpuPinning(const DoctorInput& input);
 
 }  // namespace larder::doctor_checks
 

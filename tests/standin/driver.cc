@@ -41,9 +41,8 @@ struct ModuleObject {
   std::map<std::string, FunctionObject*> functions;
 };
 struct FunctionObject {
-  // One of the two.
-  StandinKernel host = nullptr;
-  const simt::Kernel* kernel = nullptr;
+  StandinKernel kernel = nullptr;          // the test's own, or
+  const simt::Kernel* compiled = nullptr;  // one of kernels/cuda
   int dynamic_shared_bytes_max = 48 << 10;
 };
 struct GraphObject {
@@ -1212,11 +1211,12 @@ STANDIN_API Result cuModuleGetFunction(Function* function, ModuleHandle module,
       return Result::kSuccess;
     }
     auto object = std::make_unique<FunctionObject>();
-    const auto host = m.kernels.find(name);
-    if (host != m.kernels.end()) {
-      object->host = host->second;
-    } else if ((object->kernel = simt::FindKernel(name)) == nullptr) {
-      return Result::kNotFound;
+    const auto kernel = m.kernels.find(name);
+    if (kernel != m.kernels.end()) {
+      object->kernel = kernel->second;
+    } else {
+      object->compiled = simt::FindKernel(name);
+      if (object->compiled == nullptr) return Result::kNotFound;
     }
     *function = m.functions.Add(std::move(object));
     module->functions[name] = *function;
@@ -1230,7 +1230,9 @@ STANDIN_API Result cuFuncGetAttribute(int* value, FunctionAttribute which,
     if (!m.functions.Has(function)) return Result::kInvalidHandle;
     switch (which) {
       case FunctionAttribute::kMaxThreadsPerBlock:
-        *value = 1024;
+        *value = function->compiled != nullptr
+                     ? static_cast<int>(function->compiled->max_threads)
+                     : 1024;
         return Result::kSuccess;
       case FunctionAttribute::kSharedSizeBytes:
       case FunctionAttribute::kLocalSizeBytes:
@@ -1295,8 +1297,22 @@ STANDIN_API Result cuLaunchKernel(Function function, unsigned grid_x,
     // As the device has it: by value, and aligned.
     std::vector<uint64_t> copy((bytes + 7) / 8);
     if (bytes > 0) std::memcpy(copy.data(), buffer, bytes);
-    const StandinKernel host = function->host;
-    const simt::Kernel* const kernel = function->kernel;
+    if (const simt::Kernel* const compiled = function->compiled) {
+      if (bytes != compiled->params_bytes || block_x > compiled->max_threads) {
+        return Result::kInvalidValue;
+      }
+      return m.schedule.Enqueue(
+          state, DeviceStep(m, [=, &m, copy = std::move(copy)] {
+            const std::optional<std::string> wrong = simt::Launch(
+                *compiled, {grid_x, grid_y, grid_z}, {block_x, 1, 1},
+                shared_bytes, copy.data(), bytes, {true, m.schedule.Draw()});
+            if (!wrong.has_value()) return Result::kSuccess;
+            std::fprintf(stderr, "libcuda_standin: %s: %s\n", compiled->name,
+                         wrong->c_str());
+            return Result::kLaunchFailed;
+          }));
+    }
+    const StandinKernel kernel = function->kernel;
     return m.schedule.Enqueue(
         state, DeviceStep(m, [=, copy = std::move(copy)] {
           const uint32_t grid[3] = {grid_x, grid_y, grid_z};

@@ -107,6 +107,7 @@ class Schedule {
   std::mutex& mutex() { return mutex_; }
 
   void Seed(uint64_t seed) { random_.seed(seed); }
+  uint64_t Draw() { return random_(); }
   std::shared_ptr<StreamState> legacy() { return legacy_; }
   void AddStream(const std::shared_ptr<StreamState>& stream);
   void RemoveStream(const std::shared_ptr<StreamState>& stream);

@@ -98,6 +98,15 @@ struct Machine {
     input.client_version = "0.3.1";
     input.config.nvme.path = "/var/lib/larder";
     input.config.dram.numa_node = 0;
+    input.gpu.path = "libcuda.so.1";
+    input.gpu.version = 13010;
+    kernels::cuda::DeviceInfo device;
+    device.name = "NVIDIA H100";
+    device.memory_bytes = 80_GiB;
+    device.compute_major = 9;
+    device.registers_host_memory = true;
+    device.registers_read_only_memory = true;
+    input.gpu.devices.push_back(device);
   }
   DaemonView& Daemon() {
     if (!input.daemon.has_value()) {
@@ -138,6 +147,35 @@ TEST(Doctor, NoFalseAlarmOnAHealthyMachine) {
   }
 }
 
+const Finding& FindingOf(const std::vector<Diagnosis>& diagnoses,
+                         std::string_view code) {
+  for (const Diagnosis& diagnosis : diagnoses) {
+    if (diagnosis.check->code == code) return diagnosis.finding;
+  }
+  ADD_FAILURE() << "no " << code;
+  return diagnoses.front().finding;
+}
+
+TEST(Doctor, NamesTheDevice) {
+  Machine machine;
+  const auto diagnoses = RunDoctor(machine.input);
+  EXPECT_EQ(FindingOf(diagnoses, "LARDER-031").evidence,
+            "CUDA 13.1 (libcuda.so.1): NVIDIA H100, 80 GiB, sm_90");
+  EXPECT_EQ(FindingOf(diagnoses, "LARDER-032").evidence,
+            "read-only shared memory can be pinned");
+}
+
+TEST(Doctor, AMachineWithoutADeviceIsFine) {
+  Machine machine;
+  machine.input.gpu = {};
+  machine.input.gpu.why_not = "no CUDA driver: not found";
+  const auto diagnoses = RunDoctor(machine.input);
+  EXPECT_EQ(FindingOf(diagnoses, "LARDER-031").severity, Severity::kOk);
+  EXPECT_EQ(FindingOf(diagnoses, "LARDER-031").evidence,
+            "no CUDA driver: not found");
+  EXPECT_EQ(FindingOf(diagnoses, "LARDER-032").evidence, "no device");
+}
+
 struct Seeded {
   const char* what;
   std::function<void(Machine&)> breaks;
@@ -152,6 +190,23 @@ std::vector<Seeded> Misconfigurations() {
   using FileKind = SystemView::FileKind;
   const std::string huge = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
   return {
+      {"a device without its driver",
+       [](Machine& m) {
+         m.system.stats["/dev/nvidiactl"] = {FileKind::kOther, 0666, 0, true};
+         m.input.gpu = {};
+         m.input.gpu.why_not = "no CUDA driver: not found; install it";
+       },
+       "LARDER-031", kWarning, "no CUDA driver", "nvidia-smi"},
+      {"a device that does not answer",
+       [](Machine& m) {
+         m.input.gpu.problems = {"device 1: cuDeviceGetName: unknown error"};
+       },
+       "LARDER-031", kWarning, "device 1: cuDeviceGetName", "dmesg"},
+      {"a device that pins only what may be written",
+       [](Machine& m) {
+         m.input.gpu.devices[0].registers_read_only_memory = false;
+       },
+       "LARDER-032", kInfo, "READ_ONLY_HOST_REGISTER_SUPPORTED", "newer"},
       {"old kernel",
        [](Machine& m) {
          m.system.files["/proc/sys/kernel/osrelease"] = "4.18.0-305.el8\n";
