@@ -1,0 +1,117 @@
+// Decode attention on the executor against double precision.
+
+#include "tests/kernels/simt/attention_case.h"
+
+namespace larder::kernels::cuda {
+namespace {
+
+struct Named {
+  const char* name;
+  AttentionShape shape;
+};
+void PrintTo(const Named& named, std::ostream* out) {
+  *out << named.name;
+}
+
+const Named kCases[] = {
+    {"F16", {}},
+    {"F16MultiHead", {.kv_heads = 3, .group = 1}},
+    {"F16Dim128Group8", {.dim = 128, .group = 8, .hnd = true}},
+    {"F16Group16", {.group = 16, .query_element = Element::kF16}},
+    {"F16Group19", {.group = 19, .lengths = {40}}},
+    {"Bf16Split",
+     {.element = Element::kBf16,
+      .dim = 128,
+      .group = 2,
+      .lengths = {100, 0, 7, 33},
+      .parts = 3,
+      .query_element = Element::kBf16}},
+    {"F16Skipped",
+     {.kv_heads = 2, .lengths = {90, 20}, .parts = 2, .slots = true}},
+    {"F16OddBlocks", {.lengths = {70}, .parts = 2, .block_tokens = 12}},
+    {"Int8", {.element = Element::kInt8, .scales = true}},
+    {"Int8Zeros",
+     {.element = Element::kInt8,
+      .dim = 128,
+      .group = 3,
+      .lengths = {65},
+      .scales = true,
+      .zeros = true,
+      .hnd = true}},
+    {"Int4",
+     {.element = Element::kInt4,
+      .group = 8,
+      .scales = true,
+      .zeros = true,
+      .slots = true}},
+    {"Int4Dim128",
+     {.element = Element::kInt4, .dim = 128, .parts = 2, .scales = true}},
+};
+
+class AttentionTest : public testing::TestWithParam<Named> {};
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest, testing::ValuesIn(kCases),
+                         [](const auto& parameter) {
+                           return parameter.param.name;
+                         });
+
+TEST_P(AttentionTest, IsCloseToDoublePrecision) {
+  AttentionCase c(GetParam().shape);
+  std::optional<AttentionCase::Got> first;
+  for (const simt::Schedule& schedule : simt::SomeSchedules(2)) {
+    const AttentionCase::Got got = c.Run(schedule);
+    ASSERT_EQ(got.error, std::nullopt);
+    c.Check(got);
+    if (!first) first = got;
+    // No order of threads changes a bit.
+    EXPECT_EQ(got.outputs, first->outputs);
+    EXPECT_EQ(got.sums, first->sums);
+  }
+}
+
+TEST_P(AttentionTest, PartsMergeToTheWhole) {
+  AttentionShape shape = GetParam().shape;
+  shape.parts = 3;
+  AttentionCase c(shape);
+  const AttentionCase::Got got = c.Run({true, 9});
+  ASSERT_EQ(got.error, std::nullopt);
+  const simt::DeviceArray<float> outputs(got.outputs), maxima(got.maxima),
+      sums(got.sums);
+  PartialsMerge merge = {};
+  merge.outputs = outputs.data();
+  merge.maxima = maxima.data();
+  merge.sums = sums.data();
+  merge.parts = shape.parts;
+  merge.items = c.items();
+  merge.dim = shape.dim;
+  // In place, where the first part was.
+  merge.output = outputs.data();
+  merge.max = maxima.data();
+  merge.sum = sums.data();
+  ASSERT_EQ(simt::Launch(PlanMergePartials(merge), merge, {true, 5}),
+            std::nullopt);
+  for (uint32_t item = 0; item < c.items(); ++item) {
+    const uint32_t length = shape.lengths[item / c.attention().query_heads];
+    c.CheckOne(c.Attend(item, 0, length), outputs.data() + item * shape.dim,
+               maxima[item], sums[item]);
+  }
+}
+
+TEST(AttentionPlanTest, SaysWhatThereIsNoKernelFor) {
+  AttentionCase c({});
+  DecodeAttention a = c.attention();
+  EXPECT_STREQ(PlanAttention(a).entry, "larder_attend_f16_64_1");
+  const auto refused = [&](auto change) {
+    DecodeAttention changed = c.attention();
+    change(changed);
+    return PlanAttention(changed).entry == nullptr;
+  };
+  EXPECT_TRUE(refused([](auto& x) { x.keys.dim = x.values.dim = 96; }));
+  EXPECT_TRUE(refused([](auto& x) { x.values.element = Element::kInt8; }));
+  EXPECT_TRUE(refused([](auto& x) { x.query_heads = 33; }));
+  EXPECT_TRUE(refused([](auto& x) { x.keys.rows.token_stride += 8; }));
+  EXPECT_TRUE(refused([](auto& x) { x.keys.element = Element::kE4m3; }));
+  EXPECT_TRUE(refused([](auto& x) { x.sequences = 0; }));
+}
+
+}  // namespace
+}  // namespace larder::kernels::cuda
