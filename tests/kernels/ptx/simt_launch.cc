@@ -3,9 +3,10 @@
 // run what nvcc made of the same kernels. Environment:
 //
 //   LARDER_PTX   the file with the kernels
-//   LARDER_BULK  names of kernels, apart by commas: in all launches of each
-//                together, global accesses of 16 bytes must touch no more
-//                sectors than their bytes fill, and must be most of the traffic
+//   LARDER_BULK  kernels, apart by commas, each NAME or NAME/BYTES (16 if not
+//                given): in all its launches together, accesses to global
+//                memory of that many bytes or more must touch no more sectors
+//                than their bytes fill, and must be most of the traffic
 //   LARDER_PTX_COUNTS  set: prints what every access to memory costs
 //
 // Races fail the launch, as everything else that the interpreter finds.
@@ -20,8 +21,11 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "gtest/gtest.h"
+#include <absl/strings/numbers.h>
+#include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <absl/strings/str_join.h>
 #include <absl/strings/str_split.h>
@@ -100,7 +104,11 @@ class Program {
     }
   }
 
-  void CheckBulk(const std::string& name) const {
+  void CheckBulk(const std::string& kernel) const {
+    const std::vector<std::string> parts = absl::StrSplit(kernel, '/');
+    const std::string& name = parts[0];
+    unsigned least = 16;
+    if (parts.size() > 1) ASSERT_TRUE(absl::SimpleAtoi(parts[1], &least));
     const auto it = counts_.find(name);
     ASSERT_NE(it, counts_.end()) << name << " was not launched";
     uint64_t all = 0;
@@ -108,15 +116,15 @@ class Program {
     for (const ptx::Count& count : it->second) {
       if (!count.global()) continue;
       all += count.sectors;
-      if (count.bytes() != 16) continue;
+      if (count.bytes() < least) continue;
       wide += count.sectors;
       EXPECT_EQ(count.sectors, count.ideal_sectors)
           << name << ", PTX line " << count.instruction->line;
     }
     EXPECT_LE(static_cast<double>(all - wide),
               kOtherTraffic * static_cast<double>(all))
-        << name << ": " << wide << " of " << all
-        << " sectors by accesses of 16 bytes";
+        << name << ": " << wide << " of " << all << " sectors by accesses of "
+        << least << " bytes or more";
   }
 
  private:

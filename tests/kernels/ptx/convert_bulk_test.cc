@@ -1,0 +1,40 @@
+// Conversions as engines have them: rows of 128 numbers side by side. What
+// their accesses cost is checked where simt_launch.cc is told to.
+
+#include <cstdint>
+#include <optional>
+
+#include "gtest/gtest.h"
+
+#include "kernels/cuda/convert_types.h"
+#include "tests/kernels/simt/launch.h"
+
+namespace larder::kernels::cuda {
+namespace {
+
+TEST(ConvertBulkTest, RowsOf128) {
+  constexpr uint32_t kRows = 256;
+  constexpr uint32_t kWidth = 128;
+  for (const auto& [from, bits, to] :
+       {std::tuple(Element::kF16, 16, Element::kF16),
+        std::tuple(Element::kF16, 16, Element::kBf16),
+        std::tuple(Element::kInt8, 8, Element::kF16),
+        std::tuple(Element::kInt4, 4, Element::kF16)}) {
+    const simt::DeviceArray<uint8_t> src(kRows * kWidth * bits / 8, 0x11);
+    const simt::DeviceArray<uint16_t> dst(kRows * kWidth);
+    RowsConversion c = {};
+    c.src = src.data();
+    c.src_stride = kWidth * bits / 8;
+    c.dst = dst.data();
+    c.dst_stride = kWidth * 2;
+    c.src_element = from;
+    c.dst_element = to;
+    c.rows = kRows;
+    c.width = kWidth;
+    EXPECT_EQ(simt::Launch(PlanConvert(c), c), std::nullopt);
+    for (size_t n = 1; n < dst.size(); ++n) ASSERT_EQ(dst[n], dst[0]);
+  }
+}
+
+}  // namespace
+}  // namespace larder::kernels::cuda
