@@ -19,8 +19,7 @@ constexpr uint64_t kFitFactor = 4;
 
 // What is loaded where this build has no kernels: a driver that has them of its
 // own (that of the tests) is content, any other says which it misses.
-constexpr char kNoKernels[] =
-    ".version 7.0\n.target sm_80\n.address_size 64\n";
+constexpr char kNoKernels[] = ".version 7.0\n.target sm_80\n.address_size 64\n";
 
 std::vector<const char*> PagedCopyEntries() {
   return {"larder_paged_gather_1",  "larder_paged_gather_2",

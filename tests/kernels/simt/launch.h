@@ -82,15 +82,29 @@ class DeviceMemory {
   std::map<void*, size_t> arrays_;
 };
 
+// Where arrays come from: the heap, so that AddressSanitizer sees both ends, or
+// on a device what both reach (tests/kernels/gpu).
+#ifdef LARDER_TESTS_ON_GPU
+void* AllocateDevice(size_t bytes);
+void FreeDevice(void* at);
+#else
+inline void* AllocateDevice(size_t bytes) {
+  void* at = nullptr;
+  if (posix_memalign(&at, 256, bytes + (bytes == 0)) != 0) abort();
+  return at;
+}
+inline void FreeDevice(void* at) {
+  free(at);
+}
+#endif
+
 // What stands for device memory: exact sizes, 256-byte aligned as a device
-// gives it, from the heap so that AddressSanitizer sees both ends.
+// gives it.
 template <typename T>
 class DeviceArray {
  public:
   explicit DeviceArray(size_t count, uint8_t fill = 0xee) : count_(count) {
-    void* at = nullptr;
-    if (posix_memalign(&at, 256, count * sizeof(T) + (count == 0)) != 0)
-      abort();
+    void* const at = AllocateDevice(count * sizeof(T));
     data_.reset(static_cast<T*>(at));
     DeviceMemory::Get().Add(at, count * sizeof(T));
     Fill(fill);
@@ -108,7 +122,7 @@ class DeviceArray {
   struct Free {
     void operator()(void* at) const {
       DeviceMemory::Get().Remove(at);
-      free(at);
+      FreeDevice(at);
     }
   };
   size_t count_;
