@@ -74,9 +74,16 @@ StatusOr<Device*> Device::Open(int ordinal) {
   cuda::Error error;
   device->context_ = cuda::Context::Retain(*device->driver_, ordinal, &error);
   if (device->context_ == nullptr) return ToStatus(error);
-  device->launcher_ = cuda::Launcher::Load(*device->context_, image.data,
-                                           PagedCopyEntries(), &error);
-  if (device->launcher_ == nullptr) return ToStatus(error);
+  device->launcher_ = cuda::Launcher::Load(
+      *device->context_, image.data != nullptr ? image.data : kNoKernels,
+      PagedCopyEntries(), &error);
+  if (device->launcher_ == nullptr) {
+    if (image.data != nullptr) return ToStatus(error);
+    return absl::UnavailableError(absl::StrCat(
+        "CUDA: this liblarder was built without nvcc; build it where the CUDA "
+        "toolkit is (cmake -DLARDER_CUDA=ON) [",
+        error.ToString(), "]"));
+  }
   return device.release();
 }
 
