@@ -1,7 +1,7 @@
 // The executor. This file is compiled without instrumentation in sanitizers'
 // builds: to them only kernels are code. It says what they have to know by
-// their annotations, and touches no memory on a fiber that an interceptor would
-// see.
+// their annotations (LARDER_SIMT_TSAN, LARDER_SIMT_ASAN), and touches no memory
+// on a fiber that an interceptor would see.
 
 #include "tests/kernels/simt/simt.h"
 
@@ -17,19 +17,6 @@
 #undef blockIdx
 #undef blockDim
 #undef gridDim
-
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define LARDER_SIMT_TSAN
-#elif __has_feature(address_sanitizer)
-#define LARDER_SIMT_ASAN
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define LARDER_SIMT_TSAN
-#elif defined(__SANITIZE_ADDRESS__)
-#define LARDER_SIMT_ASAN
-#endif
 
 #if defined(LARDER_SIMT_TSAN)
 extern "C" {
@@ -106,9 +93,12 @@ constexpr size_t kSharedMax = 227 << 10;
 constexpr size_t kRedZone = 64;
 constexpr size_t kCopiesMax = 128;
 #if defined(LARDER_SIMT_TSAN)
-// Shared memory of all blocks of a launch: no address is used twice.
+// To ThreadSanitizer blocks must not seem to have anything in common: neither
+// shared memory nor stacks are used twice in a launch.
+constexpr bool kReuse = false;
 constexpr size_t kArenaBytes = 256 << 20;
 #else
+constexpr bool kReuse = true;
 constexpr size_t kArenaBytes = 512 << 10;
 #endif
 
@@ -181,6 +171,16 @@ struct Map {
   size_t bytes;
 };
 
+constexpr size_t kSyncsOfThread = 2;
+
+size_t SyncsOfBlock(uint32_t threads) {
+  return 2 + kSyncsOfThread * threads;
+}
+
+uint32_t Volume(Dim3 size) {
+  return size.x * size.y * size.z;
+}
+
 class Executor {
  public:
   Executor(const Kernel& kernel, Dim3 grid, Dim3 block, size_t shared_bytes,
@@ -219,7 +219,7 @@ class Executor {
   // An address of this block for barriers (0, 1) or of a thread's warp
   // synchronisations, for the sanitizer.
   void* SyncAddress(uint32_t at) {
-    return syncs_.data + (syncs_base_ + at) * 8;
+    return syncs_.data + (blocks_run_ * SyncsOfBlock(threads_) + at) * 8;
   }
   std::string Told() const;
   std::string Where(const Fiber& fiber) const;
@@ -234,7 +234,7 @@ class Executor {
   Map arena_;
   size_t arena_used_ = 0;
   Map syncs_;
-  size_t syncs_base_ = 0;
+  size_t blocks_run_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<uint32_t> ready_, next_;
   size_t turn_ = 0;
@@ -262,16 +262,6 @@ class Executor {
 
 thread_local Executor* executor = nullptr;
 
-constexpr size_t kSyncsOfThread = 2;
-
-size_t SyncsOfBlock(uint32_t threads) {
-  return 2 + kSyncsOfThread * threads;
-}
-
-uint32_t Volume(Dim3 size) {
-  return size.x * size.y * size.z;
-}
-
 Executor::Executor(const Kernel& kernel, Dim3 grid, Dim3 block,
                    size_t shared_bytes, const void* params,
                    const Schedule& schedule)
@@ -282,7 +272,7 @@ Executor::Executor(const Kernel& kernel, Dim3 grid, Dim3 block,
       schedule_(schedule),
       params_((kernel.params_bytes + 7) / 8),
       threads_(Volume(block)),
-      stacks_(threads_ * kGuardedStack),
+      stacks_(threads_ * (kReuse ? 1 : size_t{Volume(grid)}) * kGuardedStack),
       arena_(kArenaBytes),
 #if defined(LARDER_SIMT_TSAN)
       syncs_(SyncsOfBlock(threads_) * Volume(grid) * 8),
@@ -292,10 +282,8 @@ Executor::Executor(const Kernel& kernel, Dim3 grid, Dim3 block,
       fibers_(threads_),
       random_(schedule.seed * 0x9e3779b97f4a7c15u + 0x1234567) {
   memcpy(params_.data(), params, kernel.params_bytes);
-  for (uint32_t i = 0; i < threads_; ++i) {
-    char* const guard = stacks_.data + i * kGuardedStack;
-    mprotect(guard, kPage, PROT_NONE);
-    fibers_[i].stack = guard + kPage;
+  for (uint32_t i = 0; kReuse && i < threads_; ++i) {
+    mprotect(stacks_.data + i * kGuardedStack, kPage, PROT_NONE);
   }
   ready_.reserve(threads_);
   next_.reserve(threads_);
@@ -399,9 +387,6 @@ void Executor::Entry() {
   __tsan_acquire(&e->begin_sync_);
 #endif
   e->kernel_.entry(e->params_.data());
-#if defined(LARDER_SIMT_TSAN)
-  __tsan_release(&e->end_sync_);
-#endif
   Fiber& fiber = *e->current_;
   const uint32_t index = e->IndexOf(fiber);
   e->exited_[index / kLanes] |= 1u << index % kLanes;
@@ -429,15 +414,16 @@ void Executor::Prepare(Dim3 index) {
 #if defined(LARDER_SIMT_ASAN)
   __asan_unpoison_memory_region(arena_.data, arena_.bytes);
 #endif
-#if !defined(LARDER_SIMT_TSAN)
-  arena_used_ = 0;
-#endif
+  if (kReuse) arena_used_ = 0;
+  char* const stacks =
+      stacks_.data + (kReuse ? 0 : blocks_run_ * threads_ * kGuardedStack);
   for (uint32_t i = 0; i < threads_; ++i) {
     Fiber& f = fibers_[i];
     f.me = {{i % block_.x, i / block_.x % block_.y, i / (block_.x * block_.y)},
             index,
             block_,
             grid_};
+    f.stack = stacks + i * kGuardedStack + kPage;
     f.state = State::kReady;
     f.site = {nullptr, 0};
     f.warp_syncs = 0;
@@ -520,7 +506,13 @@ void Executor::RunBlock(Dim3 index) {
   self = nullptr;
   current_ = nullptr;
 #if defined(LARDER_SIMT_TSAN)
-  for (Fiber& f : fibers_) __tsan_destroy_fiber(f.tsan);
+  for (Fiber& f : fibers_) {
+    // What an abandoned fiber did is over, too.
+    __tsan_switch_to_fiber(f.tsan, 1);
+    __tsan_release(&end_sync_);
+    __tsan_switch_to_fiber(launcher_tsan_, 1);
+    __tsan_destroy_fiber(f.tsan);
+  }
 #endif
   if (fault_ != Fault::kNone) {
     error_ = Told();
@@ -556,7 +548,7 @@ std::optional<std::string> Executor::Run() {
   for (const uint32_t i : order) {
     RunBlock({i % grid_.x, i / grid_.x % grid_.y, i / (grid_.x * grid_.y)});
     if (!error_.empty()) break;
-    syncs_base_ += SyncsOfBlock(threads_);
+    ++blocks_run_;
   }
 #if defined(LARDER_SIMT_TSAN)
   __tsan_acquire(&end_sync_);
