@@ -14,7 +14,6 @@ TEST(Kvc1DecodeBulkTest, HeadsOf128) {
   Kvc1Case c({.tokens = 64,
               .heads = 1,
               .head_dim = 128,
-              .rotary_dim = 128,
               .mean = true,
               .hnd = true});
   const Kvc1Case::Got got = c.Run();
