@@ -148,6 +148,8 @@ class Family:
         compiler = next(n for n, word in enumerate(words) if "clang" in word or
                         "g++" in word)
         words.insert(compiler + 1, f"-I{folder}")
+        # Compiled once and run once: optimising takes longer than it saves.
+        words = words[compiler:] + ["-O0"]
         if not self.run(words):
             return None
         binary = folder / "test"
@@ -188,7 +190,7 @@ def judge(mutant, families, timeout):
             binary = family.executor_test(folder)
             if binary is None:
                 return "invalid"
-            if not family.run([str(binary)], timeout):
+            if not family.run([str(binary), "--gtest_fail_fast"], timeout):
                 return "executor"
         for family in touched:
             ptx = family.mutated_ptx(folder)
@@ -198,7 +200,8 @@ def judge(mutant, families, timeout):
                 continue
             equivalent = False
             test = family.build / "bin" / f"ptx_{family.name}_test"
-            if not family.run(f"LARDER_PTX={ptx} {test}", timeout):
+            if not family.run(f"LARDER_PTX={ptx} {test} --gtest_fail_fast",
+                              timeout):
                 return "interpreter"
     return "equivalent" if equivalent else "survivor"
 

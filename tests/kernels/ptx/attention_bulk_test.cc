@@ -14,7 +14,7 @@ TEST(AttentionBulkTest, HeadsOf128) {
   for (const Element element : {Element::kF16, Element::kInt8}) {
     AttentionCase c({.element = element,
                      .dim = 128,
-                     .lengths = {128},
+                     .lengths = {512},
                      .scales = element == Element::kInt8,
                      .hnd = true});
     const AttentionCase::Got got = c.Run();

@@ -11,11 +11,8 @@ namespace larder::kernels::cuda {
 namespace {
 
 TEST(Kvc1DecodeBulkTest, HeadsOf128) {
-  Kvc1Case c({.tokens = 64,
-              .heads = 1,
-              .head_dim = 128,
-              .mean = true,
-              .hnd = true});
+  Kvc1Case c(
+      {.tokens = 64, .heads = 1, .head_dim = 128, .mean = true, .hnd = true});
   const Kvc1Case::Got got = c.Run();
   ASSERT_EQ(got.error, std::nullopt);
   EXPECT_EQ(got.rows, c.want());
