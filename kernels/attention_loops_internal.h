@@ -1,10 +1,11 @@
 #ifndef LARDER_KERNELS_ATTENTION_LOOPS_INTERNAL_H_
 #define LARDER_KERNELS_ATTENTION_LOOPS_INTERNAL_H_
 
-// Attention of the vector levels: tiles of tokens, whose rows become floats in
-// the first cache, for some query heads at a time; the softmax runs along
-// (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
-// The rows of the next tile are asked for while one is worked at.
+// Attention of the vector levels: tiles of tokens for some query heads at a
+// time, whose rows become floats in registers, or, where their elements or dims
+// are unusual, in the first cache; the softmax runs along (Milakov and
+// Gimelshein, "Online normalizer calculation for softmax", 2018). The rows of
+// the next tile are asked for while one is worked at.
 //
 // Part of kernels/paged_loops_internal.h, which includes it.
 
@@ -16,8 +17,17 @@
 namespace larder::kernels::internal {
 namespace {
 
-constexpr uint32_t kTileTokens = 16;
+constexpr uint32_t kTileTokens = 32;
 constexpr uint32_t kTileHeads = 8;
+// Of one walk over the tokens: all KV heads of a token together, since they
+// tend to lie together.
+constexpr uint32_t kPassHeads = 128;
+constexpr uint32_t kPassFloats = 8192;
+// So many tokens of a tile at once.
+constexpr uint32_t kDotRows = 4;
+constexpr uint32_t kAddRows = 16;
+// Scales that are asked for: tokens' tend to lie together.
+constexpr uint32_t kFactorStep = 4;
 
 using FBits __attribute__((vector_size(sizeof(F)))) = int32_t;
 
@@ -51,84 +61,96 @@ using FBits __attribute__((vector_size(sizeof(F)))) = int32_t;
   return (F)(((FBits)y + power) & ~small);
 }
 
-// What the tokens of a tile have of K or of V.
-struct RowsOfTile {
-  const char* rows[kTileTokens];
-  float scales[kTileTokens];
-  float zeros[kTileTokens];
-};
-
+// Some tokens, by where they are.
 struct TokenTile {
   uint32_t tokens = 0;
-  RowsOfTile keys, values;
+  TokenSpot spots[kTileTokens];
 };
 
 // Walks the tokens of a part that are not skipped.
 class TileSource {
  public:
-  TileSource(const DecodeAttention& attention, const TokenPlaces& places,
-             uint64_t begin, uint64_t end, uint32_t head)
-      : attention_(attention),
-        places_(places),
-        end_(end),
-        head_(head),
-        run_(NextRun(places, begin, end)) {}
+  TileSource(const TokenPlaces& places, uint64_t begin, uint64_t end)
+      : places_(places), end_(end), run_(NextRun(places, begin, end)) {}
 
   void Fill(TokenTile* tile) {
-    tile->tokens = 0;
-    while (tile->tokens < kTileTokens && run_.tokens != 0) {
-      const uint64_t room = kTileTokens - tile->tokens;
+    uint32_t tokens = 0;
+    while (tokens < kTileTokens && run_.tokens != 0) {
+      const uint64_t room = kTileTokens - tokens;
       const auto count =
           static_cast<uint32_t>(run_.tokens < room ? run_.tokens : room);
-      Take(attention_.keys, tile->tokens, count, &tile->keys);
-      Take(attention_.values, tile->tokens, count, &tile->values);
-      tile->tokens += count;
+      for (uint32_t i = 0; i < count; ++i) {
+        tile->spots[tokens + i] = {run_.spot.block, run_.spot.within + i};
+      }
+      tokens += count;
       run_.first += count;
       run_.tokens -= count;
       run_.spot.within += count;
       if (run_.tokens == 0) run_ = NextRun(places_, run_.first, end_);
     }
+    tile->tokens = tokens;
   }
 
  private:
-  void Take(const AttentionPlane& plane, uint32_t at, uint32_t count,
-            RowsOfTile* rows) const {
-    const char* row = static_cast<const char*>(plane.rows.base) +
-                      OffsetOf(plane.rows, run_.spot, head_);
-    for (uint32_t i = 0; i < count; ++i) {
-      rows->rows[at + i] = row + int64_t{i} * plane.rows.token_stride;
-    }
-    TakeFactors(plane.scales, at, count, 1, rows->scales);
-    TakeFactors(plane.zeros, at, count, 0, rows->zeros);
-  }
-
-  void TakeFactors(const PagedPlane& plane, uint32_t at, uint32_t count,
-                   float otherwise, float* factors) const {
-    if (plane.base == nullptr) {
-      for (uint32_t i = 0; i < count; ++i) factors[at + i] = otherwise;
-      return;
-    }
-    const char* factor = static_cast<const char*>(plane.base) +
-                         OffsetOf(plane, run_.spot, head_);
-    for (uint32_t i = 0; i < count; ++i) {
-      memcpy(factors + at + i, factor + int64_t{i} * plane.token_stride,
-             sizeof(float));
-    }
-  }
-
-  const DecodeAttention& attention_;
   const TokenPlaces& places_;
   const uint64_t end_;
-  const uint32_t head_;
   TokenRun run_;
 };
 
-void AskFor(const AttentionPlane& plane, const RowsOfTile& rows,
-            uint32_t tokens) {
-  const uint64_t bytes = RowBytes(plane.element, plane.dim);
-  for (uint32_t t = 0; t < tokens; ++t) {
+// What the tokens of a tile have of one KV head.
+struct RowsOfTile {
+  uint32_t tokens = 0;
+  const char* keys[kTileTokens];
+  const char* values[kTileTokens];
+};
+
+void AskForFactors(const PagedPlane& plane, const TokenTile& tile,
+                   uint32_t head) {
+  if (plane.base == nullptr) return;
+  const char* const base = static_cast<const char*>(plane.base);
+  for (uint32_t t = 0; t < tile.tokens; t += kFactorStep) {
+    __builtin_prefetch(base + OffsetOf(plane, tile.spots[t], head), 0, 3);
+  }
+}
+
+// Their scales, which are few, are asked for at once.
+void FindRows(const DecodeAttention& attention, const TokenTile& tile,
+              uint32_t head, RowsOfTile* rows) {
+  rows->tokens = tile.tokens;
+  const auto find = [&](const PagedPlane& plane, const char** to) {
+    const char* const base = static_cast<const char*>(plane.base);
+    for (uint32_t t = 0; t < tile.tokens; ++t) {
+      to[t] = base + OffsetOf(plane, tile.spots[t], head);
+    }
+  };
+  find(attention.keys.rows, rows->keys);
+  find(attention.values.rows, rows->values);
+  AskForFactors(attention.keys.scales, tile, head);
+  AskForFactors(attention.keys.zeros, tile, head);
+  AskForFactors(attention.values.scales, tile, head);
+  AskForFactors(attention.values.zeros, tile, head);
+}
+
+void TakeFactors(const PagedPlane& plane, const TokenTile& tile, uint32_t head,
+                 float otherwise, float* factors) {
+  if (plane.base == nullptr) {
+    for (uint32_t t = 0; t < tile.tokens; ++t) factors[t] = otherwise;
+    return;
+  }
+  const char* const base = static_cast<const char*>(plane.base);
+  for (uint32_t t = 0; t < tile.tokens; ++t) {
+    memcpy(factors + t, base + OffsetOf(plane, tile.spots[t], head),
+           sizeof(float));
+  }
+}
+
+// Rows that are needed soon.
+[[gnu::always_inline]] inline void AskFor(const char* const* rows,
+                                          uint32_t from, uint32_t to,
+                                          uint32_t tokens, uint64_t bytes) {
+  for (uint32_t t = from; t < (to < tokens ? to : tokens); ++t) {
     for (uint64_t at = 0; at < bytes; at += 64) {
-      __builtin_prefetch(rows.rows[t] + at, 0, 3);
+      __builtin_prefetch(rows[t] + at, 0, 2);
     }
   }
 }
@@ -137,56 +159,105 @@ constexpr uint32_t Padded(uint32_t dim) {
   return (dim + kWidth - 1) / kWidth * kWidth;
 }
 
-// Rows as floats, `width` apart; what is behind `dim` is 0.
-void ToFloatRows(const AttentionPlane& plane, const RowsOfTile& rows,
-                 uint32_t tokens, float* floats) {
-  const uint32_t width = Padded(plane.dim);
-  for (uint32_t t = 0; t < tokens; ++t, floats += width) {
-    ToFloatRow(plane.element, rows.rows[t], plane.dim, floats);
-    for (uint32_t c = plane.dim; c < width; ++c) floats[c] = 0;
+// kWidth elements of a row, from element c.
+template <Element kElement>
+[[gnu::always_inline]] inline F LoadElements(const char* row, uint32_t c) {
+  if constexpr (kElement == Element::kF32) {
+    return LoadF(reinterpret_cast<const float*>(row + uint64_t{c} * 4));
+  } else if constexpr (kElement == Element::kF16) {
+    return LoadHalves(row + uint64_t{c} * 2);
+  } else if constexpr (kElement == Element::kBf16) {
+    return LoadBf16(row + uint64_t{c} * 2);
+  } else {
+    return LoadInt8(row + c);
   }
 }
 
-// The products of one query with the keys of a tile, whose number is rounded up
-// to a multiple of 4.
-[[gnu::always_inline]] inline void Dots(const float* query, const float* keys,
-                                        uint32_t width, uint32_t tokens,
-                                        float* dots) {
-  for (uint32_t t = 0; t < tokens; t += 4) {
-    const float* const k = keys + uint64_t{t} * width;
-    F sums[4] = {};
-    for (uint32_t c = 0; c < width; c += kWidth) {
-      const F q = LoadF(query + c);
-      sums[0] = Fma(q, LoadF(k + c), sums[0]);
-      sums[1] = Fma(q, LoadF(k + width + c), sums[1]);
-      sums[2] = Fma(q, LoadF(k + 2 * width + c), sums[2]);
-      sums[3] = Fma(q, LoadF(k + 3 * width + c), sums[3]);
+// The products of some queries, `query_stride` apart, with kDotRows keys; to
+// dots[head * kTileTokens + token].
+template <Element kElement, uint32_t kHeads>
+[[gnu::always_inline]] inline void DotsOf(const float* queries,
+                                          uint32_t query_stride,
+                                          const char* const* rows,
+                                          uint32_t width, float* dots) {
+  F sums[kHeads][kDotRows] = {};
+  for (uint32_t c = 0; c < width; c += kWidth) {
+    F keys[kDotRows];
+#pragma GCC unroll 4
+    for (uint32_t t = 0; t < kDotRows; ++t) {
+      keys[t] = LoadElements<kElement>(rows[t], c);
     }
-    Sum4(sums, dots + t);
+#pragma GCC unroll 4
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      const F q = LoadF(queries + h * query_stride + c);
+#pragma GCC unroll 4
+      for (uint32_t t = 0; t < kDotRows; ++t) {
+        sums[h][t] = Fma(q, keys[t], sums[h][t]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (uint32_t h = 0; h < kHeads; ++h) {
+    Sum4(sums[h], dots + h * kTileTokens);
   }
 }
 
-// sums += weights * values.
-template <uint32_t kVectors>
-[[gnu::always_inline]] inline void AddRows(const float* weights,
-                                           const float* values, uint32_t width,
-                                           uint32_t tokens, float* sums) {
-  F sum[kVectors];
-#pragma GCC unroll 8
-  for (uint32_t i = 0; i < kVectors; ++i) sum[i] = LoadF(sums + i * kWidth);
-  for (uint32_t t = 0; t < tokens; ++t) {
-    const F weight = F{} + weights[t];
+// sums += weights * values, kVectors at a time, of some heads.
+template <Element kElement, uint32_t kHeads, uint32_t kVectors>
+[[gnu::always_inline]] inline void AddColumns(const float* weights,
+                                              const char* const* rows,
+                                              uint32_t tokens, uint32_t c,
+                                              float* sums,
+                                              uint32_t sum_stride) {
+  F sum[kHeads][kVectors];
+#pragma GCC unroll 4
+  for (uint32_t h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < kVectors; ++i) {
-      sum[i] =
-          Fma(weight, LoadF(values + uint64_t{t} * width + i * kWidth), sum[i]);
+      sum[h][i] = LoadF(sums + h * sum_stride + c + i * kWidth);
     }
   }
+  for (uint32_t t = 0; t < tokens; ++t) {
+    F weight[kHeads];
+#pragma GCC unroll 4
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      weight[h] = F{} + weights[h * kTileTokens + t];
+    }
 #pragma GCC unroll 8
-  for (uint32_t i = 0; i < kVectors; ++i) StoreF(sums + i * kWidth, sum[i]);
+    for (uint32_t i = 0; i < kVectors; ++i) {
+      const F value = LoadElements<kElement>(rows[t], c + i * kWidth);
+#pragma GCC unroll 4
+      for (uint32_t h = 0; h < kHeads; ++h) {
+        sum[h][i] = Fma(weight[h], value, sum[h][i]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (uint32_t h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < kVectors; ++i) {
+      StoreF(sums + h * sum_stride + c + i * kWidth, sum[h][i]);
+    }
+  }
 }
 
-// Some query heads of one KV head.
+template <Element kElement, uint32_t kHeads>
+[[gnu::always_inline]] inline void AddRowsOf(const float* weights,
+                                             const char* const* rows,
+                                             uint32_t tokens, uint32_t width,
+                                             float* sums) {
+  constexpr uint32_t kVectors = kHeads == 1 ? 8 : 4;
+  uint32_t c = 0;
+  for (; c + kVectors * kWidth <= width; c += kVectors * kWidth) {
+    AddColumns<kElement, kHeads, kVectors>(weights, rows, tokens, c, sums,
+                                           width);
+  }
+  for (; c < width; c += kWidth) {
+    AddColumns<kElement, kHeads, 1>(weights, rows, tokens, c, sums, width);
+  }
+}
+
+// Some query heads next to each other, of one KV head or of several.
 class HeadsAttention {
  public:
   HeadsAttention(const DecodeAttention& attention, uint32_t heads,
@@ -207,33 +278,30 @@ class HeadsAttention {
       maxima_[h] = -INFINITY;
       totals_[h] = 0;
       zeros_[h] = 0;
-      for (uint32_t c = 0; c < value_width_; ++c)
-        sums_[h * value_width_ + c] = 0;
     }
+    memset(sums_, 0, uint64_t{heads} * value_width_ * sizeof(float));
   }
 
-  void Add(const TokenTile& tile) {
-    float weights[kTileHeads][kTileTokens];
-    ToFloatRows(attention_.keys, tile.keys, tile.tokens, rows_);
-    // The products of rows that are not there are not looked at, but made.
-    for (uint32_t t = tile.tokens; t % 4 != 0; ++t) {
-      memset(rows_ + t * key_width_, 0, key_width_ * sizeof(float));
-    }
-    for (uint32_t h = 0; h < heads_; ++h) {
-      Dots(queries_ + h * key_width_, rows_, key_width_, tile.tokens,
-           weights[h]);
-      Weigh(tile, h, weights[h]);
-    }
-    ToFloatRows(attention_.values, tile.values, tile.tokens, rows_);
-    for (uint32_t h = 0; h < heads_; ++h) {
-      float* const sums = sums_ + h * value_width_;
-      uint32_t c = 0;
-      for (; c + 8 * kWidth <= value_width_; c += 8 * kWidth) {
-        AddRows<8>(weights[h], rows_ + c, value_width_, tile.tokens, sums + c);
-      }
-      for (; c < value_width_; c += kWidth) {
-        AddRows<1>(weights[h], rows_ + c, value_width_, tile.tokens, sums + c);
-      }
+  // Query heads [begin, begin + heads), all of KV head `kv_head`. While `rows`
+  // of the tile are worked at, those of `next` are asked for.
+  void Add(const TokenTile& tile, uint32_t kv_head, uint32_t begin,
+           uint32_t heads, const RowsOfTile& rows, const RowsOfTile& next) {
+    const AttentionPlane& keys = attention_.keys;
+    const AttentionPlane& values = attention_.values;
+    const uint64_t key_bytes = RowBytes(keys.element, keys.dim);
+    const uint64_t value_bytes = RowBytes(values.element, values.dim);
+    TakeFactors(keys.scales, tile, kv_head, 1, factors_.key_scales);
+    TakeFactors(keys.zeros, tile, kv_head, 0, factors_.key_zeros);
+    TakeFactors(values.scales, tile, kv_head, 1, factors_.value_scales);
+    TakeFactors(values.zeros, tile, kv_head, 0, factors_.value_zeros);
+    const float* const queries = queries_ + begin * key_width_;
+    float* const sums = sums_ + begin * value_width_;
+    // More at once need more room than the first cache has.
+    for (uint32_t first = 0; first < heads; first += kTileHeads) {
+      const uint32_t left = heads - first;
+      AddSome(rows, next, begin + first, left < kTileHeads ? left : kTileHeads,
+              queries + first * key_width_, sums + first * value_width_,
+              first == 0 ? key_bytes : 0, first == 0 ? value_bytes : 0);
     }
   }
 
@@ -251,18 +319,116 @@ class HeadsAttention {
   }
 
  private:
+  template <Element kValue>
+  struct As {
+    static constexpr Element kElement = kValue;
+  };
+
+  void AddSome(const RowsOfTile& tile, const RowsOfTile& next, uint32_t begin,
+               uint32_t heads, const float* queries, float* sums,
+               uint64_t key_bytes, uint64_t value_bytes) {
+    float weights[kTileHeads * kTileTokens];
+    for (uint32_t t = 0; t < tile.tokens; t += kDotRows) {
+      AskFor(next.keys, t, t + kDotRows, next.tokens, key_bytes);
+      AskFor(next.values, t, t + kDotRows, next.tokens, value_bytes);
+      // The products of rows that are not there are made of the last one.
+      const char* rows[kDotRows];
+      for (uint32_t i = 0; i < kDotRows; ++i) {
+        rows[i] = tile.keys[t + i < tile.tokens ? t + i : tile.tokens - 1];
+      }
+      const Element element =
+          AsFloats(attention_.keys, key_width_, kDotRows, rows);
+      const auto dots = [&](auto as) __attribute__((always_inline)) {
+        uint32_t h = 0;
+        for (; h + 4 <= heads; h += 4) {
+          DotsOf<decltype(as)::kElement, 4>(queries + h * key_width_,
+                                            key_width_, rows, key_width_,
+                                            weights + h * kTileTokens + t);
+        }
+        for (; h < heads; ++h) {
+          DotsOf<decltype(as)::kElement, 1>(queries + h * key_width_,
+                                            key_width_, rows, key_width_,
+                                            weights + h * kTileTokens + t);
+        }
+      };
+      Dispatch(element, dots);
+    }
+    for (uint32_t h = 0; h < heads; ++h) {
+      Weigh(tile.tokens, begin + h, weights + h * kTileTokens);
+    }
+    for (uint32_t t = 0; t < tile.tokens; t += kAddRows) {
+      const uint32_t left = tile.tokens - t;
+      const uint32_t count = left < kAddRows ? left : kAddRows;
+      const char* rows[kAddRows];
+      for (uint32_t i = 0; i < count; ++i) rows[i] = tile.values[t + i];
+      const Element element =
+          AsFloats(attention_.values, value_width_, count, rows);
+      const auto add = [&](auto as) __attribute__((always_inline)) {
+        uint32_t h = 0;
+        for (; h + 4 <= heads; h += 4) {
+          AddRowsOf<decltype(as)::kElement, 4>(weights + h * kTileTokens + t,
+                                               rows, count, value_width_,
+                                               sums + h * value_width_);
+        }
+        for (; h < heads; ++h) {
+          AddRowsOf<decltype(as)::kElement, 1>(weights + h * kTileTokens + t,
+                                               rows, count, value_width_,
+                                               sums + h * value_width_);
+        }
+      };
+      Dispatch(element, add);
+    }
+  }
+
+  template <typename Work>
+  [[gnu::always_inline]] static inline void Dispatch(Element element,
+                                                     const Work& work) {
+    switch (element) {
+      case Element::kF16:
+        return work(As<Element::kF16>());
+      case Element::kBf16:
+        return work(As<Element::kBf16>());
+      case Element::kInt8:
+        return work(As<Element::kInt8>());
+      default:
+        return work(As<Element::kF32>());
+    }
+  }
+
+  // Rows that cannot be taken as they are become floats, and what is behind
+  // `dim` 0. What they are then.
+  Element AsFloats(const AttentionPlane& plane, uint32_t width, uint32_t count,
+                   const char** rows) {
+    const bool direct = plane.dim == width && plane.element != Element::kE4m3 &&
+                        plane.element != Element::kInt4;
+    if (direct) return plane.element;
+    for (uint32_t i = 0; i < count; ++i) {
+      float* const floats = rows_ + i * width;
+      ToFloatRow(plane.element, rows[i], plane.dim, floats);
+      for (uint32_t c = plane.dim; c < width; ++c) floats[c] = 0;
+      rows[i] = reinterpret_cast<const char*>(floats);
+    }
+    return Element::kF32;
+  }
+
   // From products of keys to what the values count.
-  void Weigh(const TokenTile& tile, uint32_t h, float* weights) {
+  void Weigh(uint32_t tokens, uint32_t h, float* weights) {
+    for (uint32_t t = tokens; t < kTileTokens; ++t) weights[t] = -INFINITY;
+    const F query_sum = F{} + query_sums_[h];
+    F most = F{} - INFINITY;
+    for (uint32_t t = 0; t < tokens; t += kWidth) {
+      F logits = LoadF(weights + t) * LoadF(factors_.key_scales + t);
+      logits = Fma(query_sum, LoadF(factors_.key_zeros + t), logits) *
+               attention_.softmax_scale;
+      StoreF(weights + t, logits);
+    }
+    for (uint32_t t = tokens; t < kTileTokens; ++t) weights[t] = -INFINITY;
+    for (uint32_t t = 0; t < kTileTokens; t += kWidth) {
+      const F logits = LoadF(weights + t);
+      most = logits > most ? logits : most;
+    }
     float max = maxima_[h];
-    for (uint32_t t = 0; t < tile.tokens; ++t) {
-      weights[t] = (weights[t] * tile.keys.scales[t] +
-                    query_sums_[h] * tile.keys.zeros[t]) *
-                   attention_.softmax_scale;
-      max = weights[t] > max ? weights[t] : max;
-    }
-    for (uint32_t t = tile.tokens; t < kTileTokens; ++t) {
-      weights[t] = -INFINITY;
-    }
+    for (uint32_t i = 0; i < kWidth; ++i) max = most[i] > max ? most[i] : max;
     if (max > maxima_[h]) {
       const float less = expf(maxima_[h] - max);
       totals_[h] *= less;
@@ -271,49 +437,85 @@ class HeadsAttention {
       for (uint32_t c = 0; c < value_width_; ++c) sums[c] *= less;
       maxima_[h] = max;
     }
+    F total = {}, zero = {};
     for (uint32_t t = 0; t < kTileTokens; t += kWidth) {
-      StoreF(weights + t, Exp(LoadF(weights + t) - max));
+      const F weight = Exp(LoadF(weights + t) - max);
+      total += weight;
+      zero = Fma(weight, LoadF(factors_.value_zeros + t), zero);
+      StoreF(weights + t, weight * LoadF(factors_.value_scales + t));
     }
-    float total = 0, zero = 0;
-    for (uint32_t t = 0; t < tile.tokens; ++t) {
-      total += weights[t];
-      zero += weights[t] * tile.values.zeros[t];
-      weights[t] *= tile.values.scales[t];
+    for (uint32_t i = 0; i < kWidth; ++i) {
+      totals_[h] += total[i];
+      zeros_[h] += zero[i];
     }
-    totals_[h] += total;
-    zeros_[h] += zero;
   }
 
   const DecodeAttention& attention_;
   const uint32_t heads_;
   const uint32_t key_width_, value_width_;
-  float query_sums_[kTileHeads], maxima_[kTileHeads], totals_[kTileHeads],
-      zeros_[kTileHeads];
-  alignas(64) float queries_[kTileHeads * kAttentionDimMax];
-  alignas(64) float sums_[kTileHeads * kAttentionDimMax];
-  alignas(64) float rows_[kTileTokens * kAttentionDimMax];
+  // Of the KV head at work; those of tokens that are not there are of earlier
+  // ones, finite.
+  struct Factors {
+    alignas(64) float key_scales[kTileTokens] = {};
+    float key_zeros[kTileTokens] = {};
+    float value_scales[kTileTokens] = {};
+    float value_zeros[kTileTokens] = {};
+  } factors_;
+  float query_sums_[kPassHeads], maxima_[kPassHeads], totals_[kPassHeads],
+      zeros_[kPassHeads];
+  alignas(64) float queries_[kPassFloats];
+  alignas(64) float sums_[kPassFloats];
+  alignas(64) float rows_[kAddRows * kAttentionDimMax];
 };
 
+// Query heads [begin, begin + heads) of one sequence.
 void AttendHeads(const DecodeAttention& attention, const TokenPlaces& places,
-                 uint64_t begin, uint64_t end, const char* queries,
-                 uint32_t heads, uint32_t kv_head, float* outputs,
-                 float* maxima, float* sums) {
+                 uint64_t first, uint64_t end, const char* queries,
+                 uint32_t begin, uint32_t heads, float* outputs, float* maxima,
+                 float* sums) {
+  const uint32_t group = attention.query_heads / attention.kv_heads;
   HeadsAttention state(attention, heads, queries);
-  TileSource source(attention, places, begin, end, kv_head);
+  TileSource source(places, first, end);
   TokenTile tiles[2];
+  RowsOfTile rows[2];
   source.Fill(&tiles[0]);
+  const uint32_t kv_begin = begin / group,
+                 kv_last = (begin + heads - 1) / group;
+  FindRows(attention, tiles[0], kv_begin, &rows[0]);
+  uint32_t row = 0;
   for (uint32_t now = 0; tiles[now].tokens != 0; now ^= 1) {
-    TokenTile& next = tiles[now ^ 1];
-    source.Fill(&next);
-    AskFor(attention.keys, next.keys, next.tokens);
-    AskFor(attention.values, next.values, next.tokens);
-    state.Add(tiles[now]);
+    source.Fill(&tiles[now ^ 1]);
+    uint32_t done = 0;
+    for (uint32_t kv = kv_begin; kv <= kv_last; ++kv, row ^= 1) {
+      if (kv < kv_last) {
+        FindRows(attention, tiles[now], kv + 1, &rows[row ^ 1]);
+      } else {
+        FindRows(attention, tiles[now ^ 1], kv_begin, &rows[row ^ 1]);
+      }
+      const uint32_t own = (kv + 1) * group - begin - done;
+      const uint32_t count = own < heads - done ? own : heads - done;
+      state.Add(tiles[now], kv, done, count, rows[row], rows[row ^ 1]);
+      done += count;
+    }
   }
   state.Finish(outputs, maxima, sums);
 }
 
+// How many query heads are attended in one walk over the tokens: as many as
+// there is room for, and whole KV heads if that is one at least.
+uint32_t PassHeads(const DecodeAttention& attention) {
+  const uint32_t group = attention.query_heads / attention.kv_heads;
+  const uint32_t dim = attention.keys.dim > attention.values.dim
+                           ? attention.keys.dim
+                           : attention.values.dim;
+  const uint32_t room = kPassFloats / Padded(dim);
+  const uint32_t heads = room < kPassHeads ? room : kPassHeads;
+  return heads < group ? heads : heads / group * group;
+}
+
 void Attend(const DecodeAttention& attention) {
   const uint32_t group = attention.query_heads / attention.kv_heads;
+  const uint32_t pass = PassHeads(attention);
   uint64_t item = 0;
   for (uint32_t part = 0; part < attention.parts; ++part) {
     for (uint32_t s = 0; s < attention.sequences; ++s) {
@@ -327,11 +529,13 @@ void Attend(const DecodeAttention& attention) {
       const char* const queries = static_cast<const char*>(attention.queries) +
                                   int64_t{s} * attention.query_sequence_stride;
       for (uint32_t h = 0; h < attention.query_heads;) {
-        const uint32_t left = group - h % group;
-        const uint32_t heads = left < kTileHeads ? left : kTileHeads;
+        // A group that is larger is cut, but no pass has parts of two.
+        const uint32_t left =
+            pass < group ? group - h % group : attention.query_heads - h;
+        const uint32_t heads = left < pass ? left : pass;
         AttendHeads(attention, places, begin, end,
-                    queries + int64_t{h} * attention.query_head_stride, heads,
-                    h / group, attention.outputs + item * attention.values.dim,
+                    queries + int64_t{h} * attention.query_head_stride, h,
+                    heads, attention.outputs + item * attention.values.dim,
                     attention.maxima + item, attention.sums + item);
         h += heads;
         item += heads;

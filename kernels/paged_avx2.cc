@@ -44,10 +44,24 @@ constexpr uint32_t kWidth = 8;
                                _mm256_extractf128_ps(all, 1)));
 }
 
+[[gnu::always_inline]] inline F LoadHalves(const char* from) {
+  return _mm256_cvtph_ps(
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+[[gnu::always_inline]] inline F LoadBf16(const char* from) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(
+      _mm256_cvtepu16_epi32(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
+      16));
+}
+[[gnu::always_inline]] inline F LoadInt8(const char* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+
 [[gnu::always_inline]] inline void HalvesToFloats(const char* halves,
                                                   float* floats) {
-  _mm256_storeu_ps(floats, _mm256_cvtph_ps(_mm_loadu_si128(
-                               reinterpret_cast<const __m128i*>(halves))));
+  _mm256_storeu_ps(floats, LoadHalves(halves));
 }
 [[gnu::always_inline]] inline void FloatsToHalves(const float* floats,
                                                   char* halves) {

@@ -42,10 +42,24 @@ constexpr uint32_t kWidth = 16;
                                _mm256_extractf128_ps(all, 1)));
 }
 
+[[gnu::always_inline]] inline F LoadHalves(const char* from) {
+  return _mm512_cvtph_ps(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+[[gnu::always_inline]] inline F LoadBf16(const char* from) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))),
+      16));
+}
+[[gnu::always_inline]] inline F LoadInt8(const char* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+
 [[gnu::always_inline]] inline void HalvesToFloats(const char* halves,
                                                   float* floats) {
-  _mm512_storeu_ps(floats, _mm512_cvtph_ps(_mm256_loadu_si256(
-                               reinterpret_cast<const __m256i*>(halves))));
+  _mm512_storeu_ps(floats, LoadHalves(halves));
 }
 [[gnu::always_inline]] inline void FloatsToHalves(const float* floats,
                                                   char* halves) {

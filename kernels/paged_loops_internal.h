@@ -9,6 +9,7 @@
 //   F, kWidth         so many floats, of the compiler's vectors
 //   Fma, Sum4         a * b + c; the sums of four F as four floats
 //   HalvesToFloats, FloatsToHalves    kWidth of them
+//   LoadHalves, LoadBf16, LoadInt8    kWidth of them as F
 //
 // Included by paged_avx2.cc and paged_avx512.cc alone, after those. Everything
 // here is local to them.
