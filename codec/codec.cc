@@ -1,5 +1,7 @@
 #include "codec/codec.h"
 
+#include <cstring>
+
 #include "codec/selection.h"
 #include "store/record.h"
 
@@ -53,6 +55,34 @@ uint64_t PlainBytes(const CodedLayer& layer, const CodedSelection& selection) {
   PartShape shape = layer.shape;
   shape.head_count = static_cast<uint16_t>(box.heads());
   return SegmentBytes(layer.group_descriptor(), shape, box.rows());
+}
+
+Status Codec::DecodeTo(const CodedLayer& layer, const CodedSelection& selection,
+                       ByteSpan encoded, const CodedPlaces& places) const {
+  LARDER_RETURN_IF_ERROR(ValidateCoded(layer, selection));
+  const GroupDescriptor& group = layer.group_descriptor();
+  if (!HasRows(group)) {
+    return absl::InvalidArgumentError("codec: a layer without rows");
+  }
+  std::vector<std::byte> plain(PlainBytes(layer, selection));
+  LARDER_RETURN_IF_ERROR(
+      Decode(layer, selection, encoded, MutableByteSpan(plain)));
+  const SelectedBox box(layer, selection);
+  const std::byte* from = plain.data();
+  const auto place = [&](const CodedPlaces::Half& half, uint64_t bytes) {
+    if (bytes == 0) return;
+    const bool by_head = group.layout == SegmentLayout::kHeadMajor;
+    const uint32_t outer = by_head ? box.heads() : box.rows();
+    const uint32_t inner = by_head ? box.rows() : box.heads();
+    for (uint32_t i = 0; i < outer; ++i) {
+      for (uint32_t j = 0; j < inner; ++j, from += bytes) {
+        std::memcpy(by_head ? half.At(j, i) : half.At(i, j), from, bytes);
+      }
+    }
+  };
+  place(places.keys, group.k_head_bytes);
+  place(places.values, group.v_head_bytes);
+  return absl::OkStatus();
 }
 
 Status Codec::FitsProfile(const CodedLayer&, Lineage) const {

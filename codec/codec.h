@@ -71,6 +71,24 @@ struct EncodedLayer {
   std::array<Cut, kPlanesMax - 1> cuts{};
 };
 
+// Where decoded rows go that do not lie in order, as in an engine's pages: head
+// h of row r, both counted within the selection, of keys or of values, from
+//   base + rows[r] + h * head_stride.
+// A row that is not wanted goes where it does no harm. Rows that are whole
+// lines of 64 bytes, aligned, are the fastest.
+struct CodedPlaces {
+  struct Half {
+    std::byte* base = nullptr;
+    const ptrdiff_t* rows = nullptr;
+    ptrdiff_t head_stride = 0;
+
+    std::byte* At(uint32_t row, uint32_t head) const {
+      return base + rows[row] + static_cast<ptrdiff_t>(head) * head_stride;
+    }
+  };
+  Half keys, values;  // of no meaning where heads have no bytes of it
+};
+
 // OK if the layer lies in its space and the selection in the layer; else
 // InvalidArgument.
 Status ValidateCoded(const CodedLayer& layer, const CodedSelection& selection);
@@ -157,6 +175,13 @@ class Codec {
   virtual Status Decode(const CodedLayer& layer,
                         const CodedSelection& selection, ByteSpan encoded,
                         MutableByteSpan plain) const = 0;
+
+  // The same to where `places` says. InvalidArgument for layers without rows
+  // (opaque, recurrent states). Unless a codec can do better, it decodes aside
+  // and copies.
+  virtual Status DecodeTo(const CodedLayer& layer,
+                          const CodedSelection& selection, ByteSpan encoded,
+                          const CodedPlaces& places) const;
 };
 
 // The codec of an id, or null if this build does not know it. Lives for ever.

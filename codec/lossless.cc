@@ -48,6 +48,12 @@ class Lossless final : public Codec {
                           : bytes::Decode(layer, selection, encoded, plain);
   }
 
+  Status DecodeTo(const CodedLayer& layer, const CodedSelection& selection,
+                  ByteSpan encoded, const CodedPlaces& places) const override {
+    return InTiles(layer) ? tiles_.DecodeTo(layer, selection, encoded, places)
+                          : Codec::DecodeTo(layer, selection, encoded, places);
+  }
+
  private:
   // The same for who encodes and who decodes: it follows from the space.
   bool InTiles(const CodedLayer& layer) const {

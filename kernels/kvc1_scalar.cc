@@ -232,8 +232,10 @@ size_t ElementBytes(Element element) {
 template <typename Byte>
 Byte* ElementAt(const BasicTileRows<Byte>& rows, size_t token, size_t channel) {
   const auto head = static_cast<ptrdiff_t>(channel / rows.head_dim);
-  return rows.data + static_cast<ptrdiff_t>(token) * rows.token_stride +
-         head * rows.head_stride +
+  const ptrdiff_t at = rows.token_offsets != nullptr
+                           ? rows.token_offsets[token]
+                           : static_cast<ptrdiff_t>(token) * rows.token_stride;
+  return rows.data + at + head * rows.head_stride +
          channel % rows.head_dim * ElementBytes(rows.element);
 }
 

@@ -270,17 +270,24 @@ LARDER_INLINE void LoadElements(const std::byte* from, float* y, size_t count) {
 template <typename Byte>
 LARDER_INLINE Byte* RowAt(const BasicTileRows<Byte>& rows, size_t token,
                           size_t head) {
-  return rows.data + static_cast<ptrdiff_t>(token) * rows.token_stride +
-         static_cast<ptrdiff_t>(head) * rows.head_stride;
+  const ptrdiff_t at = rows.token_offsets != nullptr
+                           ? rows.token_offsets[token]
+                           : static_cast<ptrdiff_t>(token) * rows.token_stride;
+  return rows.data + at + static_cast<ptrdiff_t>(head) * rows.head_stride;
 }
 
 // Whether rows are wanted past the caches and consist of whole lines.
 bool CanStream(const TileRows& rows) {
   const size_t bytes = rows.element == Element::kF32 ? 4 : 2;
-  const size_t all = reinterpret_cast<uintptr_t>(rows.data) |
-                     static_cast<size_t>(rows.token_stride) |
-                     static_cast<size_t>(rows.head_stride) |
-                     bytes * rows.head_dim;
+  size_t all = reinterpret_cast<uintptr_t>(rows.data) |
+               static_cast<size_t>(rows.head_stride) | bytes * rows.head_dim;
+  if (rows.token_offsets == nullptr) {
+    all |= static_cast<size_t>(rows.token_stride);
+  } else {
+    for (size_t t = 0; t < rows.tokens; ++t) {
+      all |= static_cast<size_t>(rows.token_offsets[t]);
+    }
+  }
   return rows.stream && all % 64 == 0;
 }
 

@@ -136,6 +136,9 @@ struct BasicTileRows {
   // For rows that are written and not read soon: past the caches, where rows
   // are whole lines of 64 bytes, aligned; ordered before the return.
   bool stream = false;
+  // Rows that are written may lie in any order, as in pages: token t is then
+  // token_offsets[t] bytes behind `data`, and token_stride of no meaning.
+  const ptrdiff_t* token_offsets = nullptr;
 };
 using TileRows = BasicTileRows<std::byte>;
 using ConstTileRows = BasicTileRows<const std::byte>;

@@ -360,13 +360,16 @@ void DecodeFp8(const TileGrid::Tile& tile, const std::byte* encoded,
     WriteElements(all.data(), rows.element, 256,
                   reinterpret_cast<std::byte*>(table.data()));
     const uint8_t* from = codes + head * tile.head_dim;
-    std::byte* to = OneHead(rows, head).data;
+    const kernels::TileRows one = OneHead(rows, head);
     for (size_t row = 0; row < rows.tokens; ++row) {
+      std::byte* const to =
+          one.data + (one.token_offsets != nullptr
+                          ? one.token_offsets[row]
+                          : static_cast<ptrdiff_t>(row) * one.token_stride);
       for (size_t d = 0; d < tile.head_dim; ++d) {
         std::memcpy(to + 2 * d, &table[from[d]], 2);
       }
       from += tile.channels();
-      to += rows.token_stride;
     }
   }
 }

@@ -158,6 +158,17 @@ class TiledCodec : public Codec {
                        plain);
   }
 
+  Status DecodeTo(const CodedLayer& layer, const CodedSelection& selection,
+                  ByteSpan encoded, const CodedPlaces& places) const override {
+    LARDER_RETURN_IF_ERROR(Supports(layer));
+    LARDER_RETURN_IF_ERROR(ValidateCoded(layer, selection));
+    if (!HasRows(layer.group_descriptor())) {
+      return absl::InvalidArgumentError("kvc1: a layer without rows");
+    }
+    return DecodeLayer(layer, *ElementOf(*layer.space), selection, encoded,
+                       places);
+  }
+
  private:
   const CodecId id_;
   const std::string_view name_;

@@ -38,6 +38,7 @@ kernels::TileRows WritableRows(const TileGrid& grid, const TileGrid::Tile& tile,
   writable.head_dim = tile.head_dim;
   writable.token_stride = rows.token_stride;
   writable.head_stride = rows.head_stride;
+  writable.token_offsets = rows.token_offsets;
   return writable;
 }
 
@@ -45,7 +46,7 @@ PlainRows DenseRows(const TileGrid& grid, const TileGrid::Tile& tile,
                     std::byte* data) {
   const auto head =
       static_cast<ptrdiff_t>(tile.head_dim) * ElementBytes(grid.element());
-  return {data, head * tile.head_count, head};
+  return {data, head * tile.head_count, head, nullptr};
 }
 
 bool IsConst(const TileGrid::Tile& tile, size_t element_bytes,

@@ -78,8 +78,7 @@ inline void PlaceRows(const TileGrid::Tile& tile, size_t head_bytes,
                       const PlainRows& to) {
   for (uint32_t row = 0; row < rows; ++row) {
     for (uint32_t head = 0; head < tile.head_count; ++head) {
-      std::memcpy(to.data + row * to.token_stride + head * to.head_stride, from,
-                  head_bytes);
+      std::memcpy(to.At(row, head), from, head_bytes);
       from += head_bytes;
     }
   }
@@ -99,7 +98,11 @@ inline bool BeginsSequence(const CodedLayer& layer) {
 template <typename Rows>
 Rows SomeRows(const Rows& rows, size_t begin, size_t count) {
   Rows some = rows;
-  some.data += static_cast<ptrdiff_t>(begin) * rows.token_stride;
+  if (rows.token_offsets != nullptr) {
+    some.token_offsets += begin;
+  } else {
+    some.data += static_cast<ptrdiff_t>(begin) * rows.token_stride;
+  }
   some.tokens = count;
   return some;
 }

@@ -35,9 +35,13 @@ class LayerDecoder {
     return FindProfile();
   }
 
-  Status Run(const CodedSelection& selection, MutableByteSpan plain) {
+  // To `places`, or, if there are none, to `plain`.
+  Status Run(const CodedSelection& selection, MutableByteSpan plain,
+             const CodedPlaces* places) {
     const TileGrid& grid = context_.grid;
     box_ = SelectedBox(context_.layer, selection);
+    places_ = places;
+    bytes_ = PlainBytes(context_.layer, selection);
     planes_ = selection.planes != 0
                   ? std::min(selection.planes, index_.header.planes)
                   : index_.header.planes;
@@ -112,7 +116,7 @@ class LayerDecoder {
   // out before all layers are there. What is less may be wanted at once.
   bool Streams(const TileGrid::Tile& tile) const {
     constexpr size_t kStreamBytesMin = 64 << 10;
-    return plain_.size() >= kStreamBytesMin && InPlace(tile);
+    return bytes_ >= kStreamBytesMin && InPlace(tile);
   }
 
   DenseBlock Destination() const {
@@ -126,12 +130,24 @@ class LayerDecoder {
     if (!InPlace(tile)) {
       return DenseRows(context_.grid, tile, Aside(place));
     }
+    if (places_ != nullptr) {
+      const CodedPlaces::Half& half = HalfOf(tile);
+      return {half.base +
+                  static_cast<ptrdiff_t>(tile.head_begin - box_.head_begin) *
+                      half.head_stride,
+              0, half.head_stride,
+              half.rows + (tile.row_begin - box_.row_begin)};
+    }
     const DenseBlock block = Destination();
     return {plain_.data() + block.Offset(tile.values,
                                          tile.head_begin - box_.head_begin,
                                          tile.row_begin - box_.row_begin),
             static_cast<ptrdiff_t>(block.TokenStride(tile.values)),
-            static_cast<ptrdiff_t>(block.HeadStride(tile.values))};
+            static_cast<ptrdiff_t>(block.HeadStride(tile.values)), nullptr};
+  }
+
+  const CodedPlaces::Half& HalfOf(const TileGrid::Tile& tile) const {
+    return tile.values ? places_->values : places_->keys;
   }
 
   std::byte* Aside(size_t place) {
@@ -151,9 +167,12 @@ class LayerDecoder {
       for (uint32_t h = 0; h < tile.head_count; ++h) {
         const uint32_t head = tile.head_begin + h;
         if (head < box_.head_begin || head >= box_.head_end) continue;
+        const uint32_t to_head = head - box_.head_begin;
+        const uint32_t to_row = row - box_.row_begin;
         std::memcpy(
-            plain_.data() + block.Offset(tile.values, head - box_.head_begin,
-                                         row - box_.row_begin),
+            places_ != nullptr
+                ? HalfOf(tile).At(to_row, to_head)
+                : plain_.data() + block.Offset(tile.values, to_head, to_row),
             aside + (size_t{r} * tile.head_count + h) * head_bytes, head_bytes);
       }
     }
@@ -177,8 +196,7 @@ class LayerDecoder {
       }
       for (uint32_t row = 0; row < tile.row_count; ++row) {
         for (uint32_t head = 0; head < tile.head_count; ++head) {
-          std::byte* to =
-              rows.data + row * rows.token_stride + head * rows.head_stride;
+          std::byte* to = rows.At(row, head);
           for (size_t d = 0; d < tile.head_dim; ++d) {
             std::memcpy(to + d * element_bytes, bytes.data(), element_bytes);
           }
@@ -304,6 +322,8 @@ class LayerDecoder {
   LayerIndex index_;
   ByteSpan encoded_;
   MutableByteSpan plain_;
+  const CodedPlaces* places_ = nullptr;
+  uint64_t bytes_ = 0;
   SelectedBox box_;
   int planes_ = 1;
   Workspace& work_ = ThreadWorkspace();
@@ -321,7 +341,15 @@ Status DecodeLayer(const CodedLayer& layer, Element element,
                    MutableByteSpan plain) {
   LayerDecoder decoder(layer, element);
   LARDER_RETURN_IF_ERROR(decoder.Open(encoded));
-  return decoder.Run(selection, plain);
+  return decoder.Run(selection, plain, nullptr);
+}
+
+Status DecodeLayer(const CodedLayer& layer, Element element,
+                   const CodedSelection& selection, ByteSpan encoded,
+                   const CodedPlaces& places) {
+  LayerDecoder decoder(layer, element);
+  LARDER_RETURN_IF_ERROR(decoder.Open(encoded));
+  return decoder.Run(selection, {}, &places);
 }
 
 }  // namespace larder::kvc1

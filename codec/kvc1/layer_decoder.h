@@ -13,6 +13,10 @@ namespace larder::kvc1 {
 Status DecodeLayer(const CodedLayer& layer, Element element,
                    const CodedSelection& selection, ByteSpan encoded,
                    MutableByteSpan plain);
+// The same to `places`. REQUIRES: the layer has rows.
+Status DecodeLayer(const CodedLayer& layer, Element element,
+                   const CodedSelection& selection, ByteSpan encoded,
+                   const CodedPlaces& places);
 
 }  // namespace larder::kvc1
 

@@ -133,7 +133,8 @@ kernels::TileRows Writable(const TileGrid::Tile& tile, Element element,
           tile.head_dim,
           rows.token_stride,
           rows.head_stride,
-          stream};
+          stream,
+          rows.token_offsets};
 }
 
 // Tables of all channels from their bytes, and for bf16 their offsets.
@@ -399,8 +400,7 @@ void MergeNarrow(const TileGrid::Tile& tile, const uint8_t* symbols,
   size_t bit = 0;
   for (uint32_t head = 0; head < tile.head_count; ++head) {
     for (uint32_t row = 0; row < tile.row_count; ++row) {
-      std::byte* to =
-          rows.data + row * rows.token_stride + head * rows.head_stride;
+      std::byte* to = rows.At(row, head);
       for (uint32_t d = 0; d < tile.head_dim; ++d, bit += 3) {
         const size_t c = head * tile.head_dim + d;
         auto window = static_cast<uint32_t>(low[bit / 8]);

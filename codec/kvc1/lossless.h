@@ -20,6 +20,14 @@ namespace larder::kvc1 {
 struct PlainRows {
   std::byte* data = nullptr;
   ptrdiff_t token_stride = 0, head_stride = 0;
+  const ptrdiff_t* token_offsets = nullptr;  // as in kernels::TileRows
+
+  std::byte* At(uint32_t row, uint32_t head) const {
+    return data +
+           (token_offsets != nullptr ? token_offsets[row]
+                                     : row * token_stride) +
+           head * head_stride;
+  }
 };
 
 // What of a tile's planes a coder needs room for.
