@@ -145,6 +145,11 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
           "larder bench codec --captures captures --profile smollm2.profile\n"
           "larder bench codec --only codec.decode --json",
           bench::RunCodec);
+  add("kernels",
+      "copies between segments and paged caches, and attention over pages, on "
+      "the CPU (some seconds)",
+      "larder bench kernels\nlarder bench kernels --only kernels.gather --json",
+      bench::RunKernels);
   codec->add_option("--captures", chosen->captures,
                     "folder of captured KV (tools/bench-quality makes it); "
                     "without it the KV is made up");

@@ -43,20 +43,6 @@ constexpr int kRounds = 9;
 // touched for as many times 8 MiB.
 constexpr size_t kCopies = 8;
 
-// Seconds of its own that this thread takes for `work`: on a busy machine the
-// others' time is theirs.
-double CpuSeconds(clockid_t clock) {
-  timespec time;
-  clock_gettime(clock, &time);
-  return static_cast<double>(time.tv_sec) +
-         1e-9 * static_cast<double>(time.tv_nsec);
-}
-double ThreadSeconds(const std::function<void()>& work) {
-  const double start = CpuSeconds(CLOCK_THREAD_CPUTIME_ID);
-  work();
-  return CpuSeconds(CLOCK_THREAD_CPUTIME_ID) - start;
-}
-
 // A second thread that stays: engines' threads do, and what they keep.
 class Helper {
  public:

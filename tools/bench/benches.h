@@ -45,7 +45,7 @@ struct BenchOptions {
 };
 
 // Each adds its rows; tools/bench/README.md says what every row is. All but
-// RunCodec run a larderd of their own.
+// RunCodec and RunKernels run a larderd of their own.
 Status RunLocal(const BenchOptions& options, Report& report);
 Status RunNvme(const BenchOptions& options, Report& report);
 Status RunStream(const BenchOptions& options, Report& report);
@@ -53,8 +53,8 @@ Status RunStream(const BenchOptions& options, Report& report);
 Status RunLayers(const BenchOptions& options, Report& report);
 Status RunTtft(const BenchOptions& options, Report& report);
 Status RunLevels(const BenchOptions& options, Report& report);
-// Needs no daemon.
 Status RunCodec(const BenchOptions& options, Report& report);
+Status RunKernels(const BenchOptions& options, Report& report);
 
 }  // namespace larder::bench
 

@@ -57,6 +57,19 @@ double Seconds(const std::function<void()>& work) {
       .count();
 }
 
+double CpuSeconds(clockid_t clock) {
+  timespec time;
+  clock_gettime(clock, &time);
+  return static_cast<double>(time.tv_sec) +
+         1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double ThreadSeconds(const std::function<void()>& work) {
+  const double start = CpuSeconds(CLOCK_THREAD_CPUTIME_ID);
+  work();
+  return CpuSeconds(CLOCK_THREAD_CPUTIME_ID) - start;
+}
+
 Paired MeasurePaired(int rounds, const std::function<double()>& limit,
                      const std::function<double()>& ours) {
   std::vector<double> limits, values, ratios;

@@ -1,6 +1,8 @@
 #ifndef LARDER_TOOLS_BENCH_REPORT_H_
 #define LARDER_TOOLS_BENCH_REPORT_H_
 
+#include <time.h>
+
 #include <functional>
 #include <string>
 #include <vector>
@@ -44,6 +46,10 @@ double Percentile(std::vector<double> values, double share);
 
 // Seconds that `work` takes.
 double Seconds(const std::function<void()>& work);
+// Seconds of its own that this thread takes for it: on a busy machine the
+// others' time is theirs. And what a clock of CPU time shows.
+double ThreadSeconds(const std::function<void()>& work);
+double CpuSeconds(clockid_t clock);
 
 // Runs both in turn, `rounds` times after one uncounted round. `limit` and
 // `ours` return a figure; the ratio is the median of the paired ratios, so that
