@@ -82,8 +82,7 @@ TEST_F(KernelsDeviceTest, PagedCopiesAreThoseOfTheCpu) {
   for (uint8_t& byte : dense) byte = static_cast<uint8_t>(random());
   std::vector<int64_t> places(kTokens);
   for (uint32_t t = 0; t < kTokens; ++t) {
-    places[t] =
-        t % 7 == 3 ? -1 : int64_t{(t * 2) % (kBlocks * kBlockTokens)};
+    places[t] = t % 7 == 3 ? -1 : int64_t{(t * 2) % (kBlocks * kBlockTokens)};
   }
   const auto copy = [&](void* paged_base, void* dense_base,
                         const int64_t* where) {
