@@ -25,7 +25,7 @@ struct Arguments {
   std::string model;
   uint64_t seed = 1;
   std::vector<uint32_t> tokens;
-  uint32_t prompt_tokens = 600;
+  uint32_t prompt_tokens = 1040;
   uint32_t answer_tokens = 8;
   uint32_t step_tokens = 64;
   PrefixCacheOptions larder;
