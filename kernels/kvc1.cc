@@ -1,10 +1,10 @@
 #include "kernels/kvc1.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 
 #include "kernels/kvc1_internal.h"
+#include "kernels/level_choice_internal.h"
 
 namespace larder::kernels {
 namespace internal {
@@ -43,35 +43,18 @@ const Kvc1Kernel* Kvc1KernelAt(Level level) {
   return nullptr;
 }
 
-namespace {
-
-const Kvc1Kernel* FindBest() {
-  for (const auto level : {Level::kAvx512, Level::kAvx2}) {
-    const Kvc1Kernel* kernel = Kvc1KernelAt(level);
-    if (kernel != nullptr) return kernel;
-  }
-  return &kKvc1Scalar;
-}
-
-std::atomic<const Kvc1Kernel*>& Chosen() {
-  static std::atomic<const Kvc1Kernel*> chosen = FindBest();
-  return chosen;
-}
-
-}  // namespace
+using Kvc1Choice = LevelChoice<Kvc1Kernel, Kvc1KernelAt>;
 
 const Kvc1Kernel& BestKvc1Kernel() {
-  return *Chosen().load(std::memory_order_relaxed);
+  return Kvc1Choice::Get();
 }
 
 bool UseKvc1Kernel(Level level) {
-  const Kvc1Kernel* kernel = Kvc1KernelAt(level);
-  if (kernel != nullptr) Chosen().store(kernel, std::memory_order_relaxed);
-  return kernel != nullptr;
+  return Kvc1Choice::Use(level);
 }
 
 void UseBestKvc1Kernel() {
-  Chosen().store(FindBest(), std::memory_order_relaxed);
+  Kvc1Choice::UseBest();
 }
 
 }  // namespace internal

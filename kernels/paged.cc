@@ -1,9 +1,9 @@
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 
 #include "kernels/attention.h"
 #include "kernels/convert.h"
+#include "kernels/level_choice_internal.h"
 #include "kernels/paged_copy.h"
 #include "kernels/paged_internal.h"
 
@@ -31,35 +31,18 @@ const PagedKernel* PagedKernelAt(Level level) {
   return nullptr;
 }
 
-namespace {
-
-const PagedKernel* FindBest() {
-  for (const auto level : {Level::kAvx512, Level::kAvx2}) {
-    const PagedKernel* kernel = PagedKernelAt(level);
-    if (kernel != nullptr) return kernel;
-  }
-  return &kPagedScalar;
-}
-
-std::atomic<const PagedKernel*>& Chosen() {
-  static std::atomic<const PagedKernel*> chosen = FindBest();
-  return chosen;
-}
-
-}  // namespace
+using PagedChoice = LevelChoice<PagedKernel, PagedKernelAt>;
 
 const PagedKernel& BestPagedKernel() {
-  return *Chosen().load(std::memory_order_relaxed);
+  return PagedChoice::Get();
 }
 
 bool UsePagedKernel(Level level) {
-  const PagedKernel* kernel = PagedKernelAt(level);
-  if (kernel != nullptr) Chosen().store(kernel, std::memory_order_relaxed);
-  return kernel != nullptr;
+  return PagedChoice::Use(level);
 }
 
 void UseBestPagedKernel() {
-  Chosen().store(FindBest(), std::memory_order_relaxed);
+  PagedChoice::UseBest();
 }
 
 }  // namespace internal
