@@ -69,6 +69,7 @@ namespace {
 
 template <bool kGather>
 void Copy(const PagedCopy& copy) {
+  if (copy.row_bytes == 0) return;  // then there need be no memory at all
   for (uint64_t token = 0; token < copy.tokens; ++token) {
     TokenSpot spot;
     if (!Locate(copy.places, token, &spot)) continue;
