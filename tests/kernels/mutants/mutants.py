@@ -163,7 +163,9 @@ class Family:
 
     def mutated_ptx(self, folder):
         output = folder / "mutant.ptx"
-        command = self.ptx_command.split(" && ")[-1]
+        # Beside it cmake changes folders and looks after dependencies.
+        command = next(part for part in self.ptx_command.split(" && ")
+                       if " --ptx " in part)
         command = command.replace(str(self.ptx), str(output))
         command = command.replace(f"-I{ROOT}", f"-I{folder} -I{ROOT}")
         return output if self.run(command) else None
