@@ -96,6 +96,44 @@ TEST_P(AttentionTest, PartsMergeToTheWhole) {
   }
 }
 
+// Sums may be any, one and less too: of a single token, or of who attended
+// elsewhere and measures from another maximum.
+TEST(AttentionMergeTest, SmallSums) {
+  constexpr uint32_t kDim = 64, kParts = 3, kItems = 2;
+  std::vector<float> from(kParts * kItems * kDim);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i % 97);
+  const simt::DeviceArray<float> outputs(from);
+  const simt::DeviceArray<float> maxima(
+      std::vector<float>{-5, 2, 3, 2, -5, -5});
+  const simt::DeviceArray<float> sums(
+      std::vector<float>{0, 0.5f, 1, 0.25f, 0, 0});
+  const simt::DeviceArray<float> output(kItems * kDim), max(kItems),
+      sum(kItems);
+  PartialsMerge merge = {};
+  merge.outputs = outputs.data();
+  merge.maxima = maxima.data();
+  merge.sums = sums.data();
+  merge.parts = kParts;
+  merge.items = kItems;
+  merge.dim = kDim;
+  merge.output = output.data();
+  merge.max = max.data();
+  merge.sum = sum.data();
+  ASSERT_EQ(simt::Launch(PlanMergePartials(merge), merge, {true, 7}),
+            std::nullopt);
+  EXPECT_EQ(sum[0], 1.0f);
+  EXPECT_EQ(max[0], 3.0f);
+  EXPECT_NEAR(sum[1], 0.75f, 1e-6f);
+  for (uint32_t d = 0; d < kDim; ++d) {
+    // The second part's one token; two thirds of the first and a third of the
+    // second.
+    EXPECT_NEAR(output[d], from[2 * kDim + d], 1e-4f) << d;
+    EXPECT_NEAR(output[kDim + d], (2 * from[kDim + d] + from[3 * kDim + d]) / 3,
+                1e-4f)
+        << d;
+  }
+}
+
 TEST(AttentionPlanTest, SaysWhatThereIsNoKernelFor) {
   AttentionCase c({});
   DecodeAttention a = c.attention();
