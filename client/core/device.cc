@@ -39,12 +39,33 @@ Status ToStatus(const cuda::Error& error) {
              : absl::UnavailableError(text);
 }
 
-kernels::DensePlane DenseRows(cuda::DevicePtr address, uint32_t row_bytes,
-                              uint32_t tokens, uint16_t heads,
-                              bool head_major) {
-  return {reinterpret_cast<void*>(address),
-          head_major ? int64_t{row_bytes} * tokens : row_bytes,
-          head_major ? row_bytes : int64_t{row_bytes} * heads};
+cuda::PagedCopies CopiesOf(const View& view, uint32_t layer, uint32_t tokens,
+                           cuda::DevicePtr dense, cuda::DevicePtr slots) {
+  const GroupDescriptor& group = view.descriptor();
+  const uint16_t heads = view.box().head_count;
+  const bool head_major = group.layout == SegmentLayout::kHeadMajor;
+  const size_t index = layer - view.box().layer_begin;
+  cuda::PagedCopies copies{};
+  const auto add = [&](const Plane& plane, uint32_t row_bytes) {
+    kernels::PagedCopy& copy = copies.planes[copies.count++];
+    copy.paged = {plane.base, static_cast<int64_t>(plane.block_stride),
+                  static_cast<int64_t>(plane.token_stride),
+                  static_cast<int64_t>(plane.head_stride)};
+    copy.dense = {reinterpret_cast<void*>(dense),
+                  head_major ? int64_t{row_bytes} * tokens : row_bytes,
+                  head_major ? row_bytes : int64_t{row_bytes} * heads};
+    copy.places = {reinterpret_cast<const int64_t*>(slots), view.block_tokens(),
+                   1};
+    copy.tokens = tokens;
+    copy.heads = heads;
+    copy.row_bytes = row_bytes;
+    dense += uint64_t{row_bytes} * heads * tokens;
+  };
+  add(view.spec().k_planes[index], group.k_head_bytes);
+  if (group.v_head_bytes != 0) {
+    add(view.spec().v_planes[index], group.v_head_bytes);
+  }
+  return copies;
 }
 
 StatusOr<Device*> Device::Get(int ordinal) {

@@ -9,9 +9,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 
+#include "client/core/view.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/launcher.h"
-#include "kernels/paged.h"
+#include "kernels/cuda/paged_copy_types.h"
 #include "store/status.h"
 #include "store/units.h"
 
@@ -21,11 +22,13 @@ namespace larder::client {
 // where memory is short, else Unavailable.
 Status ToStatus(const kernels::cuda::Error& error);
 
-// Rows of a segment's keys or values, as a kernel finds them at `address`:
-// [head][token] or [token][head].
-kernels::DensePlane DenseRows(kernels::cuda::DevicePtr address,
-                              uint32_t row_bytes, uint32_t tokens,
-                              uint16_t heads, bool head_major);
+// K and V of one layer between the view's planes and a segment at `dense`, for
+// tokens whose slots lie at `slots`: what a kernel takes. REQUIRES: the view
+// has blocks or slots, of keys and values, and the layer.
+kernels::cuda::PagedCopies CopiesOf(const View& view, uint32_t layer,
+                                    uint32_t tokens,
+                                    kernels::cuda::DevicePtr dense,
+                                    kernels::cuda::DevicePtr slots);
 
 // A CUDA device as loads and saves use it: the process's primary context, which
 // the engine's framework shares, Larder's kernels, and host memory that both

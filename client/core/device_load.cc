@@ -7,7 +7,6 @@
 
 #include "client/core/loader.h"
 #include "client/core/reader.h"
-#include "kernels/cuda/paged_copy_types.h"
 
 namespace larder::client {
 namespace cuda = kernels::cuda;
@@ -291,30 +290,9 @@ class DeviceRun {
                                    SegmentBytes(group, one, tokens), stream_));
     }
     const View::TokenRange range = view.TokensOf(index, tokens);
-    const bool head_major = group.layout == SegmentLayout::kHeadMajor;
-    cuda::PagedCopies copies{};
-    const auto add = [&](const Plane& plane, uint32_t row_bytes,
-                         cuda::DevicePtr source) {
-      kernels::PagedCopy& copy = copies.planes[copies.count++];
-      copy.paged = {plane.base, static_cast<int64_t>(plane.block_stride),
-                    static_cast<int64_t>(plane.token_stride),
-                    static_cast<int64_t>(plane.head_stride)};
-      copy.dense =
-          DenseRows(source, row_bytes, range.count, box.head_count, head_major);
-      copy.places.places = reinterpret_cast<const int64_t*>(
-          places_at_[v] + range.first * sizeof(int64_t));
-      copy.places.block_tokens = view.block_tokens();
-      copy.places.tokens_per_place = 1;
-      copy.tokens = range.count;
-      copy.heads = box.head_count;
-      copy.row_bytes = row_bytes;
-    };
-    const size_t plane = layer - box.layer_begin;
-    add(view.spec().k_planes[plane], group.k_head_bytes, from);
-    if (group.v_head_bytes != 0) {
-      add(view.spec().v_planes[plane], group.v_head_bytes,
-          from + uint64_t{group.k_head_bytes} * box.head_count * range.count);
-    }
+    const cuda::PagedCopies copies =
+        CopiesOf(view, layer, range.count, from,
+                 places_at_[v] + range.first * sizeof(int64_t));
     return ToStatus(target_.device->launcher().Launch(cuda::PlanScatter(copies),
                                                       copies, stream_));
   }

@@ -72,7 +72,8 @@ class LoadRun {
     // With fewer chunks than threads, all threads are of use only if they share
     // the chunks' layers.
     const bool spare =
-        threads_ > count_ && count_ > 0 && LayerEnd(request_.views) > 0;
+        threads_ > count_ && count_ > 0 && !request_.views.empty() &&
+        LayerEnd(request_.views) - LayerBegin(request_.views) > 1;
     const bool by_layer =
         request_.layerwise ||
         (spare && (request_.hold != nullptr || count_ <= WindowChunks()));
@@ -446,8 +447,8 @@ class LoadRun {
     MissReason why =
         Prepare(hold, held, i, worker.chunk, LayerEnd(request_.views));
     if (why == MissReason::kNone) {
-      why = CopyLayers(hold, held, i, worker.chunk, 0, UINT32_MAX,
-                       worker.scratch, worker.bytes);
+      why = CopyLayers(hold, held, i, worker.chunk, LayerBegin(request_.views),
+                       LayerEnd(request_.views), worker.scratch, worker.bytes);
     }
     Settle(i, why, worker.chunk);
   }
@@ -690,6 +691,14 @@ class LoadRun {
 };
 
 }  // namespace
+
+uint32_t LayerBegin(const std::vector<View>& views) {
+  uint32_t begin = UINT32_MAX;
+  for (const View& view : views) {
+    begin = std::min<uint32_t>(begin, view.box().layer_begin);
+  }
+  return begin;
+}
 
 uint32_t LayerEnd(const std::vector<View>& views) {
   uint32_t end = 0;

@@ -72,7 +72,8 @@ class LoadObserver {
   virtual void OnMiss() = 0;
 };
 
-// One past the last layer that any of the views names.
+// The first layer that any of the views names, and one past the last.
+uint32_t LayerBegin(const std::vector<View>& views);
 uint32_t LayerEnd(const std::vector<View>& views);
 
 // Loads on the calling thread, and on request.threads - 1 more that end before

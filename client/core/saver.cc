@@ -4,7 +4,6 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/cuda/paged_copy_types.h"
 #include "store/checksum.h"
 
 namespace larder::client {
@@ -401,7 +400,6 @@ Status Saver::GatherOnDevice(const View& view, uint32_t layer_begin,
         &done, cuda::kEventDisableTiming | cuda::kEventBlockingSync)));
     gather = gathers_.insert(gathers_.end(), {&device, stream, done});
   }
-  const bool head_major = group.layout == SegmentLayout::kHeadMajor;
   Status status;
   for (const SegmentEntry& segment : layout_.segments) {
     if (segment.layer < std::max<uint32_t>(layer_begin, box.layer_begin) ||
@@ -410,27 +408,9 @@ Status Saver::GatherOnDevice(const View& view, uint32_t layer_begin,
       continue;
     }
     ForgetChecksums(segment);
-    const size_t plane = segment.layer - box.layer_begin;
-    cuda::PagedCopies copies{};
-    const auto add = [&](const Plane& from, uint32_t row_bytes,
-                         uint64_t offset) {
-      kernels::PagedCopy& copy = copies.planes[copies.count++];
-      copy.paged = {from.base, static_cast<int64_t>(from.block_stride),
-                    static_cast<int64_t>(from.token_stride),
-                    static_cast<int64_t>(from.head_stride)};
-      copy.dense = DenseRows(staging + offset_ + offset, row_bytes, range.count,
-                             shape_.head_count, head_major);
-      copy.places = {reinterpret_cast<const int64_t*>(places),
-                     view.block_tokens(), 1};
-      copy.tokens = range.count;
-      copy.heads = shape_.head_count;
-      copy.row_bytes = row_bytes;
-    };
-    add(view.spec().k_planes[plane], group.k_head_bytes, segment.offset);
-    if (group.v_head_bytes != 0) {
-      add(view.spec().v_planes[plane], group.v_head_bytes,
-          segment.offset + segment.k_bytes);
-    }
+    const cuda::PagedCopies copies =
+        CopiesOf(view, segment.layer, range.count,
+                 staging + offset_ + segment.offset, places);
     status = ToStatus(
         device.launcher().Launch(cuda::PlanGather(copies), copies, stream));
     if (!status.ok()) break;
