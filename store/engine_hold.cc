@@ -83,7 +83,8 @@ MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
   if (must_read) {
     const auto it = promotions_.find(found.chunk);
     if (it == promotions_.end()) {
-      planned.plan = PlanPromotion(found.chunk);
+      planned.plan =
+          PlanPromotion(found.chunk, request.layers_landed != nullptr);
       if (!planned.plan.has_value()) return MissReason::kBusy;
       plan.must_allocate = true;
     } else {
@@ -123,8 +124,7 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
       if (slot.reason == MissReason::kBusy || stopped != MissReason::kNone) {
         CancelPlan(*planned.plan, after);
       } else {
-        StartPromotion(*planned.plan, slot.planes,
-                       request.layers_landed != nullptr, after);
+        StartPromotion(*planned.plan, slot.planes, after);
       }
       planned.plan.reset();
     }

@@ -150,8 +150,8 @@ class EngineImpl final : public Engine {
     MissReason reason = MissReason::kNone;
   };
 
-  // A promotion that is being prepared: the chunk is kept busy, its bytes are
-  // counted, memory for all of it is found without the lock.
+  // A promotion that is being prepared: the chunk is kept busy, what it reads
+  // first is counted, memory for all of it is found without the lock.
   struct PromotionPlan {
     struct Part {
       uint32_t version = 0;
@@ -161,7 +161,8 @@ class EngineImpl final : public Engine {
     ChunkIndex chunk = kNoChunk;
     TenantId tenant{};
     std::vector<Part> parts;
-    uint64_t bytes = 0;
+    bool by_layer = false;
+    uint64_t bytes = 0;  // in promoting_bytes_
   };
   // One that reads. It brings as many planes as are waited for; then it rests,
   // verified so far, for as long as a hold is on the chunk, and goes on if more
@@ -200,7 +201,7 @@ class EngineImpl final : public Engine {
     ChunkIndex chunk = kNoChunk;
     std::vector<Part> parts;
     size_t parts_left = 0;
-    uint64_t bytes = 0;
+    uint64_t bytes = 0;   // in promoting_bytes_
     uint8_t landed = 0;   // planes that are there; kPlanesMax: all
     uint8_t reading = 0;  // ... that are to be there next; 0: it rests
     bool by_layer = false;
@@ -436,13 +437,14 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // -- promotion.cc
-  std::optional<PromotionPlan> PlanPromotion(ChunkIndex index)
+  // nullopt: too much is being read.
+  std::optional<PromotionPlan> PlanPromotion(ChunkIndex index, bool by_layer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Status AllocatePlan(PromotionPlan& plan) ABSL_LOCKS_EXCLUDED(mu_);
   void CancelPlan(PromotionPlan& plan, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void StartPromotion(PromotionPlan& plan, uint8_t planes, bool by_layer,
-                      AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StartPromotion(PromotionPlan& plan, uint8_t planes, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // REQUIRES: it rests, and has fewer planes.
   void ResumePromotion(std::shared_ptr<Promotion> promotion, uint8_t planes,
                        AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -455,7 +457,10 @@ class EngineImpl final : public Engine {
                    const Status& status) ABSL_LOCKS_EXCLUDED(mu_);
   void CheckPromoted(std::shared_ptr<Promotion> promotion, size_t part)
       ABSL_LOCKS_EXCLUDED(mu_);
+  // What it reads now is what counts as under way.
+  void CountReading(Promotion& promotion) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t LayerReadBytes() const;
+  uint64_t FirstReadBytes(const PartShape& shape, uint64_t record_bytes) const;
   // Verifies the layers that have come with what was read.
   void CheckLayers(Promotion::Part& part) ABSL_LOCKS_EXCLUDED(mu_);
   // Of a promotion by layer, some of which are there: tells, and reads on.

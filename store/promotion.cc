@@ -38,18 +38,22 @@ uint64_t EngineImpl::Promotion::BytesOf(uint8_t from, uint8_t to) const {
 }
 
 std::optional<EngineImpl::PromotionPlan> EngineImpl::PlanPromotion(
-    ChunkIndex index) {
+    ChunkIndex index, bool by_layer) {
   ChunkEntry& chunk = chunks_[index];
   PromotionPlan plan;
   plan.chunk = index;
   plan.tenant = spaces_[chunk.space].tenant;
+  plan.by_layer = by_layer;
+  uint64_t first_layers = 0;
   for (const PartEntry& part : chunks_.Parts(index)) {
     if (part.dram_handle != 0 || (chunk.visible >> Raw(part.group) & 1) == 0) {
       continue;
     }
     plan.parts.push_back({part.version, part.record_bytes, {}});
     plan.bytes += part.record_bytes;
+    first_layers += FirstReadBytes(part.shape, part.record_bytes);
   }
+  if (by_layer) plan.bytes = first_layers;
   if (promoting_bytes_ > 0 &&
       promoting_bytes_ + plan.bytes > options_.promote_bytes_in_flight) {
     return std::nullopt;
@@ -79,7 +83,7 @@ void EngineImpl::CancelPlan(PromotionPlan& plan, AfterUnlock& after) {
 // Takes over what the plan has. If the chunk came up in another way meanwhile,
 // or went, nothing is read.
 void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
-                                bool by_layer, AfterUnlock& after) {
+                                AfterUnlock& after) {
   const ChunkEntry& chunk = chunks_[plan.chunk];
   if (!chunk.live || chunk.dram_readable || promotions_.contains(plan.chunk)) {
     CancelPlan(plan, after);
@@ -87,8 +91,7 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
   }
   auto promotion = std::make_shared<Promotion>();
   promotion->chunk = plan.chunk;
-  promotion->bytes = plan.bytes;
-  promotion->started = Now();
+  promotion->by_layer = plan.by_layer;
   for (const PromotionPlan::Part& planned : plan.parts) {
     const PartEntry* part = chunks_.FindPart(plan.chunk, planned.version);
     if (part == nullptr || part->dram_handle != 0) {
@@ -99,11 +102,10 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
         {planned.version, planned.extent, part->durable(),
          Expect(plan.chunk, *part, part->facts()),
          chunks_.DurablePlanes(plan.chunk, *part), 0, absl::OkStatus()});
-    by_layer = by_layer && promotion->parts.back().planes.planes == 1;
+    if (promotion->parts.back().planes.planes > 1) promotion->by_layer = false;
   }
-  promotion->by_layer = by_layer;
   promotions_.emplace(plan.chunk, promotion);
-  promoting_bytes_ -= plan.bytes;  // ResumePromotion counts them again
+  promoting_bytes_ -= plan.bytes;  // ResumePromotion counts what it reads
   ResumePromotion(promotion, planes, after);
 }
 
@@ -119,14 +121,11 @@ void EngineImpl::ResumePromotion(std::shared_ptr<Promotion> promotion,
     part.from = part.PagesOf(promotion->landed) * kPageBytes;
     part.to = part.PagesOf(promotion->reading) * kPageBytes;
     if (!promotion->by_layer) continue;
-    part.to = std::min(
-        part.to, RoundUp(std::max(LayerReadBytes(),
-                                  FirstLayerBytes(part.expected.shape,
-                                                  part.expected.record_bytes)),
-                         kPageBytes));
+    part.to = std::min(part.to, FirstReadBytes(part.expected.shape,
+                                               part.expected.record_bytes));
   }
   promotion->started = Now();
-  promoting_bytes_ += promotion->bytes;
+  CountReading(*promotion);
   after.Call([this, promotion] { ReadPromotion(promotion); });
 }
 
@@ -210,8 +209,24 @@ void EngineImpl::CheckPromoted(std::shared_ptr<Promotion> promotion,
   if (--promotion->parts_left == 0) EndReading(promotion, after);
 }
 
+void EngineImpl::CountReading(Promotion& promotion) {
+  promoting_bytes_ -= std::exchange(promotion.bytes, 0);
+  for (const Promotion::Part& part : promotion.parts) {
+    promotion.bytes += part.to - part.from;
+  }
+  promoting_bytes_ += promotion.bytes;
+}
+
 uint64_t EngineImpl::LayerReadBytes() const {
   return std::min(kLayerReadBytes, options_.promote_io_bytes);
+}
+
+uint64_t EngineImpl::FirstReadBytes(const PartShape& shape,
+                                    uint64_t record_bytes) const {
+  return std::min(
+      RoundUp(record_bytes, kPageBytes),
+      RoundUp(std::max(LayerReadBytes(), FirstLayerBytes(shape, record_bytes)),
+              kPageBytes));
 }
 
 void EngineImpl::CheckLayers(Promotion::Part& part) {
@@ -261,6 +276,7 @@ void EngineImpl::ReadNextLayers(std::shared_ptr<Promotion> promotion,
     part.from = part.to;
     if (part.layers <= landed) part.to = std::max(part.to, part.next_to);
   }
+  CountReading(*promotion);
   after.Call([this, promotion] { ReadPromotion(promotion); });
 }
 
@@ -311,7 +327,7 @@ void EngineImpl::EndReading(std::shared_ptr<Promotion> promotion,
     ReadNextLayers(promotion, after);
     return;
   }
-  promoting_bytes_ -= promotion->bytes;
+  promoting_bytes_ -= std::exchange(promotion->bytes, 0);
   const uint64_t bytes =
       promotion->BytesOf(promotion->landed, promotion->reading);
   const double seconds = absl::ToDoubleSeconds(Now() - promotion->started);
@@ -424,7 +440,7 @@ void EngineImpl::Prefetch(TenantId tenant, const SpaceId& space,
           promotions_.contains(found.chunk)) {
         continue;
       }
-      auto plan = PlanPromotion(found.chunk);
+      auto plan = PlanPromotion(found.chunk, /*by_layer=*/false);
       if (!plan.has_value()) break;
       plans.push_back(*std::move(plan));
     }
@@ -435,7 +451,7 @@ void EngineImpl::Prefetch(TenantId tenant, const SpaceId& space,
     AfterUnlock after;
     absl::MutexLock lock(&mu_);
     if (room) {
-      StartPromotion(plan, kPlanesMax, /*by_layer=*/false, after);
+      StartPromotion(plan, kPlanesMax, after);
     } else {
       CancelPlan(plan, after);
     }

@@ -924,7 +924,8 @@ struct LayersRig : EngineRig {
     group.k_head_bytes = group.v_head_bytes = 512;  // 16 KiB a layer
     return large;
   }
-  LayersRig() : EngineRig(Options(), 1_MiB) {
+  explicit LayersRig(const EngineOptions& engine_options = Options())
+      : EngineRig(engine_options, 1_MiB) {
     space = Open(Large());
     client = Client();
     ids = Spill(*this, client, space, 3);
@@ -985,6 +986,32 @@ TEST(Engine, ByLayerTheFirstLayersOfAllChunksComeFirst) {
     EXPECT_TRUE(rig.Read(rig.space, rig.ids[i], hold->chunks[i]).ok());
     EXPECT_EQ(rig.State(rig.space, rig.ids[i]), ChunkState::kReady);
   }
+}
+
+TEST(Engine, ByLayerOnlyWhatIsBeingReadCountsAsUnderWay) {
+  EngineOptions options = LayersRig::Options();
+  options.promote_bytes_in_flight = 96_KiB;  // less than a chunk
+  {
+    LayersRig rig(options);
+    const auto hold = rig.Hold(rig.client, rig.space, rig.ids);
+    ASSERT_TRUE(hold.ok());
+    EXPECT_EQ(hold->chunks[0].state, ChunkState::kPending);
+    EXPECT_EQ(hold->chunks[1].reason, MissReason::kBusy);
+  }
+  LayersRig rig(options);
+  const auto hold = rig.HoldLayers(rig.ids);
+  ASSERT_TRUE(hold.ok());
+  rig.Run();
+  for (size_t i = 0; i < rig.ids.size(); ++i) {
+    EXPECT_EQ(hold->chunks[i].reason, MissReason::kNone) << i;
+    EXPECT_TRUE(rig.Read(rig.space, rig.ids[i], hold->chunks[i]).ok()) << i;
+  }
+  // Nothing of it is counted any more.
+  rig.Crash();
+  const ClientId client = rig.Client();
+  const auto again = rig.Hold(client, rig.space, {rig.ids[0]});
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->chunks[0].reason, MissReason::kNone);
 }
 
 TEST(Engine, ByLayerWhatWasToldOfStaysUntilTheRelease) {
