@@ -13,3 +13,6 @@ LARDER_KERNEL(larder_kvc1_decode_lossless_f16, Kvc1Decode, 32) {
 LARDER_KERNEL(larder_kvc1_decode_lossless_bf16, Kvc1Decode, 32) {
   DecodeTiles<Kvc1Content::kLosslessBf16>(p);
 }
+LARDER_KERNEL(larder_kvc1_decode_lossless_f8, Kvc1Decode, 32) {
+  DecodeTiles<Kvc1Content::kLosslessF8>(p);
+}

@@ -5,6 +5,8 @@
 // tests of the kernel that decodes them.
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <random>
@@ -31,16 +33,30 @@ struct Kvc1Shape {
   bool mean = false;
   bool refined = false;
   bool predicted = false, trellis = false;
-  double spread = 3;  // of numbers; escapes begin at 16
-  bool odd_words = false;
+  double spread = 3;       // of numbers; escapes begin at 16
+  bool odd_words = false;  // and whatever else may begin anywhere
   bool hnd = false;
+  bool fine = false;  // a third plane, where refined
+  bool wide = false;  // some coefficients in two parts
+  // Told as cells, and, if refined, as numbers; where predicted, along a
+  // trellis.
+  bool nested = false;
+  Kvc1Escapes escapes_in = Kvc1Escapes::kList;
+  uint32_t exact_rows = 0;  // of every tile
+  bool exact_is_one = false;
+  bool packed = false;  // lossless planes without lanes past the last token
+  bool complete = false;
 };
 
 // Owns everything that a launch of all tiles points to.
 class Kvc1Case {
  public:
   explicit Kvc1Case(const Kvc1Shape& shape, uint32_t seed = 1)
-      : shape_(shape), random_(seed), tiles_(shape.tiles) {
+      : shape_(shape),
+        random_(seed),
+        tiles_(shape.tiles),
+        ends_(shape.tiles),
+        word_counts_(shape.tiles) {
     const uint32_t tokens = shape.tokens * shape.tiles;
     const uint32_t block = 16;
     const uint32_t blocks = (tokens + block - 1) / block + 2;
@@ -51,7 +67,9 @@ class Kvc1Case {
                       : int64_t{blocks - 1 - t / block} * block + t % block;
     }
     places_ = Keep(places);
-    const int64_t element = shape.element == Element::kF32 ? 4 : 2;
+    const int64_t element = shape.element == Element::kF32    ? 4
+                            : shape.element == Element::kE4m3 ? 1
+                                                              : 2;
     row_bytes_ = static_cast<size_t>(element) * shape.head_dim;
     paged_bytes_ = size_t{blocks} * block * shape.heads * row_bytes_;
     launch_.content = shape.content;
@@ -89,6 +107,9 @@ class Kvc1Case {
 
   const Kvc1Decode& launch() const { return launch_; }
   Kvc1Tile& tile(uint32_t i) { return tiles_[i]; }
+  // Where its coder ends, and after how many words of the first plane.
+  const std::array<uint32_t, kLanes>& end(uint32_t i) const { return ends_[i]; }
+  uint32_t word_count(uint32_t i) const { return word_counts_[i]; }
   size_t paged_bytes() const { return paged_bytes_; }
   const std::vector<uint8_t>& want() const { return want_; }
 
@@ -145,48 +166,130 @@ class Kvc1Case {
 
   // Tables of the tile, in which some coefficients have none.
   void MakeTables(Kvc1Tile* tile, bool idle) {
+    const uint32_t n = tile->coefficients;
     tables_.clear();
     for (int i = 0; i < 3; ++i) tables_.push_back(RandomTable());
+    tables_.push_back(RandomTable());
+    // Low parts have no escapes.
+    for (int s = 23; s < 32; ++s) tables_.back().start[s] = 4095;
     table_of_.clear();
-    for (uint32_t c = 0; c < tile->coefficients; ++c) {
-      table_of_.push_back(idle && random_() % 9 == 0
+    wide_.clear();
+    for (uint32_t c = 0; c < n; ++c) {
+      table_of_.push_back(idle && !shape_.nested && random_() % 9 == 0
                               ? -1
                               : static_cast<int32_t>(random_() % 3));
+      if (shape_.wide && random_() % 3 == 0) {
+        wide_.push_back(static_cast<uint16_t>(c));
+      }
     }
+    table_of_.resize(n + wide_.size(), 3);
     tile->tables = Keep(tables_);
     tile->table_of = Keep(table_of_);
+    tile->wide = Keep(wide_);
+    tile->wide_count = static_cast<uint32_t>(wide_.size());
     table_pointers_.clear();
     for (const int32_t index : table_of_) {
       table_pointers_.push_back(index < 0 ? nullptr : &tables_[index]);
     }
   }
 
+  template <typename Stream>
+  std::vector<std::byte> EncodeStreamOf(Kvc1Tile* tile, Stream stream,
+                                        uint32_t rounds) {
+    stream.rounds = rounds;
+    memcpy(stream.states, tile->states, sizeof stream.states);
+    std::vector<std::byte> words(2 * EncodedWordsMax(stream.channels, rounds));
+    stream.words = words.data();
+    Encode(std::span(&stream, 1));
+    memcpy(tile->states, stream.states, sizeof stream.states);
+    words.resize(2 * stream.words_count);
+    return words;
+  }
+
   // Encodes the symbols behind what `states` ends with.
-  void EncodeSymbols(Kvc1Tile* tile, const std::vector<uint8_t>& symbols,
-                     uint32_t rounds) {
+  std::vector<std::byte> EncodeSymbols(Kvc1Tile* tile,
+                                       const std::vector<uint8_t>& symbols,
+                                       uint32_t rounds) {
     EncodeStream stream;
     stream.symbols = symbols.data();
     stream.tables = table_pointers_.data();
-    stream.channels = tile->coefficients;
-    stream.rounds = rounds;
-    memcpy(stream.states, tile->states, sizeof stream.states);
-    std::vector<std::byte> room(
-        2 * EncodedWordsMax(stream.channels, stream.rounds));
-    stream.words = room.data();
-    Encode(std::span(&stream, 1));
-    memcpy(tile->states, stream.states, sizeof stream.states);
-    tile->words = KeepWords(room, stream.words_count);
-    tile->word_count = static_cast<uint32_t>(stream.words_count);
+    stream.channels = table_pointers_.size();
+    return EncodeStreamOf(tile, stream, rounds);
   }
-  const void* KeepWords(const std::vector<std::byte>& room, size_t count) {
+  // Likewise of a later plane.
+  std::vector<std::byte> EncodeRefinement(
+      Kvc1Tile* tile, const std::vector<uint8_t>& symbols,
+      const std::vector<int8_t>& context,
+      const std::vector<const RefineTable*>& tables, uint32_t rounds) {
+    RefineEncodeStream stream;
+    stream.symbols = symbols.data();
+    stream.context = context.data();
+    stream.tables = tables.data();
+    stream.channels = tables.size();
+    return EncodeStreamOf(tile, stream, rounds);
+  }
+
+  // At an address that is odd if the shape says so.
+  template <typename T>
+  const T* KeepAnywhere(const std::vector<T>& from) {
+    static_assert(sizeof(T) == 1);
     const size_t shift = shape_.odd_words ? 1 : 0;
-    std::vector<std::byte> words(shift + 2 * count);
-    if (count != 0) memcpy(words.data() + shift, room.data(), 2 * count);
-    return Keep(words) + shift;
+    std::vector<T> shifted(shift);
+    shifted.insert(shifted.end(), from.begin(), from.end());
+    return Keep(shifted) + shift;
+  }
+
+  // Tables of a later plane.
+  struct Refinement {
+    std::vector<RefineTable> tables;
+    std::vector<int32_t> table_of;
+    std::vector<const RefineTable*> pointers;
+    const RefineTable* kept = nullptr;
+    const int32_t* kept_of = nullptr;
+  };
+  std::unique_ptr<Refinement> RandomRefinement(uint32_t n, bool idle) {
+    auto plane = std::make_unique<Refinement>();
+    plane->tables = {RandomRefineTable(), RandomRefineTable()};
+    for (uint32_t c = 0; c < n; ++c) {
+      const bool none = idle && random_() % 7 == 0;
+      plane->table_of.push_back(none ? -1
+                                     : static_cast<int32_t>(random_() % 2));
+      plane->pointers.push_back(none ? nullptr
+                                     : &plane->tables[plane->table_of[c]]);
+    }
+    plane->kept = Keep(plane->tables);
+    plane->kept_of = Keep(plane->table_of);
+    return plane;
+  }
+
+  // The escapes in the code of codec/FORMAT.md.
+  static std::vector<std::byte> Coded(const std::vector<int16_t>& escapes) {
+    std::vector<bool> bits;
+    const auto put = [&bits](uint32_t value, int count) {
+      for (int i = 0; i < count; ++i) bits.push_back((value >> i & 1) != 0);
+    };
+    for (const int16_t escape : escapes) {
+      const auto value = static_cast<uint32_t>(std::abs(int{escape}) - 16 + 4);
+      const int extra = std::bit_width(value) - 3;
+      put(escape < 0, 1);
+      put(0, extra);
+      put(1, 1);
+      put(value, extra + 2);
+    }
+    std::vector<std::byte> bytes((bits.size() + 7) / 8);
+    for (size_t i = 0; i < bits.size(); ++i) {
+      bytes[i / 8] |= std::byte{bits[i] ? uint8_t{1} : uint8_t{0}} << i % 8;
+    }
+    return bytes;
   }
 
   void MakeValues(uint32_t index) {
     Kvc1Tile& tile = Begin(index);
+    if (shape_.exact_rows >= shape_.tokens) {
+      std::vector<std::byte> rows(tile.tokens * shape_.heads * row_bytes_);
+      PlaceExact(&tile, &rows);
+      return Place(tile, rows);
+    }
     const uint32_t n = tile.coefficients;
     const uint32_t rounds = (tile.tokens + 31) / 32;
     const size_t steps = size_t{rounds} * n;
@@ -194,53 +297,118 @@ class Kvc1Case {
     std::normal_distribution<double> normal(0, shape_.spread);
     std::vector<int16_t> q(steps * 32);
     for (size_t i = 0; i < q.size(); ++i) {
-      q[i] = table_of_[i / 32 % n] < 0
-                 ? int16_t{0}
-                 : static_cast<int16_t>(std::lround(normal(random_)));
+      const uint32_t c = i / 32 % n;
+      const auto is_wide =
+          std::find(wide_.begin(), wide_.end(), c) != wide_.end();
+      const double number = normal(random_);
+      q[i] = table_of_[c] < 0 && !is_wide ? int16_t{0}
+             : !is_wide ? static_cast<int16_t>(std::lround(number))
+             : table_of_[c] < 0
+                 ? static_cast<int16_t>(int(random_() % 16) - 8)
+                 : static_cast<int16_t>(std::lround(16 * number));
     }
-    std::vector<uint8_t> symbols(q.size());
-    std::vector<int16_t> escapes(q.size());
-    escapes.resize(SplitSymbols(q.data(), steps, symbols.data(), escapes));
-    tile.escapes = Keep(escapes);
+
+    // What the first plane tells: differences, of numbers or of triples.
+    std::vector<int16_t> told = q;
+    Prediction prediction;
+    if (shape_.predicted) prediction = Predicted(&tile);
+    std::vector<uint8_t> cells(q.size()), refine(q.size());
+    std::vector<int8_t> cell_context(q.size()), context(q.size());
+    if (shape_.nested) {
+      Unpredict(prediction, rounds, size_t{n} * 32, q.data());
+      std::vector<int16_t> room(size_t{n} * 32);
+      SplitCells(prediction, q.data(), rounds, size_t{n} * 32, room.data(),
+                 told.data(), size_t{n} * 32, cells.data(),
+                 cell_context.data());
+      SplitNumbers(prediction, q.data(), rounds, size_t{n} * 32, refine.data(),
+                   context.data());
+    } else if (shape_.predicted) {
+      Unpredict(prediction, rounds, size_t{n} * 32, q.data());
+    }
+    const size_t parts = n + wide_.size();
+    std::vector<int16_t> parted(rounds * parts * 32);
+    for (uint32_t r = 0; r < rounds; ++r) {
+      int16_t* const round = parted.data() + r * parts * 32;
+      std::copy_n(told.data() + size_t{r} * n * 32, size_t{n} * 32, round);
+      SplitWide(wide_, round, round + size_t{n} * 32);
+    }
+    std::vector<uint8_t> symbols(parted.size());
+    std::vector<int16_t> escapes(parted.size());
+    escapes.resize(
+        SplitSymbols(parted.data(), rounds * parts, symbols.data(), escapes));
     tile.escape_count = static_cast<uint32_t>(escapes.size());
-    if (shape_.refined) {
-      std::vector<RefineTable> tables = {RandomRefineTable(),
-                                         RandomRefineTable()};
-      std::vector<int32_t> table_of(n);
-      std::vector<const RefineTable*> pointers(n);
-      std::vector<uint8_t> refine(q.size(), kZeroRefinement);
-      for (uint32_t c = 0; c < n; ++c) {
-        table_of[c] =
-            random_() % 7 == 0 ? -1 : static_cast<int32_t>(random_() % 2);
-        pointers[c] = table_of[c] < 0 ? nullptr : &tables[table_of[c]];
-      }
-      for (size_t i = 0; i < q.size(); ++i) {
-        if (table_of[i / 32 % n] >= 0) {
-          refine[i] = static_cast<uint8_t>(random_() % 3);
-        }
-      }
-      std::vector<int8_t> context(q.size());
-      RefinementContext(q.data(), steps, context.data());
-      RefineEncodeStream stream;
-      stream.symbols = refine.data();
-      stream.context = context.data();
-      stream.tables = pointers.data();
-      stream.channels = n;
-      stream.rounds = rounds;
-      memcpy(stream.states, tile.states, sizeof stream.states);
-      std::vector<std::byte> room(2 * EncodedWordsMax(n, rounds));
-      stream.words = room.data();
-      Encode(std::span(&stream, 1));
-      memcpy(tile.states, stream.states, sizeof stream.states);
-      tile.refine_words = KeepWords(room, stream.words_count);
-      tile.refine_word_count = static_cast<uint32_t>(stream.words_count);
-      tile.refine_tables = Keep(tables);
-      tile.refine_table_of = Keep(table_of);
-      tile.scratch = const_cast<int16_t*>(Keep(std::vector<int16_t>(q.size())));
-      MergeRefinement(q.data(), refine.data(), steps, q.data());
+    tile.escapes_in = shape_.escapes_in;
+    std::vector<std::byte> coded;
+    if (shape_.escapes_in == Kvc1Escapes::kList) {
+      tile.escapes = Keep(escapes);
+    } else {
+      coded = Coded(escapes);
     }
-    EncodeSymbols(&tile, symbols, rounds);
-    if (shape_.predicted) Predicted(&tile, rounds, q.data());
+    if (shape_.escapes_in == Kvc1Escapes::kInStates) {
+      const size_t held = std::min<size_t>(48, coded.size());
+      for (size_t bit = 0; bit < held * 8; ++bit) {
+        const auto value =
+            static_cast<uint32_t>(coded[bit / 8] >> bit % 8 & std::byte{1});
+        tile.states[bit / 12] |= value << bit % 12;
+      }
+      coded.erase(coded.begin(), coded.begin() + static_cast<ptrdiff_t>(held));
+    }
+    memcpy(ends_[index].data(), tile.states, sizeof tile.states);
+
+    // The last plane is encoded first.
+    std::vector<std::byte> cell_words;
+    if (shape_.nested) {
+      const auto cell_plane = RandomRefinement(n, false);
+      tile.cell_tables = cell_plane->kept;
+      tile.cell_table_of = cell_plane->kept_of;
+      if (shape_.refined) {
+        const auto plane = RandomRefinement(n, false);
+        tile.refine_tables = plane->kept;
+        tile.refine_table_of = plane->kept_of;
+        KeepWords(
+            EncodeRefinement(&tile, refine, context, plane->pointers, rounds),
+            &tile.refine_words, &tile.refine_word_count);
+      }
+      uint32_t states[kLanes];
+      cell_words = EncodeRefinement(&tile, cells, cell_context,
+                                    cell_plane->pointers, rounds);
+      memcpy(states, tile.states, sizeof states);
+      if (!shape_.refined) {
+        NestedDecodeStream stream;
+        stream.words = cell_words.data();
+        stream.words_count = cell_words.size() / 2;
+        stream.tables = cell_plane->pointers.data();
+        stream.channels = n;
+        stream.rounds = rounds;
+        stream.prediction = &prediction;
+        stream.numbers = told.data();
+        stream.stride = size_t{n} * 32;
+        stream.context = cell_context.data();
+        stream.symbols = cells.data();
+        stream.idle_symbol = kZeroRefinement;
+        memcpy(stream.states, states, sizeof states);
+        Decode(std::span(&stream, 1));
+        EXPECT_TRUE(stream.ok);
+        q = told;
+      }
+      if (shape_.escapes_in == Kvc1Escapes::kList) {
+        KeepWords(cell_words, &tile.cell_words, &tile.cell_word_count);
+        cell_words.clear();
+      }
+    } else if (shape_.refined) {
+      Refined(&tile, rounds, &q);
+    }
+    std::vector<std::byte> words = EncodeSymbols(&tile, symbols, rounds);
+    word_counts_[index] = static_cast<uint32_t>(words.size() / 2);
+    if (shape_.escapes_in == Kvc1Escapes::kList) {
+      KeepWords(words, &tile.words, &tile.word_count);
+    } else {
+      words.insert(words.end(), coded.begin(), coded.end());
+      words.insert(words.end(), cell_words.begin(), cell_words.end());
+      tile.words = KeepAnywhere(words);
+      tile.plane_bytes = static_cast<uint32_t>(words.size());
+    }
+    tile.scratch = const_cast<int16_t*>(Keep(std::vector<int16_t>(q.size())));
 
     std::vector<float> scale(tile.channels), mean(tile.channels);
     for (float& s : scale) s = static_cast<float>(random_() % 1000) / 7000;
@@ -252,6 +420,8 @@ class Kvc1Case {
       klt.resize(size_t{tile.channels} * n);
       for (int16_t& k : klt) k = static_cast<int16_t>(random_() % 512 - 256);
       tile.klt = Keep(klt);
+      tile.klt_input_max =
+          static_cast<uint32_t>(LargestMagnitude(q.data(), steps));
     }
     ReconstructTile reconstruct;
     reconstruct.q = q.data();
@@ -266,10 +436,68 @@ class Kvc1Case {
     std::vector<std::byte> rows(tile.tokens * shape_.heads * row_bytes_);
     reconstruct.rows = Rows(rows);
     Reconstruct(reconstruct);
+    PlaceExact(&tile, &rows);
     Place(tile, rows);
   }
 
-  void Predicted(Kvc1Tile* tile, uint32_t rounds, int16_t* q) {
+  // One plane more, or two.
+  void Refined(Kvc1Tile* tile, uint32_t rounds, std::vector<int16_t>* q) {
+    const uint32_t n = tile->coefficients;
+    const size_t steps = size_t{rounds} * n;
+    const size_t planes = shape_.fine ? 2 : 1;
+    std::vector<uint8_t> symbols[2];
+    std::vector<int8_t> context[2];
+    std::unique_ptr<Refinement> plane[2];
+    for (size_t i = 0; i < planes; ++i) {
+      plane[i] = RandomRefinement(n, true);
+      symbols[i].assign(q->size(), kZeroRefinement);
+      context[i].resize(q->size());
+      for (size_t k = 0; k < q->size(); ++k) {
+        if (plane[i]->table_of[k / 32 % n] < 0) continue;
+        symbols[i][k] = static_cast<uint8_t>(random_() % 3);
+      }
+      RefinementContext(q->data(), steps, context[i].data());
+      MergeRefinement(q->data(), symbols[i].data(), steps, q->data());
+    }
+    for (size_t i = planes; i-- > 0;) {
+      const auto words = EncodeRefinement(tile, symbols[i], context[i],
+                                          plane[i]->pointers, rounds);
+      (i == 0 ? tile->refine_tables : tile->fine_tables) = plane[i]->kept;
+      (i == 0 ? tile->refine_table_of : tile->fine_table_of) =
+          plane[i]->kept_of;
+      if (i == 0) {
+        KeepWords(words, &tile->refine_words, &tile->refine_word_count);
+      } else {
+        KeepWords(words, &tile->fine_words, &tile->fine_word_count);
+      }
+    }
+  }
+
+  void KeepWords(const std::vector<std::byte>& words, const void** kept,
+                 uint32_t* count) {
+    *kept = KeepAnywhere(words);
+    *count = static_cast<uint32_t>(words.size() / 2);
+  }
+
+  // Tokens that the tile does not tell, into `rows`.
+  void PlaceExact(Kvc1Tile* tile, std::vector<std::byte>* rows) {
+    const uint32_t count = std::min(shape_.exact_rows, shape_.tokens);
+    if (count == 0) return;
+    const size_t element = row_bytes_ / shape_.head_dim;
+    std::vector<std::byte> exact(count * shape_.heads * row_bytes_);
+    for (size_t i = 0; i < exact.size(); ++i) {
+      exact[i] = shape_.exact_is_one && i >= element
+                     ? exact[i % element]
+                     : static_cast<std::byte>(random_());
+    }
+    std::copy(exact.begin(), exact.end(), rows->begin());
+    if (shape_.exact_is_one) exact.resize(element);
+    tile->exact = KeepAnywhere(exact);
+    tile->exact_rows = count;
+    tile->exact_is_one = shape_.exact_is_one;
+  }
+
+  Prediction Predicted(Kvc1Tile* tile) {
     const uint32_t n = tile->coefficients;
     std::vector<uint16_t> order(n), parents;
     std::vector<uint8_t> counts(n);
@@ -288,13 +516,12 @@ class Kvc1Case {
     tile->parents = Keep(parents);
     tile->factors = Keep(factors);
     tile->trellis = shape_.trellis;
-    const Prediction prediction = {n,
-                                   tile->order,
-                                   tile->parent_counts,
-                                   tile->parents,
-                                   tile->factors,
-                                   shape_.trellis};
-    Unpredict(prediction, rounds, size_t{n} * 32, q);
+    return {n,
+            tile->order,
+            tile->parent_counts,
+            tile->parents,
+            tile->factors,
+            shape_.trellis};
   }
 
   void MakeLossless(uint32_t index) {
@@ -316,12 +543,16 @@ class Kvc1Case {
     in.token_stride = out.token_stride;
     in.head_stride = out.head_stride;
     std::vector<uint8_t> symbols(steps * 32), bytes(steps * 32), offsets(n);
-    if (f16) {
-      std::vector<uint32_t> bits(steps * 3);
+    if (shape_.content == Kvc1Content::kLosslessF8) {
+      bytes = SplitF8(rows, symbols.data());
+    } else if (f16) {
+      std::vector<uint8_t> bits(steps * 12);
       SplitF16(in, rounds,
                {symbols.data(), bytes.data(),
                 reinterpret_cast<std::byte*>(bits.data())});
-      tile.bits = Keep(bits);
+      if (shape_.packed) bits = Packed(bits, 3, 1);
+      tile.bits = reinterpret_cast<const uint32_t*>(
+          shape_.packed ? KeepAnywhere(bits) : Keep(bits));
     } else {
       for (uint8_t& o : offsets) o = static_cast<uint8_t>(random_());
       std::vector<uint8_t> escapes(steps * 32);
@@ -331,9 +562,53 @@ class Kvc1Case {
       tile.escapes = Keep(escapes);
       tile.escape_count = static_cast<uint32_t>(escapes.size());
     }
-    tile.bytes = Keep(bytes);
-    EncodeSymbols(&tile, symbols, rounds);
+    if (shape_.packed && shape_.content != Kvc1Content::kLosslessF8) {
+      bytes = Packed(bytes, 1, 8);
+    }
+    tile.bytes = KeepAnywhere(bytes);
+    tile.packed = shape_.packed;
+    const auto words = EncodeSymbols(&tile, symbols, rounds);
+    word_counts_[index] = static_cast<uint32_t>(words.size() / 2);
+    KeepWords(words, &tile.words, &tile.word_count);
+    PlaceExact(&tile, &rows);
     Place(tile, rows);
+  }
+
+  // Of the last round only the lanes that have tokens, in whole bytes.
+  std::vector<uint8_t> Packed(const std::vector<uint8_t>& plane, size_t words,
+                              size_t lane_bits) const {
+    const size_t word = 32 * lane_bits / 8;
+    const size_t whole =
+        shape_.tokens / 32 * launch_.coefficients_max * words * word;
+    const size_t some = (shape_.tokens % 32 * lane_bits + 7) / 8;
+    std::vector<uint8_t> packed(plane.begin(),
+                                plane.begin() + static_cast<ptrdiff_t>(whole));
+    for (size_t at = whole; at < plane.size(); at += word) {
+      packed.insert(packed.end(), plane.begin() + static_cast<ptrdiff_t>(at),
+                    plane.begin() + static_cast<ptrdiff_t>(at + some));
+    }
+    return packed;
+  }
+
+  // Returns the low bits, [head][token][dim].
+  std::vector<uint8_t> SplitF8(const std::vector<std::byte>& rows,
+                               uint8_t* symbols) const {
+    const size_t n = launch_.coefficients_max;
+    std::vector<uint8_t> low((rows.size() * 3 + 7) / 8);
+    size_t bit = 0;
+    for (uint32_t c0 = 0; c0 < n; c0 += shape_.head_dim) {
+      for (size_t t = 0; t < shape_.tokens; ++t) {
+        for (uint32_t d = 0; d < shape_.head_dim; ++d) {
+          const size_t c = c0 + d;
+          const auto byte = static_cast<uint8_t>(rows[t * n + c]);
+          symbols[(t / 32 * n + c) * 32 + t % 32] = byte >> 3;
+          for (int i = 0; i < 3; ++i, ++bit) {
+            low[bit / 8] |= static_cast<uint8_t>((byte >> i & 1) << bit % 8);
+          }
+        }
+      }
+    }
+    return low;
   }
 
   Kvc1Tile& Begin(uint32_t index) {
@@ -345,6 +620,8 @@ class Kvc1Case {
     tile.coefficients = shape_.klt != 0 ? shape_.klt : tile.channels;
     const auto initial = InitialStates();
     memcpy(tile.states, initial.data(), sizeof tile.states);
+    memcpy(ends_[index].data(), tile.states, sizeof tile.states);
+    tile.complete = shape_.complete;
     return tile;
   }
 
@@ -378,6 +655,8 @@ class Kvc1Case {
   Kvc1Shape shape_;
   std::mt19937 random_;
   std::vector<Kvc1Tile> tiles_;
+  std::vector<std::array<uint32_t, kLanes>> ends_;
+  std::vector<uint32_t> word_counts_;
   Kvc1Decode launch_ = {};
   const int64_t* places_ = nullptr;
   size_t row_bytes_ = 0, paged_bytes_ = 0;
@@ -385,6 +664,7 @@ class Kvc1Case {
   std::vector<std::shared_ptr<void>> kept_;
   std::vector<SymbolTable> tables_;
   std::vector<int32_t> table_of_;
+  std::vector<uint16_t> wide_;
   std::vector<const SymbolTable*> table_pointers_;
 };
 

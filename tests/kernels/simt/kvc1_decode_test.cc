@@ -34,11 +34,107 @@ const Named kCases[] = {
     {"Trellis", {.predicted = true, .trellis = true, .spread = 2}},
     {"TrellisTransformed",
      {.klt = 12, .mean = true, .predicted = true, .trellis = true}},
+    {"Wide", {.mean = true, .spread = 8, .wide = true}},
+    {"WideCodedEscapes",
+     {.spread = 9,
+      .odd_words = true,
+      .wide = true,
+      .escapes_in = Kvc1Escapes::kBehindWords}},
+    {"ThreePlanes",
+     {.rotary_dim = 16,
+      .refined = true,
+      .odd_words = true,
+      .fine = true,
+      .complete = true}},
+    {"ThreePlanesWideCodedEscapes",
+     {.refined = true,
+      .spread = 9,
+      .fine = true,
+      .wide = true,
+      .escapes_in = Kvc1Escapes::kBehindWords,
+      .complete = true}},
+    {"PredictedRefined", {.refined = true, .predicted = true}},
+    {"EscapesInStates",
+     {.mean = true,
+      .spread = 30,
+      .odd_words = true,
+      .escapes_in = Kvc1Escapes::kInStates,
+      .complete = true}},
+    {"FewEscapesInStates",
+     {.tokens = 33,
+      .spread = 7,
+      .escapes_in = Kvc1Escapes::kInStates,
+      .complete = true}},
+    {"NoEscapesInStates", {.spread = 1, .escapes_in = Kvc1Escapes::kInStates}},
+    {"PredictedEscapesInStates",
+     {.predicted = true, .spread = 12, .escapes_in = Kvc1Escapes::kInStates}},
+    {"Nested",
+     {.refined = true,
+      .predicted = true,
+      .trellis = true,
+      .spread = 9,
+      .nested = true,
+      .complete = true}},
+    {"NestedCellsOnly",
+     {.predicted = true, .trellis = true, .spread = 9, .nested = true}},
+    {"NestedCodedEscapes",
+     {.rotary_dim = 8,
+      .mean = true,
+      .refined = true,
+      .predicted = true,
+      .trellis = true,
+      .spread = 200,
+      .odd_words = true,
+      .nested = true,
+      .escapes_in = Kvc1Escapes::kBehindWords,
+      .complete = true}},
+    {"NestedWideCodedEscapes",
+     {.refined = true,
+      .predicted = true,
+      .trellis = true,
+      .spread = 99,
+      .wide = true,
+      .nested = true,
+      .escapes_in = Kvc1Escapes::kBehindWords,
+      .complete = true}},
+    {"ExactRows", {.odd_words = true, .exact_rows = 3}},
+    {"ExactRowsOddHeadDim", {.head_dim = 9, .hnd = true, .exact_rows = 33}},
+    {"Raw", {.odd_words = true, .hnd = true, .exact_rows = 70}},
+    {"Constant", {.exact_rows = 70, .exact_is_one = true}},
+    {"HalvesBesideOthers",
+     {.heads = 2, .head_dim = 96, .rotary_dim = 48, .mean = true}},
+    {"AdjacentBesideOthers",
+     {.heads = 2,
+      .head_dim = 80,
+      .rotary_dim = 48,
+      .pairs = RotaryPairs::kAdjacent,
+      .hnd = true}},
     {"LosslessF16", {.content = Kvc1Content::kLosslessF16}},
     {"LosslessF16OddHeadDim",
      {.content = Kvc1Content::kLosslessF16, .head_dim = 9, .hnd = true}},
     {"LosslessBf16",
      {.content = Kvc1Content::kLosslessBf16, .element = Element::kBf16}},
+    {"LosslessF16Packed",
+     {.content = Kvc1Content::kLosslessF16,
+      .odd_words = true,
+      .packed = true,
+      .complete = true}},
+    {"LosslessBf16Packed",
+     {.content = Kvc1Content::kLosslessBf16,
+      .element = Element::kBf16,
+      .odd_words = true,
+      .packed = true,
+      .complete = true}},
+    {"LosslessF8",
+     {.content = Kvc1Content::kLosslessF8,
+      .element = Element::kE4m3,
+      .odd_words = true,
+      .complete = true}},
+    {"LosslessF8OddHeadDim",
+     {.content = Kvc1Content::kLosslessF8,
+      .element = Element::kE4m3,
+      .head_dim = 11,
+      .hnd = true}},
 };
 
 class Kvc1DecodeTest : public testing::TestWithParam<Named> {};
@@ -49,16 +145,20 @@ INSTANTIATE_TEST_SUITE_P(Modes, Kvc1DecodeTest, testing::ValuesIn(kCases),
 
 TEST_P(Kvc1DecodeTest, EqualsTheCpu) {
   Kvc1Case c(GetParam().shape);
-  const auto initial = InitialStates();
   for (const simt::Schedule& schedule : simt::SomeSchedules(2)) {
     const Kvc1Case::Got got = c.Run(schedule);
     ASSERT_EQ(got.error, std::nullopt);
     EXPECT_EQ(got.rows, c.want());
     for (uint32_t i = 0; i < got.results.size(); ++i) {
       EXPECT_EQ(got.results[i].ok, 1u);
-      EXPECT_EQ(got.results[i].words_used, c.tile(i).word_count);
+      EXPECT_EQ(got.results[i].words_used, c.word_count(i));
       EXPECT_EQ(got.results[i].refine_words_used, c.tile(i).refine_word_count);
-      EXPECT_EQ(memcmp(got.results[i].states, initial.data(), sizeof initial),
+      EXPECT_EQ(got.results[i].fine_words_used, c.tile(i).fine_word_count);
+      if (c.tile(i).cell_words != nullptr) {
+        EXPECT_EQ(got.results[i].cell_words_used, c.tile(i).cell_word_count);
+      }
+      EXPECT_EQ(memcmp(got.results[i].states, c.end(i).data(),
+                       sizeof got.results[i].states),
                 0);
     }
   }
@@ -66,27 +166,90 @@ TEST_P(Kvc1DecodeTest, EqualsTheCpu) {
 
 TEST_P(Kvc1DecodeTest, WordsThatDoNotSufficeAreSeen) {
   Kvc1Case c(GetParam().shape);
-  if (c.tile(0).word_count == 0) GTEST_SKIP() << "no words to take away";
   Kvc1Tile& tile = c.tile(0);
-  --tile.word_count;
-  Kvc1Case::Got got = c.Run();
-  EXPECT_EQ(got.error, std::nullopt);
-  EXPECT_EQ(got.results[0].ok, 0u);
-  EXPECT_EQ(got.results[0].words_used, 0u);
-  EXPECT_EQ(memcmp(got.results[0].states, tile.states, sizeof tile.states), 0);
-  if (got.results.size() > 1) EXPECT_EQ(got.results[1].ok, 1u);
-  ++tile.word_count;
-  if (tile.refine_word_count == 0) return;
-  --tile.refine_word_count;
-  EXPECT_EQ(c.Run().results[0].ok, 0u);
+  // What is taken from each stream by turns: a word or, where more than words
+  // follow, a byte.
+  for (uint32_t* const count :
+       {&tile.word_count, &tile.plane_bytes, &tile.cell_word_count,
+        &tile.refine_word_count, &tile.fine_word_count}) {
+    if (*count == 0) continue;
+    --*count;
+    const Kvc1Case::Got got = c.Run();
+    ++*count;
+    EXPECT_EQ(got.error, std::nullopt);
+    EXPECT_EQ(got.results[0].ok, 0u);
+    EXPECT_EQ(got.results[0].words_used, 0u);
+    EXPECT_EQ(memcmp(got.results[0].states, tile.states, sizeof tile.states),
+              0);
+    if (got.results.size() > 1) EXPECT_EQ(got.results[1].ok, 1u);
+  }
 }
 
 TEST_P(Kvc1DecodeTest, StatesThatAreNoneAreSeen) {
   Kvc1Case c(GetParam().shape);
+  if (c.word_count(0) == 0) return;  // nothing is decoded
   c.tile(0).states[31] = kStateEnd;
   EXPECT_EQ(c.Run().results[0].ok, 0u);
   c.tile(0).states[31] = kStateMin - 1;
   EXPECT_EQ(c.Run().results[0].ok, 0u);
+}
+
+// Streams of which words are left over.
+TEST(Kvc1DecodeCompleteTest, WhatIsLeftOverIsSeen) {
+  const Named cases[] = {
+      {"list", {.refined = true, .fine = true, .complete = true}},
+      {"nested",
+       {.refined = true,
+        .predicted = true,
+        .trellis = true,
+        .nested = true,
+        .complete = true}},
+      {"lossless", {.content = Kvc1Content::kLosslessF16, .complete = true}}};
+  for (const Named& named : cases) {
+    Kvc1Case c(named.shape);
+    Kvc1Tile& tile = c.tile(0);
+    for (const auto& [words, count] :
+         {std::pair(&tile.words, &tile.word_count),
+          std::pair(&tile.cell_words, &tile.cell_word_count),
+          std::pair(&tile.refine_words, &tile.refine_word_count),
+          std::pair(&tile.fine_words, &tile.fine_word_count)}) {
+      if (*count == 0) continue;
+      // One word more, in room for it.
+      const void* const all = *words;
+      const simt::DeviceArray<uint16_t> longer(*count + 1);
+      memcpy(longer.data(), all, 2 * size_t{*count});
+      *words = longer.data();
+      ++*count;
+      EXPECT_EQ(c.Run().results[0].ok, 0u) << named.name;
+      tile.complete = 0;
+      EXPECT_EQ(c.Run().results[0].ok, 1u) << named.name;
+      tile.complete = 1;
+      *words = all;
+      --*count;
+    }
+    EXPECT_EQ(c.Run().results[0].ok, 1u) << named.name;
+  }
+}
+
+TEST(Kvc1DecodeCompleteTest, CodersThatEndElsewhereAreSeen) {
+  // Of two planes the first alone.
+  Kvc1Case c({.refined = true, .complete = true});
+  c.tile(0).refine_tables = nullptr;
+  Kvc1Case::Got got = c.Run();
+  EXPECT_EQ(got.results[0].ok, 0u);
+  EXPECT_EQ(got.results[1].ok, 1u);
+  c.tile(0).complete = 0;
+  got = c.Run();
+  EXPECT_EQ(got.results[0].ok, 1u);
+}
+
+TEST(Kvc1DecodeTransformTest, NumbersTooLargeForItAreSeen) {
+  Kvc1Case c({.heads = 1, .klt = 16});
+  EXPECT_EQ(c.Run().results[0].ok, 1u);
+  --c.tile(0).klt_input_max;
+  const Kvc1Case::Got got = c.Run();
+  EXPECT_EQ(got.results[0].ok, 0u);
+  EXPECT_EQ(got.results[1].ok, 1u);
 }
 
 TEST(Kvc1DecodeEscapesTest, TooFewAndTooManyAreSeen) {
@@ -98,6 +261,26 @@ TEST(Kvc1DecodeEscapesTest, TooFewAndTooManyAreSeen) {
   const Kvc1Case::Got got = c.Run();
   EXPECT_EQ(got.results[0].ok, 0u);
   EXPECT_EQ(got.results[1].ok, 1u);
+}
+
+TEST(Kvc1DecodeEscapesTest, CodedTooFewAndTooManyAreSeen) {
+  for (const auto& in : {Kvc1Escapes::kInStates, Kvc1Escapes::kBehindWords}) {
+    Kvc1Case c({.spread = 30, .escapes_in = in});
+    ASSERT_GT(c.tile(0).escape_count, 1u);
+    for (const int more : {-1, 1}) {
+      c.tile(0).escape_count += static_cast<uint32_t>(more);
+      const Kvc1Case::Got got = c.Run();
+      EXPECT_EQ(got.error, std::nullopt);
+      EXPECT_EQ(got.results[0].ok, 0u);
+      EXPECT_EQ(got.results[1].ok, 1u);
+      c.tile(0).escape_count -= static_cast<uint32_t>(more);
+    }
+  }
+  // Nothing but zeros may be where no escapes are.
+  Kvc1Case c({.spread = 1, .escapes_in = Kvc1Escapes::kInStates});
+  EXPECT_EQ(c.tile(0).escape_count, 0u);
+  c.tile(0).states[7] ^= 1;
+  EXPECT_EQ(c.Run().results[0].ok, 0u);
 }
 
 // Any words decode to something, in bounds, or are refused.
@@ -119,12 +302,43 @@ TEST(Kvc1DecodePlanTest, RefusesWhatDoesNotFitIntoSharedMemory) {
   Kvc1Decode decode = {};
   EXPECT_EQ(PlanKvc1Decode(decode).entry, nullptr);
   decode.count = 7;
+  decode.head_dim = 128;
   decode.coefficients_max = decode.channels_max = 1024;
+  EXPECT_TRUE(SupportsKvc1Decode(decode));
   EXPECT_STREQ(PlanKvc1Decode(decode).entry, "larder_kvc1_decode");
   EXPECT_EQ(PlanKvc1Decode(decode).grid[0], 7u);
-  EXPECT_EQ(PlanKvc1Decode(decode).shared_bytes, 1024u * 68);
+  EXPECT_EQ(PlanKvc1Decode(decode).shared_bytes,
+            1024u * 68 + kKvc1WindowBytes + kKvc1TablesBytes);
   decode.with_klt = 1;
+  EXPECT_FALSE(SupportsKvc1Decode(decode));
   EXPECT_EQ(PlanKvc1Decode(decode).entry, nullptr);
+  decode.coefficients_max = decode.channels_max = 483;
+  EXPECT_TRUE(SupportsKvc1Decode(decode));
+  decode.coefficients_max = decode.channels_max = 484;
+  EXPECT_FALSE(SupportsKvc1Decode(decode));
+}
+
+TEST(Kvc1DecodePlanTest, RefusesWhatIsNotDecodedTo) {
+  Kvc1Decode decode = {};
+  decode.count = 1;
+  decode.head_dim = decode.coefficients_max = decode.channels_max = 128;
+  for (const auto& [content, element] :
+       {std::pair(Kvc1Content::kValues, Element::kBf16),
+        std::pair(Kvc1Content::kLosslessF16, Element::kF16),
+        std::pair(Kvc1Content::kLosslessBf16, Element::kBf16),
+        std::pair(Kvc1Content::kLosslessF8, Element::kE4m3)}) {
+    decode.content = content;
+    decode.element = element;
+    EXPECT_TRUE(SupportsKvc1Decode(decode));
+    decode.element = Element::kInt8;
+    EXPECT_FALSE(SupportsKvc1Decode(decode));
+  }
+  decode.content = Kvc1Content::kValues;
+  decode.element = Element::kF16;
+  decode.rotary_dim = 130;
+  EXPECT_FALSE(SupportsKvc1Decode(decode));
+  decode.rotary_dim = 128;
+  EXPECT_TRUE(SupportsKvc1Decode(decode));
 }
 
 }  // namespace
