@@ -23,11 +23,11 @@ class Window {
       : shared_(shared), lane_(lane) {}
 
   // All lanes, as to all below but Byte and Word.
-  __device__ __forceinline__ void Begin(const void* from, uint64_t bytes) {
-    begin_ = reinterpret_cast<uintptr_t>(from);
+  __device__ __forceinline__ void Begin(const void* from, uint32_t bytes) {
+    const auto at = reinterpret_cast<uintptr_t>(from);
+    base_ = at / 32 * 32;
+    begin_ = position_ = static_cast<uint32_t>(at % 32);
     end_ = begin_ + bytes;
-    position_ = static_cast<uint32_t>(begin_ % 32);
-    halves_ = 0;
     ahead_ = Load(0);
     __syncwarp();
     for (uint32_t half = 0; half < 2; ++half) {
@@ -49,15 +49,21 @@ class Window {
     }
     return Byte(i) | Byte(i + 1) << 8;
   }
+  __device__ __forceinline__ uint32_t used() const {
+    return position_ - begin_;
+  }
+  __device__ __forceinline__ uint32_t left() const {
+    return end_ - position_;
+  }
 
-  // REQUIRES: by an even number if Word is used; at most 512.
+  // REQUIRES: at most 512.
   __device__ __forceinline__ void Skip(uint32_t bytes) {
+    const uint32_t half = position_ / kHalf;
     position_ += bytes;
-    if (position_ / kHalf == halves_) return;
+    if (position_ / kHalf == half) return;
     __syncwarp();
-    Store16(shared_ + halves_ % 2 * kHalf + 16 * lane_, ahead_);
-    ++halves_;
-    ahead_ = Load(halves_ + 2);
+    Store16(shared_ + half % 2 * kHalf + 16 * lane_, ahead_);
+    ahead_ = Load(half + 3);
 #ifndef LARDER_INJECT_NO_SYNCWARP_AFTER_WINDOW
     __syncwarp();
 #endif
@@ -65,32 +71,31 @@ class Window {
 
  private:
   __device__ __forceinline__ uint4 Load(uint32_t half) const {
-    const uintptr_t at =
-        begin_ / 32 * 32 + uint64_t{half} * kHalf + 16 * lane_;
+    const uint32_t at = half * kHalf + 16 * lane_;
     if (at >= begin_ && at + 16 <= end_) {
-      return LoadConst16(reinterpret_cast<const void*>(at));
+      return LoadConst16(reinterpret_cast<const void*>(base_ + at));
     }
     uint64_t low = 0, high = 0;
+#pragma unroll 1
     for (uint32_t i = 0; i < 16; ++i) {
       if (at + i < begin_ || at + i >= end_) continue;
-      const uint64_t byte = __ldg(reinterpret_cast<const unsigned char*>(at + i));
+      const uint64_t byte =
+          __ldg(reinterpret_cast<const unsigned char*>(base_ + at + i));
       if (i < 8) {
         low |= byte << 8 * i;
       } else {
         high |= byte << 8 * (i - 8);
       }
     }
-    return make_uint4(static_cast<uint32_t>(low),
-                      static_cast<uint32_t>(low >> 32),
-                      static_cast<uint32_t>(high),
-                      static_cast<uint32_t>(high >> 32));
+    return make_uint4(
+        static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32),
+        static_cast<uint32_t>(high), static_cast<uint32_t>(high >> 32));
   }
 
   unsigned char* shared_;
   uint32_t lane_;
-  uint32_t position_ = 0;  // from begin_ / 32 * 32
-  uint32_t halves_ = 0;    // that are behind
-  uintptr_t begin_ = 0, end_ = 0;
+  uintptr_t base_ = 0;
+  uint32_t begin_ = 0, end_ = 0, position_ = 0;  // from there
   uint4 ahead_ = {};
 };
 
@@ -101,9 +106,7 @@ class Words {
       : window_(shared, lane), lane_(lane) {}
 
   __device__ __forceinline__ void Begin(const void* words, uint32_t count) {
-    window_.Begin(words, uint64_t{2} * count);
-    count_ = count;
-    used_ = 0;
+    window_.Begin(words, 2 * count);
   }
 
   // Gives each lane that needs one its word, lower lanes first; false in all
@@ -119,24 +122,22 @@ class Words {
 #ifdef LARDER_INJECT_SHUFFLE_IN_BRANCH
     if (needed) *word = __shfl_sync(kAllLanes, *word, static_cast<int>(lane_));
 #endif
-    const auto taken = static_cast<uint32_t>(__popc(votes));
-    used_ += taken;
-    if (used_ > count_) return false;
-    window_.Skip(2 * taken);
+    const uint32_t taken = 2 * static_cast<uint32_t>(__popc(votes));
+    if (taken > window_.left()) return false;
+    window_.Skip(taken);
     return true;
   }
 
   __device__ __forceinline__ uint32_t used() const {
-    return used_;
+    return window_.used() / 2;
   }
   __device__ __forceinline__ bool AtEnd() const {
-    return used_ == count_;
+    return window_.left() == 0;
   }
 
  private:
   Window window_;
   uint32_t lane_;
-  uint32_t count_ = 0, used_ = 0;
 };
 
 // The tables of a stream's steps, SymbolTables or RefineTables, which are 64
@@ -366,85 +367,68 @@ class Escapes {
   uint32_t used_ = 0;
 };
 
-// Escapes in the code of codec/FORMAT.md: bits of the states in which the coder
-// ended, if they are there, then those behind the words. All calls by all
-// lanes, with the same result.
-class CodedEscapes {
- public:
-  __device__ __forceinline__ void Begin(uint32_t state, bool in_states,
-                                        const void* behind, uint32_t bytes,
-                                        uint32_t lane) {
-    state_ = state;
-    seeds_ = in_states ? kStateBits * kWarp : 0;
-    behind_ = static_cast<const unsigned char*>(behind);
-    bytes_ = bytes;
-    lane_ = lane;
-  }
+// Where a tile's escapes are in the code of codec/FORMAT.md: in the states in
+// which the coder ended, 12 bits of each lane's, if they are, and behind the
+// words.
+struct EscapeBits {
+  static constexpr uint32_t kOfState = 12;
 
-  // 0 if there is none such; then nothing after it is one.
-  __device__ __forceinline__ int32_t Next() {
-    const uint32_t window = Bits();
-    const uint32_t magnitude = window >> 1;
-    const auto zeros = static_cast<uint32_t>(__ffs(static_cast<int>(magnitude)) - 1);
-    if (zeros > kZerosMost) {
-      good_ = false;
-      return 0;
+  uint32_t state;
+  uint32_t in_states;  // so many bits: all or none
+  const unsigned char* behind;
+  uint32_t bytes;
+
+  // The 32 bits from `at` on, zeros past the end: each lane looks at one.
+  __device__ __forceinline__ uint32_t From(uint32_t at, uint32_t lane) const {
+    const uint32_t bit = at + lane;
+    const bool held = bit < in_states;
+    const uint32_t told = __shfl_sync(
+        kAllLanes, state, static_cast<int>(held ? bit / kOfState : 0));
+    uint32_t from = told >> bit % kOfState;
+    if (!held) {
+      const uint32_t byte = (bit - in_states) / 8;
+      from = byte < bytes ? __ldg(behind + byte) >> (bit - in_states) % 8 : 0;
     }
-    const uint32_t bits = zeros + kOrder;
-    const uint32_t value =
-        (1u << bits | (magnitude >> (zeros + 1) & ((1u << bits) - 1))) -
-        (1u << kOrder) + kDirectMax + 1;
-    used_ += 2 + zeros + bits;
-    if (value > 32767) good_ = false;
-    return (window & 1) != 0 ? -static_cast<int32_t>(value)
-                             : static_cast<int32_t>(value);
-  }
-  __device__ __forceinline__ bool good() const {
-    return good_;
+    return __ballot_sync(kAllLanes, (from & 1) != 0);
   }
 
-  // Whether the escapes end within their bytes, and nothing but zeros follow in
-  // the states; then how many bytes behind the words were theirs.
-  __device__ __forceinline__ bool End(uint32_t* taken) const {
-    const uint32_t end = (used_ + 7) / 8 * 8;
-    *taken = end > seeds_ ? (end - seeds_) / 8 : 0;
+  // How many bytes behind the words are in the first `used` bits. False if there
+  // are not as many, or not only zeros follow in the states.
+  __device__ __forceinline__ bool End(uint32_t used, uint32_t lane,
+                                      uint32_t* taken) const {
+    const uint32_t end = (used + 7) / 8 * 8;
+    *taken = end > in_states ? (end - in_states) / 8 : 0;
     uint32_t rest = 0;
-    if (seeds_ != 0) {
-      const uint32_t begin = lane_ * kStateBits;
-      rest = state_ & (kProbabilityOne - 1);
-      rest = end <= begin               ? rest
-             : end >= begin + kStateBits ? 0
-                                         : rest >> (end - begin);
+    if (in_states != 0) {
+      const uint32_t begin = lane * kOfState;
+      rest = state & ((1u << kOfState) - 1);
+      rest = end <= begin              ? rest
+             : end >= begin + kOfState ? 0
+                                       : rest >> (end - begin);
     }
-    return good_ && *taken <= bytes_ && !__any_sync(kAllLanes, rest != 0);
+    return *taken <= bytes && !__any_sync(kAllLanes, rest != 0);
   }
-
- private:
-  static constexpr uint32_t kStateBits = 12;
-  static constexpr uint32_t kOrder = 2;
-  static constexpr uint32_t kZerosMost = 14;
-
-  // The next 32, zeros past the end: each lane looks at one.
-  __device__ __forceinline__ uint32_t Bits() const {
-    const uint32_t bit = used_ + lane_;
-    const bool in_states = bit < seeds_;
-    const uint32_t state = __shfl_sync(
-        kAllLanes, state_, static_cast<int>(in_states ? bit / kStateBits : 0));
-    uint32_t at = bit % kStateBits;
-    uint32_t from = state;
-    if (!in_states) {
-      const uint32_t byte = (bit - seeds_) / 8;
-      at = (bit - seeds_) % 8;
-      from = byte < bytes_ ? __ldg(behind_ + byte) : 0;
-    }
-    return __ballot_sync(kAllLanes, (from >> at & 1) != 0);
-  }
-
-  const unsigned char* behind_ = nullptr;
-  uint32_t state_ = 0, seeds_ = 0, bytes_ = 0, lane_ = 0;
-  uint32_t used_ = 0;
-  bool good_ = true;
 };
+
+// The escape that the bits begin with: an exponential Golomb code of order 2.
+// False if it is none.
+__device__ __forceinline__ bool DecodeEscape(uint32_t window, int32_t* value,
+                                             uint32_t* length) {
+  constexpr uint32_t kOrder = 2;
+  constexpr uint32_t kZerosMost = 14;
+  const uint32_t code = window >> 1;
+  const auto zeros =
+      static_cast<uint32_t>(__ffs(static_cast<int>(code)) - 1);
+  if (zeros > kZerosMost) return false;
+  const uint32_t bits = zeros + kOrder;
+  const uint32_t magnitude =
+      (1u << bits | (code >> (zeros + 1) & ((1u << bits) - 1))) -
+      (1u << kOrder) + kDirectMax + 1;
+  *length = 2 + zeros + bits;
+  *value = (window & 1) != 0 ? -static_cast<int32_t>(magnitude)
+                             : static_cast<int32_t>(magnitude);
+  return magnitude <= 32767;
+}
 
 // --- Predictions -------------------------------------------------------------
 
@@ -642,13 +626,25 @@ __device__ __forceinline__ float Scaled(const Kvc1Tile& tile,
   return tile.mean != nullptr ? __fadd_rn(y, __ldg(tile.mean + c)) : y;
 }
 
-__device__ __forceinline__ float RotatedA(float a, float b, float cos,
-                                          float sin) {
-  return __fsub_rn(__fmul_rn(a, cos), __fmul_rn(b, sin));
+__device__ __forceinline__ void Rotate(float* a, float* b, float cos,
+                                       float sin) {
+  const float x = *a, y = *b;
+  *a = __fsub_rn(__fmul_rn(x, cos), __fmul_rn(y, sin));
+  *b = __fadd_rn(__fmul_rn(x, sin), __fmul_rn(y, cos));
 }
-__device__ __forceinline__ float RotatedB(float a, float b, float cos,
-                                          float sin) {
-  return __fadd_rn(__fmul_rn(a, sin), __fmul_rn(b, cos));
+
+// Four pairs of neighbours, by the angles from `at` on.
+__device__ __forceinline__ void RotateAdjacent8(const Kvc1Decode& p,
+                                                uint64_t at, float* y) {
+  const uint4 cos = LoadConst16(p.cos + at);
+  const uint4 sin = LoadConst16(p.sin + at);
+  const uint32_t cosines[4] = {cos.x, cos.y, cos.z, cos.w};
+  const uint32_t sines[4] = {sin.x, sin.y, sin.z, sin.w};
+#pragma unroll
+  for (uint32_t j = 0; j < 4; ++j) {
+    Rotate(&y[2 * j], &y[2 * j + 1], __uint_as_float(cosines[j]),
+           __uint_as_float(sines[j]));
+  }
 }
 
 // Dim d of the head whose first channel is `first`, rotated as the token is.
@@ -665,9 +661,9 @@ __device__ __forceinline__ float Rotated(const Kvc1Decode& p,
   const uint32_t other = adjacent ? d ^ 1 : is_a ? d + half : d - half;
   const float z = Scaled(tile, round, first + other, t);
   const uint64_t at = uint64_t{round.first_token + t} * half + pair;
-  const float cos = __ldg(p.cos + at);
-  const float sin = __ldg(p.sin + at);
-  return is_a ? RotatedA(y, z, cos, sin) : RotatedB(z, y, cos, sin);
+  float a = is_a ? y : z, b = is_a ? z : y;
+  Rotate(&a, &b, __ldg(p.cos + at), __ldg(p.sin + at));
+  return is_a ? a : b;
 }
 
 __device__ __forceinline__ bool IsMultipleOf16(const void* at) {
@@ -715,91 +711,78 @@ __device__ __forceinline__ void StoreValues8(Element element, unsigned char* row
   }
 }
 
-// Dims [begin, begin + stride), [begin + stride, ...) of all heads, those of a
-// stride by four lanes, while eight such have a token each: then lanes next to
-// each other fill sectors, and meet in no bank.
-__device__ __forceinline__ void StoreDims(const Kvc1Decode& p,
-                                          const Kvc1Tile& tile,
-                                          const Round& round, uint32_t lane,
-                                          bool halves, uint32_t begin,
-                                          uint32_t end) {
+// The eight dims from `channel` on of the round's token t, scaled, where lanes
+// 2j and 2j + 1 have neighbours; those from `end` on are not there.
+__device__ __forceinline__ void LoadValues8(const Kvc1Tile& tile,
+                                            const Round& round,
+                                            uint32_t channel, uint32_t end,
+                                            uint32_t t, uint32_t lane,
+                                            float* y) {
+  float factors[8];
+  LoadFloats8(tile.scale, channel, end, lane, factors);
+#pragma unroll
+  for (uint32_t j = 0; j < 8; ++j) {
+    y[j] = channel < end ? __fmul_rn(ValueOf(round, channel + j, t), factors[j])
+                         : 0;
+  }
+  if (tile.mean == nullptr) return;
+  LoadFloats8(tile.mean, channel, end, lane, factors);
+#pragma unroll
+  for (uint32_t j = 0; j < 8; ++j) y[j] = __fadd_rn(y[j], factors[j]);
+}
+
+// Rows of whole vectors. A lane has eight dims and eight others of a token:
+// those that rotate with them, or those 32 behind. Four lanes have 32 dims in a
+// row, which are whole sectors, eight such a token each, so that no two meet in
+// a bank.
+__device__ __forceinline__ void StoreValues(const Kvc1Decode& p,
+                                            const Kvc1Tile& tile,
+                                            const Round& round, uint32_t lane) {
   const uint32_t half = p.rotary_dim / 2;
-  // Pairs of dims far apart: both at once, for an angle is of both.
-  const uint32_t low_end = halves ? half : end;
-  const uint32_t stride = halves ? 32 : 64;
-  const bool adjacent = !halves && p.pairs == RotaryPairs::kAdjacent;
-  const uint32_t heads = tile.channels / p.head_dim;
-  const uint32_t distance = halves ? half : 32;
-  const bool mean = tile.mean != nullptr;
-  for (uint32_t head = 0; head < heads; ++head) {
-    const uint32_t first = head * p.head_dim;
-    for (uint32_t d0 = begin; d0 < low_end; d0 += stride) {
-      const uint32_t d = d0 + 8 * (lane % 4);
-      const bool there[2] = {d < low_end, d + distance < end};
-      float scale[2][8], added[2][8];
+  const uint32_t channels = tile.channels;
+  const bool adjacent = p.pairs == RotaryPairs::kAdjacent;
+  // Of a head the dims that rotate with others far away, then all others.
+  const uint32_t halves = adjacent ? 0 : half;
+  uint32_t head = 0, begin = 0;
+  for (uint32_t first = 0; first < channels;) {
+    const bool far = begin < halves;
+    const uint32_t distance = far ? half : 32;
+    const uint32_t low_end = far ? half : p.head_dim;
+    const uint32_t high_end = far ? p.rotary_dim : p.head_dim;
+    const uint32_t d = begin + lane % 4 * 8;
+    for (uint32_t t0 = 0; t0 < round.tokens; t0 += 8) {
+      const uint32_t t = t0 + lane / 4;
+      unsigned char* const row = RowOf(p, round, t, tile.first_head + head);
+      const bool stored = (round.stored >> t & 1) != 0;
+      float a[8], b[8];
+      LoadValues8(tile, round, first + d, first + low_end, t, lane, a);
+      LoadValues8(tile, round, first + d + distance, first + high_end, t, lane,
+                  b);
+      const uint64_t angles = uint64_t{round.first_token + t} * half;
+      if (far) {
+        float cos[8], sin[8];
+        const uint32_t count = stored ? half : 0;
+        LoadFloats8(p.cos + angles, d, count, lane, cos);
+        LoadFloats8(p.sin + angles, d, count, lane, sin);
 #pragma unroll
-      for (uint32_t i = 0; i < 2; ++i) {
-        // Both lanes of a pair look at the same bound.
-        const uint32_t count = i == 0 ? low_end : end;
-        LoadFloats8(tile.scale + first, d + i * distance, count, lane,
-                    scale[i]);
-        if (mean) {
-          LoadFloats8(tile.mean + first, d + i * distance, count, lane,
-                      added[i]);
+        for (uint32_t j = 0; j < 8; ++j) Rotate(&a[j], &b[j], cos[j], sin[j]);
+      } else if (stored && adjacent) {
+        if (d < p.rotary_dim) RotateAdjacent8(p, angles + d / 2, a);
+        if (d + distance < p.rotary_dim) {
+          RotateAdjacent8(p, angles + (d + distance) / 2, b);
         }
       }
-      for (uint32_t t0 = 0; t0 < round.tokens; t0 += 8) {
-        const uint32_t t = t0 + lane / 4;
-        unsigned char* const row =
-            RowOf(p, round, t, tile.first_head + head);
-        const bool stored = (round.stored >> t & 1) != 0;
-        float y[2][8];
-#pragma unroll
-        for (uint32_t i = 0; i < 2; ++i) {
-#pragma unroll
-          for (uint32_t j = 0; j < 8; ++j) {
-            y[i][j] = 0;
-            if (!there[i]) continue;
-            y[i][j] = __fmul_rn(
-                ValueOf(round, first + d + i * distance + j, t), scale[i][j]);
-            if (mean) y[i][j] = __fadd_rn(y[i][j], added[i][j]);
-          }
-        }
-        const uint64_t angles = uint64_t{round.first_token + t} * half;
-        if (halves) {
-          float cos[8], sin[8];
-          const uint32_t count = stored ? half : 0;
-          LoadFloats8(p.cos + angles, d, count, lane, cos);
-          LoadFloats8(p.sin + angles, d, count, lane, sin);
-#pragma unroll
-          for (uint32_t j = 0; j < 8; ++j) {
-            const float a = y[0][j], b = y[1][j];
-            y[0][j] = RotatedA(a, b, cos[j], sin[j]);
-            y[1][j] = RotatedB(a, b, cos[j], sin[j]);
-          }
-        } else if (adjacent) {
-#pragma unroll
-          for (uint32_t i = 0; i < 2; ++i) {
-            const uint32_t at = d + i * distance;
-            if (!stored || at >= p.rotary_dim) continue;
-            const uint4 cos = LoadConst16(p.cos + angles + at / 2);
-            const uint4 sin = LoadConst16(p.sin + angles + at / 2);
-            const uint32_t cosines[4] = {cos.x, cos.y, cos.z, cos.w};
-            const uint32_t sines[4] = {sin.x, sin.y, sin.z, sin.w};
-#pragma unroll
-            for (uint32_t j = 0; j < 4; ++j) {
-              const float a = y[i][2 * j], b = y[i][2 * j + 1];
-              const float c = __uint_as_float(cosines[j]);
-              const float s = __uint_as_float(sines[j]);
-              y[i][2 * j] = RotatedA(a, b, c, s);
-              y[i][2 * j + 1] = RotatedB(a, b, c, s);
-            }
-          }
-        }
-        if (!stored) continue;
-        if (there[0]) StoreValues8(p.element, row, d, y[0]);
-        if (there[1]) StoreValues8(p.element, row, d + distance, y[1]);
+      if (stored && d < low_end) StoreValues8(p.element, row, d, a);
+      if (stored && d + distance < high_end) {
+        StoreValues8(p.element, row, d + distance, b);
       }
+    }
+    begin += far ? 32 : 64;
+    if (far && begin >= half) begin = p.rotary_dim;
+    if (begin >= p.head_dim) {
+      begin = 0;
+      ++head;
+      first += p.head_dim;
     }
   }
 }
@@ -884,12 +867,7 @@ __device__ __forceinline__ void StoreRound(const Kvc1Decode& p,
                                            const Round& round, uint32_t lane) {
   if constexpr (kContent == Kvc1Content::kValues) {
     if (RowsAreWide(p) && InputsAreWide(p, tile)) {
-      const bool halves = p.rotary_dim != 0 && p.pairs == RotaryPairs::kHalves;
-      if (halves) {
-        StoreDims(p, tile, round, lane, true, 0, p.rotary_dim);
-      }
-      StoreDims(p, tile, round, lane, false, halves ? p.rotary_dim : 0,
-                p.head_dim);
+      StoreValues(p, tile, round, lane);
       return;
     }
   } else if (RowsAreWide(p)) {
@@ -907,13 +885,13 @@ __device__ __forceinline__ void StoreExact(const Kvc1Decode& p,
   const uint32_t heads = tile.channels / p.head_dim;
   const uint32_t row_bytes = p.head_dim * bytes;
   const bool one = tile.exact_is_one != 0;
-  const uint64_t all = uint64_t{tile.exact_rows} * heads * row_bytes;
+  const uint32_t all = tile.exact_rows * heads * row_bytes;
   const auto* const exact = static_cast<const unsigned char*>(tile.exact);
   // 16 bytes or an element.
   const uint32_t piece = RowsAreWide(p) ? 16 : bytes;
   window->Begin(exact, one ? bytes : all);
-  for (uint64_t done = 0; done < all; done += kWarp * piece) {
-    const uint64_t at = done + lane * piece;
+  for (uint32_t done = 0; done < all; done += kWarp * piece) {
+    const uint32_t at = done + lane * piece;
     uint32_t words[4] = {};
 #pragma unroll
     for (uint32_t i = 0; i < 16; ++i) {
@@ -923,14 +901,14 @@ __device__ __forceinline__ void StoreExact(const Kvc1Decode& p,
     }
     if (!one) window->Skip(kWarp * piece);
     if (at >= all) continue;
-    const uint64_t row = at / row_bytes;
-    const auto offset = static_cast<uint32_t>(at % row_bytes);
+    const uint32_t row = at / row_bytes;
+    const uint32_t offset = at - row * row_bytes;
     const Place place = PlaceOf(p.places, tile.first_token + row / heads);
     if (place.skipped) continue;
     auto* const to =
         reinterpret_cast<unsigned char*>(
             RowAt(p.rows, place,
-                  tile.first_head + static_cast<uint32_t>(row % heads))) +
+                  tile.first_head + row % heads)) +
         offset;
     if (piece == 16) {
       StoreStream16(to, make_uint4(words[0], words[1], words[2], words[3]));
@@ -1071,8 +1049,12 @@ class TileDecoder {
       }
     } else if (pass == Pass::kCells) {
       const bool listed = tile_.escapes_in == Kvc1Escapes::kList;
-      words = listed ? tile_.cell_words : behind_;
-      count = listed ? tile_.cell_word_count : behind_bytes_ / 2;
+      words = tile_.cell_words;
+      count = tile_.cell_word_count;
+      if (!listed) {
+        words = static_cast<const unsigned char*>(tile_.words) + behind_;
+        count = (tile_.plane_bytes - behind_) / 2;
+      }
       tables = tile_.cell_tables;
       table_of = tile_.cell_table_of;
     } else if (pass == Pass::kFine) {
@@ -1106,12 +1088,11 @@ class TileDecoder {
       if (listed) {
         return escapes.AtEnd() && (tile_.complete == 0 || words_.AtEnd());
       }
-      const bool in_states = tile_.escapes_in == Kvc1Escapes::kInStates;
-      if (in_states && __any_sync(kAllLanes, state_ >> 12 != 1)) return false;
-      behind_ = static_cast<const unsigned char*>(tile_.words) +
-                size_t{2} * words_.used();
-      behind_bytes_ = tile_.plane_bytes - 2 * words_.used();
-      coded_.Begin(state_, in_states, behind_, behind_bytes_, lane_);
+      if (tile_.escapes_in == Kvc1Escapes::kInStates &&
+          __any_sync(kAllLanes, state_ >> 12 != 1)) {
+        return false;
+      }
+      behind_ = 2 * words_.used();
       return late_ || (escapes.AtEnd() && EndEscapes());
     }
     if (pass == Pass::kEscapes) {
@@ -1125,13 +1106,20 @@ class TileDecoder {
     return (listed && tile_.complete == 0) || words_.AtEnd();
   }
 
+  __device__ __forceinline__ EscapeBits Behind() const {
+    return {state_,
+            tile_.escapes_in == Kvc1Escapes::kInStates
+                ? EscapeBits::kOfState * kWarp
+                : 0,
+            static_cast<const unsigned char*>(tile_.words) + behind_,
+            tile_.plane_bytes - behind_};
+  }
   __device__ __forceinline__ bool EndEscapes() {
     uint32_t taken;
-    if (!coded_.End(&taken)) return false;
+    if (!Behind().End(escape_bits_, lane_, &taken)) return false;
     behind_ += taken;
-    behind_bytes_ -= taken;
-    return tile_.cell_tables != nullptr ? behind_bytes_ % 2 == 0
-                                        : behind_bytes_ == 0;
+    const uint32_t left = tile_.plane_bytes - behind_;
+    return tile_.cell_tables != nullptr ? left % 2 == 0 : left == 0;
   }
 
   __device__ __forceinline__ bool EndsWhereEncodersBegin() const {
@@ -1182,6 +1170,7 @@ class TileDecoder {
   }
 
   __device__ __forceinline__ bool MergeEscapes() {
+    const EscapeBits behind = Behind();
     for (uint32_t c = 0; c < n_; ++c) {
       int16_t& number = steps_[c * kKvc1StepStride + lane_];
       const int told = number;
@@ -1190,14 +1179,18 @@ class TileDecoder {
       const uint32_t votes =
           __ballot_sync(kAllLanes, high == kEscapeSymbol - kDirectMax);
       for (uint32_t left = votes; left != 0; left &= left - 1) {
-        if (merged_ == tile_.escape_count) return false;
+        int32_t value = 0;
+        uint32_t bits = 0;
+        if (merged_ == tile_.escape_count ||
+            !DecodeEscape(behind.From(escape_bits_, lane_), &value, &bits)) {
+          return false;
+        }
         ++merged_;
-        const int32_t value = coded_.Next();
+        escape_bits_ += bits;
         if (__ffs(static_cast<int>(left)) - 1 == static_cast<int>(lane_)) {
           high = value;
         }
       }
-      if (!coded_.good()) return false;
       if (wide) high = 16 * high + (told & 63) - 16;
       if (wide || votes != 0) number = static_cast<int16_t>(high);
     }
@@ -1279,8 +1272,8 @@ class TileDecoder {
 
   __device__ __forceinline__ void BeginPlanes(uint32_t rounds) {
     const uint32_t rest = tile_.tokens % kWarp;
-    const uint64_t whole = tile_.packed != 0 ? tile_.tokens / kWarp : rounds;
-    const uint64_t last = tile_.packed != 0 ? rest : 0;
+    const uint32_t whole = tile_.packed != 0 ? tile_.tokens / kWarp : rounds;
+    const uint32_t last = tile_.packed != 0 ? rest : 0;
     if constexpr (kContent != Kvc1Content::kLosslessF8) {
       bytes_.Begin(tile_.bytes, n_ * (whole * kWarp + last));
     }
@@ -1379,10 +1372,8 @@ class TileDecoder {
   int32_t* values_;
   Window bytes_{windows_ + kKvc1WindowBytes, lane_};
   Window bits_{windows_ + 2 * kKvc1WindowBytes, lane_};
-  CodedEscapes coded_;
-  const unsigned char* behind_ = nullptr;
-  uint32_t behind_bytes_ = 0;
-  uint32_t merged_ = 0;
+  uint32_t behind_ = 0;  // bytes that the words took, later escapes too
+  uint32_t escape_bits_ = 0, merged_ = 0;
   uint32_t parents_ = 0;
 };
 

@@ -50,7 +50,7 @@ enum class Kvc1Escapes : uint32_t {
 //
 // Whatever is null or 0 is not there. No alignment is needed unless said; what
 // is asked for in bulk is best at multiples of 32 bytes: tables, scales, means,
-// angles, transforms.
+// angles, transforms. Streams and planes are below 2^31 bytes each.
 struct Kvc1Tile {
   // 16-bit little-endian words.
   const void* words;
