@@ -818,7 +818,12 @@ __device__ __forceinline__ void StoreAny(const Kvc1Decode& p,
       } else {
         const int number = round.steps[(first + d) * kKvc1StepStride + t];
         if constexpr (kContent == Kvc1Content::kLosslessF8) {
-          row[d] = static_cast<unsigned char>(number);
+          const uint32_t token = round.first_token - tile.first_token + t;
+          const uint64_t bit =
+              3 * ((uint64_t{head} * tile.tokens + token) * p.head_dim + d);
+          uint32_t low = __ldg(tile.bytes + bit / 8);
+          if (bit % 8 > 5) low |= uint32_t{__ldg(tile.bytes + bit / 8 + 1)} << 8;
+          row[d] = static_cast<unsigned char>(number << 3 | (low >> bit % 8 & 7));
         } else {
           row[2 * d] = static_cast<unsigned char>(number);
           row[2 * d + 1] = static_cast<unsigned char>(number >> 8);
@@ -828,35 +833,59 @@ __device__ __forceinline__ void StoreAny(const Kvc1Decode& p,
   }
 }
 
-// Rows of elements as they are in the steps: 16 bytes of a lane, four lanes a
+// The low three bits of 8 dims of an fp8 tile lie in whole bytes where heads
+// have whole eights; those of 8 tokens are in a window if heads have no more
+// than 170.
+__device__ __forceinline__ bool LowBitsAreWide(const Kvc1Decode& p) {
+  return p.head_dim % 8 == 0 && 3 * p.head_dim <= Window::kHalf;
+}
+
+// Rows of elements whose bits are in the steps: 16 bytes of a lane, four lanes a
 // token's.
 template <Kvc1Content kContent>
 __device__ __forceinline__ void StoreElements(const Kvc1Decode& p,
                                               const Kvc1Tile& tile,
                                               const Round& round,
-                                              uint32_t lane) {
-  constexpr uint32_t kBytes = kContent == Kvc1Content::kLosslessF8 ? 1 : 2;
+                                              uint32_t lane, Window* low) {
+  constexpr bool kF8 = kContent == Kvc1Content::kLosslessF8;
+  constexpr uint32_t kBytes = kF8 ? 1 : 2;
   constexpr uint32_t kDims = 16 / kBytes;
   const uint32_t heads = tile.channels / p.head_dim;
+  const uint32_t low_bytes = p.head_dim / 8 * 3;  // of a token
   for (uint32_t head = 0; head < heads; ++head) {
-    for (uint32_t d0 = 0; d0 < p.head_dim; d0 += 4 * kDims) {
-      const uint32_t d = d0 + lane % 4 * kDims;
-      const int16_t* const from =
-          round.steps + (head * p.head_dim + d) * kKvc1StepStride;
-      for (uint32_t t0 = 0; t0 < round.tokens; t0 += 8) {
-        const uint32_t t = t0 + lane / 4;
-        unsigned char* const row =
-            RowOf(p, round, t, tile.first_head + head);
-        if ((round.stored >> t & 1) == 0 || d >= p.head_dim) continue;
+    if constexpr (kF8) {
+      const uint32_t first =
+          head * tile.tokens + round.first_token - tile.first_token;
+      low->Begin(tile.bytes + uint64_t{first} * low_bytes,
+                 round.tokens * low_bytes);
+    }
+    for (uint32_t t0 = 0; t0 < round.tokens; t0 += 8) {
+      const uint32_t t = t0 + lane / 4;
+      unsigned char* const row = RowOf(p, round, t, tile.first_head + head);
+      const bool stored = (round.stored >> t & 1) != 0;
+      for (uint32_t d = lane % 4 * kDims; d < p.head_dim && stored;
+           d += 4 * kDims) {
+        const int16_t* const from =
+            round.steps + (head * p.head_dim + d) * kKvc1StepStride + t;
         uint32_t words[4] = {};
+        uint32_t bits = 0;
 #pragma unroll
         for (uint32_t i = 0; i < kDims; ++i) {
-          const auto number = static_cast<uint16_t>(from[i * kKvc1StepStride + t]);
-          words[i * kBytes / 4] |= uint32_t{number} << i * kBytes % 4 * 8;
+          uint32_t number = static_cast<uint16_t>(from[i * kKvc1StepStride]);
+          if constexpr (kF8) {
+            const uint32_t at = lane / 4 * low_bytes + d / 8 * 3 + i * 3 / 8;
+            if (i % 8 == 0) {
+              bits = low->Byte(at) | low->Byte(at + 1) << 8 |
+                     low->Byte(at + 2) << 16;
+            }
+            number = number << 3 | (bits >> i % 8 * 3 & 7);
+          }
+          words[i * kBytes / 4] |= number << i * kBytes % 4 * 8;
         }
         StoreStream16(row + size_t{d} * kBytes,
                       make_uint4(words[0], words[1], words[2], words[3]));
       }
+      if constexpr (kF8) low->Skip(8 * low_bytes);
     }
   }
 }
@@ -864,14 +893,16 @@ __device__ __forceinline__ void StoreElements(const Kvc1Decode& p,
 template <Kvc1Content kContent>
 __device__ __forceinline__ void StoreRound(const Kvc1Decode& p,
                                            const Kvc1Tile& tile,
-                                           const Round& round, uint32_t lane) {
+                                           const Round& round, uint32_t lane,
+                                           Window* low) {
   if constexpr (kContent == Kvc1Content::kValues) {
     if (RowsAreWide(p) && InputsAreWide(p, tile)) {
       StoreValues(p, tile, round, lane);
       return;
     }
-  } else if (RowsAreWide(p)) {
-    StoreElements<kContent>(p, tile, round, lane);
+  } else if (RowsAreWide(p) && (kContent != Kvc1Content::kLosslessF8 ||
+                                LowBitsAreWide(p))) {
+    StoreElements<kContent>(p, tile, round, lane, low);
     return;
   }
   StoreAny<kContent>(p, tile, round, lane);
@@ -1132,6 +1163,8 @@ class TileDecoder {
   __device__ __forceinline__ bool Symbols(uint32_t r, Escapes<int16_t>* escapes,
                                           Escapes<uint8_t>* exponents) {
     const uint32_t steps = kValues ? n_ + tile_.wide_count : n_;
+    const uint32_t left = tile_.tokens - r * kWarp;
+    const uint32_t lanes = tile_.packed != 0 && left < kWarp ? left : kWarp;
     for (uint32_t c = 0; c < steps; ++c) {
       uint32_t symbol = kValues ? kZeroSymbol : 0;
       if (tables_.Step(c) &&
@@ -1140,7 +1173,7 @@ class TileDecoder {
       }
       if constexpr (!kValues) {
         steps_[c * kKvc1StepStride + lane_] =
-            static_cast<int16_t>(Element16(r, c, symbol, exponents));
+            static_cast<int16_t>(Bits(c, symbol, lanes, exponents));
       } else {
         int number = static_cast<int>(symbol) - kDirectMax;
         if (!late_) {
@@ -1282,43 +1315,35 @@ class TileDecoder {
     }
   }
 
-  // The element's bits.
-  __device__ __forceinline__ uint32_t Element16(uint32_t r, uint32_t c,
-                                                uint32_t symbol,
-                                                Escapes<uint8_t>* exponents) {
-    const uint32_t left = tile_.tokens - r * kWarp;
-    const uint32_t lanes = tile_.packed != 0 && left < kWarp ? left : kWarp;
-    if constexpr (kContent == Kvc1Content::kLosslessF8) {
-      if (lane_ >= left) return 0;
-      const uint32_t head = c / p.head_dim;
-      const uint64_t bit =
-          3 * ((uint64_t{head} * tile_.tokens + r * kWarp + lane_) * p.head_dim +
-               (c - head * p.head_dim));
-      uint32_t low = __ldg(tile_.bytes + bit / 8);
-      if (bit % 8 > 5) low |= uint32_t{__ldg(tile_.bytes + bit / 8 + 1)} << 8;
-      return symbol << 3 | (low >> bit % 8 & 7);
-    } else {
-      const uint32_t byte = lane_ < lanes ? bytes_.Byte(lane_) : 0;
-      bytes_.Skip(lanes);
-      if constexpr (kContent == Kvc1Content::kLosslessBf16) {
-        const bool escaped = symbol == kEscapeSymbol;
-        const uint32_t listed = exponents->Next(escaped, lane_);
-        const uint32_t exponent =
-            escaped ? listed
-                    : (symbol + __ldg(tile_.exponent_offset + c)) & 255;
-        return (byte & 0x80) << 8 | exponent << 7 | (byte & 0x7f);
-      } else {
-        const uint32_t word = (lanes + 7) / 8;
-        uint32_t high[3] = {};
-        if (lane_ < lanes) {
-          for (uint32_t i = 0; i < 3; ++i) {
-            high[i] = bits_.Byte(i * word + lane_ / 8) >> lane_ % 8 & 1;
-          }
-        }
-        bits_.Skip(3 * word);
-        return high[2] << 15 | symbol << 10 | high[1] << 9 | high[0] << 8 |
-               byte;
+  // The element's bits, of which those of a step's `lanes` are in the planes; of
+  // kLosslessF8 the high ones.
+  __device__ __forceinline__ uint32_t Bits(uint32_t c, uint32_t symbol,
+                                           uint32_t lanes,
+                                           Escapes<uint8_t>* exponents) {
+    if constexpr (kContent == Kvc1Content::kLosslessF8) return symbol;
+    const uint32_t byte = lane_ < lanes ? bytes_.Byte(lane_) : 0;
+    bytes_.Skip(lanes);
+    if constexpr (kContent == Kvc1Content::kLosslessBf16) {
+      if (c % kWarp == 0) {
+        const uint32_t own = c + lane_;
+        offsets_ = own < n_ ? __ldg(tile_.exponent_offset + own) : 0;
       }
+      const uint32_t offset =
+          __shfl_sync(kAllLanes, offsets_, static_cast<int>(c % kWarp));
+      const bool escaped = symbol == kEscapeSymbol;
+      const uint32_t listed = exponents->Next(escaped, lane_);
+      const uint32_t exponent = escaped ? listed : (symbol + offset) & 255;
+      return (byte & 0x80) << 8 | exponent << 7 | (byte & 0x7f);
+    } else {
+      const uint32_t word = (lanes + 7) / 8;
+      uint32_t high[3] = {};
+      if (lane_ < lanes) {
+        for (uint32_t i = 0; i < 3; ++i) {
+          high[i] = bits_.Byte(i * word + lane_ / 8) >> lane_ % 8 & 1;
+        }
+      }
+      bits_.Skip(3 * word);
+      return high[2] << 15 | symbol << 10 | high[1] << 9 | high[0] << 8 | byte;
     }
   }
 
@@ -1355,7 +1380,7 @@ class TileDecoder {
     round.stored = __ballot_sync(kAllLanes, !place.skipped);
     round.row = static_cast<int64_t>(place.block) * p.rows.block_stride +
                 static_cast<int64_t>(place.token) * p.rows.token_stride;
-    StoreRound<kContent>(p, tile_, round, lane_);
+    StoreRound<kContent>(p, tile_, round, lane_, &bytes_);
     // The steps are written again after LoadNumbers or Tables::Step have waited
     // for all lanes.
     return true;
@@ -1375,6 +1400,7 @@ class TileDecoder {
   uint32_t behind_ = 0;  // bytes that the words took, later escapes too
   uint32_t escape_bits_ = 0, merged_ = 0;
   uint32_t parents_ = 0;
+  uint32_t offsets_ = 0;  // of exponents: those of 32 channels
 };
 
 // Block x is a warp and has tile x.

@@ -41,8 +41,7 @@ TEST(Kvc1DecodeBulkTest, Planes) {
 
 TEST(Kvc1DecodeBulkTest, Predicted) {
   Decode({.predicted = true, .trellis = true});
-  Decode(
-      {.refined = true, .predicted = true, .trellis = true, .nested = true});
+  Decode({.refined = true, .predicted = true, .trellis = true, .nested = true});
 }
 
 TEST(Kvc1DecodeBulkTest, Transformed) {
