@@ -64,9 +64,7 @@ class Window {
     __syncwarp();
     Store16(shared_ + half % 2 * kHalf + 16 * lane_, ahead_);
     ahead_ = Load(half + 3);
-#ifndef LARDER_INJECT_NO_SYNCWARP_AFTER_WINDOW
     __syncwarp();
-#endif
   }
 
  private:

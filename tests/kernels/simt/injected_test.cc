@@ -74,6 +74,23 @@ Found Decode(const simt::Schedule& schedule, const std::string& suffix) {
                               got.results[1].ok == 1);
 }
 
+Found DecodePlanes(const simt::Schedule& schedule, const std::string& suffix) {
+  Kvc1Case c({.tokens = 40, .heads = 1, .refined = true, .fine = true});
+  const Kvc1Case::Got got = c.Run(schedule, suffix);
+  return Judge(got.error, got.rows == c.want());
+}
+
+Found DecodeNested(const simt::Schedule& schedule, const std::string& suffix) {
+  Kvc1Case c({.tokens = 40,
+              .heads = 1,
+              .refined = true,
+              .predicted = true,
+              .trellis = true,
+              .nested = true});
+  const Kvc1Case::Got got = c.Run(schedule, suffix);
+  return Judge(got.error, got.rows == c.want());
+}
+
 Found DecodeWithTooFewEscapes(const simt::Schedule& schedule,
                               const std::string& suffix) {
   Kvc1Case c({.tiles = 1, .tokens = 40, .heads = 1, .spread = 12});
@@ -138,8 +155,10 @@ const Bug kBugs[] = {
     {"WORD_RANK", Decode, kWrong, kWrong, false, false},
     {"SHUFFLE_IN_BRANCH", Decode, kError, kError, false, false},
     {"ESCAPE_BOUND", DecodeWithTooFewEscapes, kNot, kNot, true, false},
-    {"NO_SYNCWARP_BEFORE_STORE", Decode, kWrong, kWrong, false, true},
-    {"NO_SYNCWARP_AFTER_STORE", Decode, kNot, kNot, false, true},
+    {"NO_TRELLIS", DecodeNested, kWrong, kWrong, false, false},
+    {"NO_SYNCWARP_BEFORE_STORE", Decode, kNot, kNot, false, true},
+    {"NO_SYNCWARP_BEFORE_TABLES", Decode, kNot, kNot, false, true},
+    {"NO_SYNCWARP_AFTER_LOAD", DecodePlanes, kNot, kWrong, false, true},
     {"NARROW_MASK", Attend, kError, kError, false, false},
     {"EARLY_EXIT", Attend, kError, kError, false, false},
     {"CP_ASYNC_WAIT", Attend, kWrong, kWrong, false, false},
