@@ -275,17 +275,18 @@ __device__ __forceinline__ void LoadFloats8(const float* from, uint32_t at,
 // --- The entropy coder -------------------------------------------------------
 
 // The symbol of a slot, by five questions; `slots` becomes its lane's word of
-// the table: lane s has the slots of symbol s, from the low to before the high
-// half.
+// the table: lane s has the slots of symbol s, from the high half to before the
+// low one.
 __device__ __forceinline__ uint32_t SymbolAt(uint32_t table, uint32_t slot,
                                              uint32_t* slots) {
+  const uint32_t most = slot << 16 | 0xffff;
   uint32_t symbol = 0;
   *slots = __shfl_sync(kAllLanes, table, 0);
 #pragma unroll
   for (uint32_t half = 16; half != 0; half /= 2) {
     const uint32_t there =
         __shfl_sync(kAllLanes, table, static_cast<int>(symbol + half));
-    if ((there & 0xffff) <= slot) {
+    if (there <= most) {
       symbol += half;
       *slots = there;
     }
@@ -313,8 +314,8 @@ __device__ __forceinline__ bool DecodeSymbol(const Tables& tables,
   const uint32_t end = lane < 31 ? tables.At(lane + 1) : kProbabilityOne;
   const uint32_t slot = *state & (kProbabilityOne - 1);
   uint32_t slots;
-  *symbol = SymbolAt(tables.At(lane) | end << 16, slot, &slots);
-  return Advance(slot, slots & 0xffff, slots >> 16, words, state);
+  *symbol = SymbolAt(tables.At(lane) << 16 | end, slot, &slots);
+  return Advance(slot, slots >> 16, slots & 0xffff, words, state);
 }
 
 // One step of a later one.
@@ -914,7 +915,9 @@ __device__ __forceinline__ void StoreExact(const Kvc1Decode& p,
   const uint32_t heads = tile.channels / p.head_dim;
   const uint32_t row_bytes = p.head_dim * bytes;
   const bool one = tile.exact_is_one != 0;
-  const uint32_t all = tile.exact_rows * heads * row_bytes;
+  const uint32_t rows =
+      tile.exact_rows < tile.tokens ? tile.exact_rows : tile.tokens;
+  const uint32_t all = rows * heads * row_bytes;
   const auto* const exact = static_cast<const unsigned char*>(tile.exact);
   // 16 bytes or an element.
   const uint32_t piece = RowsAreWide(p) ? 16 : bytes;

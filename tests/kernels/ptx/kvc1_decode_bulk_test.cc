@@ -27,6 +27,9 @@ void Decode(Kvc1Shape shape) {
 
 TEST(Kvc1DecodeBulkTest, Values) {
   Decode({.odd_words = true, .escapes_in = Kvc1Escapes::kInStates});
+  // With escapes.
+  Decode(
+      {.spread = 5, .odd_words = true, .escapes_in = Kvc1Escapes::kInStates});
 }
 
 TEST(Kvc1DecodeBulkTest, Keys) {
