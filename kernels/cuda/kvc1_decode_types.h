@@ -48,8 +48,9 @@ enum class Kvc1Escapes : uint32_t {
 // rounds = (tokens + 31) / 32, and channel c is dim c % head_dim of head
 // first_head + c / head_dim.
 //
-// Whatever is null or 0 is not there. No alignment is needed unless said; what
-// is asked for in bulk is best at multiples of 32 bytes: tables, scales, means,
+// Whatever is null or 0 is not there. Bytes, words of streams and exact rows
+// may lie anywhere, numbers where their type may unless more is said; what is
+// asked for in bulk is best at multiples of 32 bytes: tables, scales, means,
 // angles, transforms. Streams and planes are below 2^31 bytes each.
 struct Kvc1Tile {
   // 16-bit little-endian words.

@@ -83,7 +83,7 @@ const Named kCases[] = {
       .refined = true,
       .predicted = true,
       .trellis = true,
-      .spread = 200,
+      .spread = 60,
       .odd_words = true,
       .nested = true,
       .escapes_in = Kvc1Escapes::kBehindWords,
@@ -302,6 +302,23 @@ TEST(Kvc1DecodeGarbageTest, StaysInBounds) {
     const Kvc1Case::Got got = c.Run();
     EXPECT_EQ(got.error, std::nullopt) << named.name;
     EXPECT_LE(got.results[0].words_used, tile.word_count) << named.name;
+  }
+}
+
+TEST(Kvc1DecodeGarbageTest, BehindTheWordsStaysInBounds) {
+  std::mt19937 random(4);
+  for (const Named& named : kCases) {
+    if (named.shape.escapes_in == Kvc1Escapes::kList) continue;
+    Kvc1Case c(named.shape);
+    Kvc1Tile& tile = c.tile(0);
+    auto* const plane =
+        const_cast<uint8_t*>(static_cast<const uint8_t*>(tile.words));
+    for (uint32_t i = 2 * c.word_count(0); i < tile.plane_bytes; ++i) {
+      plane[i] = static_cast<uint8_t>(random());
+    }
+    const Kvc1Case::Got got = c.Run();
+    EXPECT_EQ(got.error, std::nullopt) << named.name;
+    if (got.results.size() > 1) EXPECT_EQ(got.results[1].ok, 1u) << named.name;
   }
 }
 
