@@ -8,45 +8,227 @@
 namespace larder::kernels::cuda {
 namespace {
 
+// 16 bytes of elements, as words.
+struct Piece {
+  uint32_t words[4];
+};
+
+__device__ __forceinline__ Piece LoadPiece(const unsigned char* from) {
+  const uint4 v = LoadConst16(from);
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ __forceinline__ void StorePiece(unsigned char* to, const Piece& p) {
+  StoreStream16(to, make_uint4(p.words[0], p.words[1], p.words[2], p.words[3]));
+}
+
+// Element i of packed words. The index is known to the compiler.
+template <Element kElement>
+__device__ __forceinline__ float ElementOf(const uint32_t* words, uint32_t i) {
+  constexpr uint32_t kBits = BitsOf<kElement>();
+  const uint32_t word = words[i * kBits / 32] >> i * kBits % 32;
+  return Widen<kElement>(
+      kBits == 32 ? word : word & ((uint32_t{1} << kBits % 32) - 1));
+}
+
+__device__ __forceinline__ float ScaleOf(const RowsConversion& c,
+                                         uint32_t row) {
+  uint32_t index = row;
+  if (c.rows_per_scale > 1) {
+    index = c.rows_per_scale > UINT32_MAX
+                ? 0
+                : row / static_cast<uint32_t>(c.rows_per_scale);
+  }
+  if (c.scale_count <= UINT32_MAX) {
+    index %= static_cast<uint32_t>(c.scale_count);
+  }
+  return __ldg(c.scales + index);
+}
+
+// kWords words of kTo (or half of one, in the low bits, if kWords is 0) from
+// kCount elements of kFrom.
+template <Element kFrom, Element kTo, bool kScaled, uint32_t kCount>
+__device__ __forceinline__ void ConvertWords(const uint32_t* from, float scale,
+                                             uint32_t* to) {
+  constexpr uint32_t kBits = BitsOf<kTo>();
+#pragma unroll
+  for (uint32_t i = 0; i < kCount; ++i) {
+    float value = ElementOf<kFrom>(from, i);
+    if constexpr (kScaled) value = __fmul_rn(value, scale);
+    const uint32_t bits = Narrow<kTo>(value);
+    uint32_t& word = to[i * kBits / 32];
+    word = i * kBits % 32 == 0 ? bits : word | bits << i * kBits % 32;
+  }
+}
+
+// Where piece `index` of rows with `per_row` pieces each is.
+struct PiecePlace {
+  uint32_t row;
+  uint32_t piece;
+};
+__device__ __forceinline__ PiecePlace PieceAt(uint32_t first_row,
+                                              uint32_t first_piece,
+                                              uint32_t index,
+                                              uint32_t per_row) {
+  const uint32_t at = first_piece + index;
+  return {first_row + at / per_row, at % per_row};
+}
+
+// Tiles of 32 pieces of the narrower side and kRatio times as many of the
+// wider. Lane L has narrow piece L of a tile, and wide pieces k * 32 + L; wide
+// piece q is part q % kRatio of narrow piece q / kRatio.
+template <Element kFrom, Element kTo, bool kScaled>
+__device__ __forceinline__ void ConvertPieces(const RowsConversion& c) {
+  constexpr uint32_t kFromBits = BitsOf<kFrom>(), kToBits = BitsOf<kTo>();
+  constexpr bool kWidens = kFromBits <= kToBits;
+  constexpr uint32_t kWideBits = kWidens ? kToBits : kFromBits;
+  constexpr uint32_t kRatio = kWideBits / (kWidens ? kFromBits : kToBits);
+  constexpr uint32_t kElements = 128 / kWideBits;  // of a wide piece
+  // Words of a narrow piece that a wide one is; of 1 to 8 it is half a word.
+  constexpr uint32_t kWords = kRatio == 8 ? 1 : 4 / kRatio;
+  const uint32_t lane = threadIdx.x & 31;
+  const uint32_t warps = kConvertThreads / 32;
+  const uint32_t wide_per_row = c.width / kElements;
+  const uint32_t narrow_per_row = wide_per_row / kRatio;
+  const uint64_t pieces = c.rows * narrow_per_row;
+  for (uint64_t first = (uint64_t{blockIdx.x} * warps + threadIdx.x / 32) * 32;
+       first < pieces; first += uint64_t{gridDim.x} * warps * 32) {
+    const auto row = static_cast<uint32_t>(first / narrow_per_row);
+    const auto at = static_cast<uint32_t>(first - uint64_t{row} * narrow_per_row);
+    const uint32_t count =
+        pieces - first < 32 ? static_cast<uint32_t>(pieces - first) : 32;
+    const PiecePlace mine = PieceAt(row, at, lane, narrow_per_row);
+    unsigned char* const dst = static_cast<unsigned char*>(c.dst);
+    const unsigned char* const src = static_cast<const unsigned char*>(c.src);
+    Piece narrow = {};
+    if constexpr (kWidens) {
+      if (lane < count) {
+        narrow = LoadPiece(src + int64_t{mine.row} * c.src_stride +
+                           mine.piece * 16);
+      }
+    }
+    Piece wide[kRatio];
+    if constexpr (!kWidens) {
+#pragma unroll
+      for (uint32_t k = 0; k < kRatio; ++k) {
+        wide[k] = {};
+        if (k * 32 + lane < count * kRatio) {
+          const PiecePlace place =
+              PieceAt(row, at * kRatio, k * 32 + lane, wide_per_row);
+          wide[k] = LoadPiece(src + int64_t{place.row} * c.src_stride +
+                              place.piece * 16);
+        }
+      }
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kRatio; ++k) {
+      const uint32_t q = k * 32 + lane;
+      const PiecePlace place = PieceAt(row, at * kRatio, q, wide_per_row);
+      const bool valid = q < count * kRatio;
+      float scale = 1;
+      if constexpr (kScaled) {
+        if (valid) scale = ScaleOf(c, place.row);
+      }
+      if constexpr (kWidens) {
+        // All of the narrow piece that has it, then its part.
+        uint32_t part[4];
+#pragma unroll
+        for (uint32_t w = 0; w < 4; ++w) {
+          part[w] = kRatio == 1 ? narrow.words[w]
+                                : __shfl_sync(kAllLanes, narrow.words[w],
+                                              static_cast<int>(q / kRatio));
+        }
+        const uint32_t which = q % kRatio;
+        uint32_t words[kWords];
+#pragma unroll
+        for (uint32_t w = 0; w < kWords; ++w) {
+          words[w] = part[w];
+#pragma unroll
+          for (uint32_t s = 1; s < 4 / kWords; ++s) {
+            if ((kRatio == 8 ? which / 2 : which) == s) {
+              words[w] = part[s * kWords + w];
+            }
+          }
+        }
+        if constexpr (kRatio == 8) words[0] >>= which % 2 * 16;
+        Piece out = {};
+        ConvertWords<kFrom, kTo, kScaled, kElements>(words, scale, out.words);
+        if (valid) {
+          StorePiece(dst + int64_t{place.row} * c.dst_stride + place.piece * 16,
+                     out);
+        }
+      } else {
+        uint32_t words[kWords];
+        ConvertWords<kFrom, kTo, kScaled, kElements>(wide[k].words, scale,
+                                                     words);
+        // To the lanes whose narrow pieces these are parts of.
+        const bool here = lane / (32 / kRatio) == k;
+#pragma unroll
+        for (uint32_t j = 0; j < kRatio; ++j) {
+          const auto from = static_cast<int>(lane % (32 / kRatio) * kRatio + j);
+#pragma unroll
+          for (uint32_t w = 0; w < kWords; ++w) {
+            const uint32_t word = __shfl_sync(kAllLanes, words[w], from);
+            if (!here) continue;
+            if constexpr (kRatio == 8) {
+              narrow.words[j / 2] |= word << j % 2 * 16;
+            } else {
+              narrow.words[j * kWords + w] = word;
+            }
+          }
+        }
+      }
+    }
+    if constexpr (!kWidens) {
+      if (lane < count) {
+        StorePiece(dst + int64_t{mine.row} * c.dst_stride + mine.piece * 16,
+                   narrow);
+      }
+    }
+  }
+}
+
+// Any rows, a thread kConvertElements at a time: of int4 no two threads have the
+// same byte.
+template <Element kFrom, Element kTo, bool kScaled>
+__device__ __forceinline__ void ConvertElements(const RowsConversion& c) {
+  const uint32_t runs = (c.width + kConvertElements - 1) / kConvertElements;
+  const uint64_t all = c.rows * runs;
+  for (uint64_t i = uint64_t{blockIdx.x} * kConvertThreads + threadIdx.x;
+       i < all; i += uint64_t{gridDim.x} * kConvertThreads) {
+    const auto row = static_cast<uint32_t>(i / runs);
+    const uint32_t first =
+        static_cast<uint32_t>(i - uint64_t{row} * runs) * kConvertElements;
+    const uint32_t end = c.width - first < kConvertElements
+                             ? c.width
+                             : first + kConvertElements;
+    const unsigned char* const src =
+        static_cast<const unsigned char*>(c.src) + int64_t{row} * c.src_stride;
+    unsigned char* const dst =
+        static_cast<unsigned char*>(c.dst) + int64_t{row} * c.dst_stride;
+    float scale = 1;
+    if constexpr (kScaled) scale = ScaleOf(c, row);
+    for (uint32_t j = first; j < end; ++j) {
+      float value = LoadElement<kFrom>(src, j);
+      if constexpr (kScaled) value = __fmul_rn(value, scale);
+      StoreElement<kTo>(dst, j, value);
+    }
+  }
+}
+
 template <Element kFrom, Element kTo, bool kScaled>
 __device__ __forceinline__ void ConvertRowsWith(const RowsConversion& c) {
-  const uint32_t row_threads = ConvertThreadsOfRow(c.width);
-  const uint32_t rows = kConvertThreads / row_threads;
-  const uint32_t first = (threadIdx.x & (row_threads - 1)) * kConvertElements;
-  const bool whole = ((reinterpret_cast<uintptr_t>(c.src) |
-                       static_cast<uintptr_t>(c.src_stride)) &
-                      (AlignmentOf8<kFrom>() - 1)) == 0 &&
-                     ((reinterpret_cast<uintptr_t>(c.dst) |
+  constexpr uint32_t kNarrow = BitsOf<kFrom>() < BitsOf<kTo>() ? BitsOf<kFrom>()
+                                                               : BitsOf<kTo>();
+  const bool whole = c.width % (128 / kNarrow) == 0 &&
+                     ((reinterpret_cast<uintptr_t>(c.src) |
+                       reinterpret_cast<uintptr_t>(c.dst) |
+                       static_cast<uintptr_t>(c.src_stride) |
                        static_cast<uintptr_t>(c.dst_stride)) &
-                      (AlignmentOf8<kTo>() - 1)) == 0;
-  for (uint64_t row = uint64_t{blockIdx.x} * rows + threadIdx.x / row_threads;
-       row < c.rows; row += uint64_t{gridDim.x} * rows) {
-    const auto at = static_cast<int64_t>(row);
-    const unsigned char* const src =
-        static_cast<const unsigned char*>(c.src) + at * c.src_stride;
-    unsigned char* const dst =
-        static_cast<unsigned char*>(c.dst) + at * c.dst_stride;
-    float scale = 1;
-    if constexpr (kScaled) {
-      scale = __ldg(c.scales + row / c.rows_per_scale % c.scale_count);
-    }
-    for (uint32_t i = first; i < c.width; i += row_threads * kConvertElements) {
-      if (whole && i + kConvertElements <= c.width) {
-        float values[kConvertElements];
-        Load8<kFrom>(src + i / 8 * BitsOf<kFrom>(), values);
-        if constexpr (kScaled) {
-#pragma unroll
-          for (float& value : values) value = __fmul_rn(value, scale);
-        }
-        Store8<kTo>(dst + i / 8 * BitsOf<kTo>(), values);
-        continue;
-      }
-      for (uint32_t j = i; j < c.width && j < i + kConvertElements; ++j) {
-        float value = LoadElement<kFrom>(src, j);
-        if constexpr (kScaled) value = __fmul_rn(value, scale);
-        StoreElement<kTo>(dst, j, value);
-      }
-    }
+                      15) == 0;
+  if (whole) {
+    ConvertPieces<kFrom, kTo, kScaled>(c);
+  } else {
+    ConvertElements<kFrom, kTo, kScaled>(c);
   }
 }
 
@@ -58,6 +240,84 @@ __device__ __forceinline__ void ConvertRows(const RowsConversion& c) {
     ConvertRowsWith<kFrom, kTo, true>(c);
   } else {
     ConvertRowsWith<kFrom, kTo, false>(c);
+  }
+}
+
+// A number of a group, which is not signed.
+template <Element kCodes>
+__device__ __forceinline__ float CodeOf(uint32_t words, uint32_t i) {
+  constexpr uint32_t kBits = BitsOf<kCodes>();
+  return static_cast<float>(words >> i * kBits & ((1u << kBits) - 1));
+}
+
+template <Element kCodes, Element kTo>
+__device__ __forceinline__ void DecodeGroupedRows(const GroupedRows& g) {
+  constexpr uint32_t kBits = BitsOf<kCodes>();
+  const uint32_t runs = (g.channels + kConvertElements - 1) / kConvertElements;
+  const bool whole =
+      g.channels % kConvertElements == 0 &&
+      ((reinterpret_cast<uintptr_t>(g.codes) |
+        static_cast<uintptr_t>(g.codes_stride)) &
+       (kBits - 1)) == 0 &&
+      ((reinterpret_cast<uintptr_t>(g.dst) |
+        static_cast<uintptr_t>(g.dst_stride)) &
+       15) == 0;
+  const uint64_t all = g.tokens * runs;
+  for (uint64_t i = uint64_t{blockIdx.x} * kConvertThreads + threadIdx.x;
+       i < all; i += uint64_t{gridDim.x} * kConvertThreads) {
+    const auto token = static_cast<uint32_t>(i / runs);
+    const uint32_t first =
+        static_cast<uint32_t>(i - uint64_t{token} * runs) * kConvertElements;
+    const uint32_t count = g.channels - first < kConvertElements
+                               ? g.channels - first
+                               : kConvertElements;
+    const unsigned char* const codes =
+        static_cast<const unsigned char*>(g.codes) +
+        int64_t{token} * g.codes_stride + first * kBits / 8;
+    unsigned char* const dst = static_cast<unsigned char*>(g.dst) +
+                               int64_t{token} * g.dst_stride +
+                               first * (BitsOf<kTo>() / 8);
+    // 8 codes: one word of int4, two of int8.
+    uint32_t words[2] = {};
+    if (whole) {
+      if constexpr (kBits == 4) {
+        words[0] = __ldg(reinterpret_cast<const uint32_t*>(codes));
+      } else {
+        const uint2 v = __ldg(reinterpret_cast<const uint2*>(codes));
+        words[0] = v.x, words[1] = v.y;
+      }
+    } else {
+      for (uint32_t b = 0; b < (count * kBits + 7) / 8; ++b) {
+        words[b / 4] |= uint32_t{__ldg(codes + b)} << b % 4 * 8;
+      }
+    }
+    const uint64_t groups =
+        uint64_t{token / g.tokens_per_group} * g.groups_per_row;
+    float values[kConvertElements];
+    uint32_t last = UINT32_MAX;
+    float scale = 0, zero = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < kConvertElements; ++j) {
+      values[j] = 0;
+      if (j >= count) continue;
+      const uint32_t group = (first + j) / g.channels_per_group;
+      if (group != last) {
+        last = group;
+        scale = __ldg(g.scales + groups + group);
+        zero = __ldg(g.zeros + groups + group);
+      }
+      const float code = CodeOf<kCodes>(words[j * kBits / 32],
+                                        j - j * kBits / 32 * (32 / kBits));
+      values[j] = __fadd_rn(__fmul_rn(code, scale), zero);
+    }
+    if (whole) {
+      Store8<kTo>(dst, values);
+      continue;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < kConvertElements; ++j) {
+      if (j < count) StoreElement<kTo>(dst, j, values[j]);
+    }
   }
 }
 

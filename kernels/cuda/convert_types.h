@@ -1,8 +1,14 @@
 #ifndef LARDER_KERNELS_CUDA_CONVERT_TYPES_H_
 #define LARDER_KERNELS_CUDA_CONVERT_TYPES_H_
 
-// Conversions of rows (kernels/convert.h) on a device, to f16, bf16 and f32,
-// with the same result to the bit. All pointers are to device memory.
+// Conversions of rows, and numbers in groups to rows (kernels/convert.h) on a
+// device, with the same result to the bit. All pointers are to device memory.
+//
+// Where rows lie at multiples of 16 bytes and are as long, a warp takes 32
+// pieces of 16 bytes of the narrower side at a time, and as much of the wider
+// one as they are: lanes exchange words so that every access of either side is
+// of 16 bytes next to those of the lane's neighbours. Other rows are converted
+// element by element.
 
 #include <stdint.h>
 
@@ -11,50 +17,82 @@
 
 namespace larder::kernels::cuda {
 
-// A thread converts so many elements at a time; in one piece where addresses
-// and strides are multiples of their bytes (of 16, if those are more).
-inline constexpr uint32_t kConvertElements = 8;
 inline constexpr uint32_t kConvertThreads = 256;
-// A row's threads: a power of two up to a warp.
-#if defined(__CUDACC__)
-__host__ __device__
-#endif
-    constexpr uint32_t
-    ConvertThreadsOfRow(uint32_t width) {
-  uint32_t threads = 1;
-  while (threads < 32 && threads * kConvertElements < width) threads *= 2;
-  return threads;
+// Without pieces, and of grouped rows, a thread does so many elements of a row
+// at a time.
+inline constexpr uint32_t kConvertElements = 8;
+
+inline constexpr uint32_t ConvertBits(Element element) {
+  switch (element) {
+    case Element::kF32:
+      return 32;
+    case Element::kF16:
+    case Element::kBf16:
+      return 16;
+    case Element::kE4m3:
+    case Element::kInt8:
+      return 8;
+    default:
+      return 4;
+  }
 }
 
-// Nothing to launch also where the destination is none of the three.
-inline LaunchPlan PlanConvert(const RowsConversion& conversion) {
-  static const char* const kEntries[6][3] = {
-      {"larder_convert_f16_f16", "larder_convert_f16_bf16",
-       "larder_convert_f16_f32"},
-      {"larder_convert_bf16_f16", "larder_convert_bf16_bf16",
-       "larder_convert_bf16_f32"},
-      {"larder_convert_f32_f16", "larder_convert_f32_bf16",
-       "larder_convert_f32_f32"},
-      {"larder_convert_e4m3_f16", "larder_convert_e4m3_bf16",
-       "larder_convert_e4m3_f32"},
-      {"larder_convert_int8_f16", "larder_convert_int8_bf16",
-       "larder_convert_int8_f32"},
-      {"larder_convert_int4_f16", "larder_convert_int4_bf16",
-       "larder_convert_int4_f32"}};
+// What a warp has to do, for a launch.
+inline LaunchPlan ConvertPlan(const char* entry, uint64_t warps) {
   LaunchPlan plan;
-  const auto from = static_cast<uint32_t>(conversion.src_element);
-  const auto to = static_cast<uint32_t>(conversion.dst_element);
-  if (conversion.rows == 0 || conversion.width == 0 || from >= 6 || to >= 3) {
-    return plan;
-  }
-  const uint32_t rows_of_block =
-      kConvertThreads / ConvertThreadsOfRow(conversion.width);
-  const uint64_t blocks = (conversion.rows + rows_of_block - 1) / rows_of_block;
-  plan.entry = kEntries[from][to];
-  // Blocks take rows by turns.
+  constexpr uint64_t kWarpsOfBlock = kConvertThreads / 32;
+  const uint64_t blocks = (warps + kWarpsOfBlock - 1) / kWarpsOfBlock;
+  plan.entry = entry;
+  // Warps take what there is by turns.
   plan.grid[0] = static_cast<uint32_t>(blocks < (1 << 20) ? blocks : 1 << 20);
   plan.block_threads = kConvertThreads;
   return plan;
+}
+
+// Nothing to launch also beyond 2^32 - 1 rows.
+inline LaunchPlan PlanConvert(const RowsConversion& conversion) {
+#define LARDER_ROW(from)                                           \
+  {"larder_convert_" from "_f16",  "larder_convert_" from "_bf16", \
+   "larder_convert_" from "_f32",  "larder_convert_" from "_e4m3", \
+   "larder_convert_" from "_int8", "larder_convert_" from "_int4"}
+  // As kernels/paged.h numbers elements.
+  static const char* const kEntries[6][6] = {
+      LARDER_ROW("f16"),  LARDER_ROW("bf16"), LARDER_ROW("f32"),
+      LARDER_ROW("e4m3"), LARDER_ROW("int8"), LARDER_ROW("int4")};
+#undef LARDER_ROW
+  const auto from = static_cast<uint32_t>(conversion.src_element);
+  const auto to = static_cast<uint32_t>(conversion.dst_element);
+  if (conversion.rows == 0 || conversion.rows > UINT32_MAX ||
+      conversion.width == 0 || from >= 6 || to >= 6) {
+    return {};
+  }
+  const uint32_t from_bits = ConvertBits(conversion.src_element);
+  const uint32_t to_bits = ConvertBits(conversion.dst_element);
+  const uint64_t piece = 128 / (from_bits < to_bits ? from_bits : to_bits);
+  const uint64_t pieces =
+      conversion.rows * ((conversion.width + piece - 1) / piece);
+  return ConvertPlan(kEntries[from][to], (pieces + 31) / 32);
+}
+
+// Nothing to launch also for other codes than kInt8 and kInt4, or beyond
+// 2^32 - 1 tokens.
+inline LaunchPlan PlanDecodeGrouped(const GroupedRows& rows) {
+  static const char* const kEntries[2][3] = {
+      {"larder_decode_grouped_int8_f16", "larder_decode_grouped_int8_bf16",
+       "larder_decode_grouped_int8_f32"},
+      {"larder_decode_grouped_int4_f16", "larder_decode_grouped_int4_bf16",
+       "larder_decode_grouped_int4_f32"}};
+  const bool small = rows.code_element == Element::kInt4;
+  const auto to = static_cast<uint32_t>(rows.dst_element);
+  if (rows.tokens == 0 || rows.tokens > UINT32_MAX || rows.channels == 0 ||
+      rows.tokens_per_group == 0 || rows.channels_per_group == 0 ||
+      (!small && rows.code_element != Element::kInt8) || to >= 3) {
+    return {};
+  }
+  const uint64_t pieces = rows.tokens * ((uint64_t{rows.channels} +
+                                          kConvertElements - 1) /
+                                         kConvertElements);
+  return ConvertPlan(kEntries[small ? 1 : 0][to], (pieces + 31) / 32);
 }
 
 }  // namespace larder::kernels::cuda

@@ -43,15 +43,42 @@ __device__ __forceinline__ float Widen(uint32_t bits) {
   }
 }
 
+// To nearest even, in two's complement; of less than 2^22.
+__device__ __forceinline__ uint32_t RoundToInteger(float value) {
+  constexpr float kOnes = 12582912.0f;  // 1.5 * 2^23, whose last bit is worth 1
+  return __float_as_uint(__fadd_rn(value, kOnes)) - __float_as_uint(kOnes);
+}
+
 template <Element kElement>
 __device__ __forceinline__ uint32_t Narrow(float value) {
   if constexpr (kElement == Element::kF32) {
     return __float_as_uint(value);
   } else if constexpr (kElement == Element::kF16) {
     return F16FromF32(value);
-  } else {
-    static_assert(kElement == Element::kBf16);
+  } else if constexpr (kElement == Element::kBf16) {
     return Bf16FromF32(value);
+  } else {
+    const uint32_t bits = __float_as_uint(value);
+    const uint32_t magnitude = bits & 0x7fffffff;
+    const bool nan = magnitude > 0x7f800000;
+    if constexpr (kElement == Element::kE4m3) {
+      const uint32_t sign = bits >> 24 & 0x80;
+      if (nan) return sign | 0x7f;
+      if (magnitude >= 0x43e00000) return sign | 0x7e;  // 448
+      if (magnitude < 0x3c800000) {                     // 2^-6: subnormal
+        return sign | RoundToInteger(
+                          __fmul_rn(__uint_as_float(magnitude), 512.0f));
+      }
+      const uint32_t rounded = magnitude + 0x7ffff + (magnitude >> 20 & 1);
+      return sign | ((rounded >> 20) - (120u << 3));
+    } else {
+      constexpr float kMost = kElement == Element::kInt8 ? 127.0f : 7.0f;
+      const float least = -kMost - 1;
+      const float near = value > kMost ? kMost : value < least ? least : value;
+      return nan ? 0
+                 : RoundToInteger(near) &
+                       (kElement == Element::kInt8 ? 0xffu : 15u);
+    }
   }
 }
 
@@ -71,47 +98,22 @@ __device__ __forceinline__ float LoadElement(const unsigned char* row,
   }
 }
 
+// Of int4 in order: of an even one the high half becomes 0.
 template <Element kElement>
 __device__ __forceinline__ void StoreElement(unsigned char* row, uint32_t i,
                                              float value) {
   constexpr uint32_t kBytes = BitsOf<kElement>() / 8;
   const uint32_t bits = Narrow<kElement>(value);
+  if constexpr (kElement == Element::kInt4) {
+    row[i / 2] = static_cast<unsigned char>(
+        i % 2 == 0 ? bits : (row[i / 2] & 15) | bits << 4);
+  }
   for (uint32_t b = 0; b < kBytes; ++b) {
     row[i * kBytes + b] = static_cast<unsigned char>(bits >> b * 8);
   }
 }
 
-// What Load8 and Store8 need addresses to be multiples of.
-template <Element kElement>
-__device__ constexpr uint32_t AlignmentOf8() {
-  return BitsOf<kElement>() < 16 ? BitsOf<kElement>() : 16;
-}
-
-template <Element kElement>
-__device__ __forceinline__ void Load8(const unsigned char* from, float* to) {
-  constexpr uint32_t kBits = BitsOf<kElement>();
-  uint32_t words[kBits / 4];
-  if constexpr (kBits == 4) {
-    words[0] = __ldg(reinterpret_cast<const uint32_t*>(from));
-  } else if constexpr (kBits == 8) {
-    const uint2 v = __ldg(reinterpret_cast<const uint2*>(from));
-    words[0] = v.x, words[1] = v.y;
-  } else {
-    for (uint32_t i = 0; i < kBits / 16; ++i) {
-      const uint4 v = LoadConst16(from + 16 * i);
-      words[4 * i] = v.x, words[4 * i + 1] = v.y;
-      words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
-    }
-  }
-#pragma unroll
-  for (uint32_t i = 0; i < 8; ++i) {
-    const uint32_t word = words[i * kBits / 32] >> i * kBits % 32;
-    to[i] = Widen<kElement>(
-        kBits == 32 ? word : word & ((uint32_t{1} << kBits % 32) - 1));
-  }
-}
-
-// To global memory that is not read soon.
+// To global memory that is not read soon, at a multiple of 16 bytes.
 template <Element kElement>
 __device__ __forceinline__ void Store8(unsigned char* to, const float* from) {
   if constexpr (kElement == Element::kF32) {

@@ -19,20 +19,24 @@ TEST(ConvertBulkTest, RowsOf128) {
        {std::tuple(Element::kF16, 16, Element::kF16),
         std::tuple(Element::kF16, 16, Element::kBf16),
         std::tuple(Element::kInt8, 8, Element::kF16),
-        std::tuple(Element::kInt4, 4, Element::kF16)}) {
+        std::tuple(Element::kInt4, 4, Element::kF16),
+        std::tuple(Element::kE4m3, 8, Element::kF16),
+        std::tuple(Element::kF16, 16, Element::kInt8),
+        std::tuple(Element::kF16, 16, Element::kInt4)}) {
     const simt::DeviceArray<uint8_t> src(kRows * kWidth * bits / 8, 0x11);
-    const simt::DeviceArray<uint16_t> dst(kRows * kWidth);
+    const uint64_t row = RowBytes(to, kWidth);
+    const simt::DeviceArray<uint8_t> dst(kRows * row);
     RowsConversion c = {};
     c.src = src.data();
     c.src_stride = kWidth * bits / 8;
     c.dst = dst.data();
-    c.dst_stride = kWidth * 2;
+    c.dst_stride = static_cast<int64_t>(row);
     c.src_element = from;
     c.dst_element = to;
     c.rows = kRows;
     c.width = kWidth;
     EXPECT_EQ(simt::Launch(PlanConvert(c), c), std::nullopt);
-    for (size_t n = 1; n < dst.size(); ++n) ASSERT_EQ(dst[n], dst[0]);
+    for (size_t n = 2; n < dst.size(); ++n) ASSERT_EQ(dst[n], dst[n - 2]);
   }
 }
 

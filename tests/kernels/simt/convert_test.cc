@@ -46,7 +46,7 @@ float FloatOf(Element element, const uint8_t* row, uint32_t i) {
   return 0;
 }
 
-void StoreFloat(Element element, uint8_t* row, uint32_t i, float value) {
+void StoreWide(Element element, uint8_t* row, uint32_t i, float value) {
   if (element == Element::kF32) {
     memcpy(row + 4 * i, &value, 4);
     return;
@@ -67,7 +67,7 @@ void ConvertPlainly(const RowsConversion& c) {
       if (c.scales != nullptr) {
         value = value * c.scales[r / c.rows_per_scale % c.scale_count];
       }
-      StoreFloat(c.dst_element, dst, i, value);
+      StoreWide(c.dst_element, dst, i, value);
     }
   }
 }
@@ -81,6 +81,7 @@ struct Shape {
 const Shape kShapes[] = {
     {19, 128, 0, 0, 1, 19}, {40, 64, 16, 32, 1, 8}, {9, 80, 0, 0, 3, 3},
     {70, 13, 0, 0, 0, 0},   {5, 576, 1, 2, 1, 1},   {33, 20, 6, 3, 0, 0},
+    {37, 96, 16, 0, 2, 7},  {70, 32, 0, 0, 0, 0},   {3, 384, 0, 16, 0, 0},
 };
 
 class ConvertTest
@@ -90,7 +91,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(
         testing::Values(Element::kF16, Element::kBf16, Element::kF32,
                         Element::kE4m3, Element::kInt8, Element::kInt4),
-        testing::Values(Element::kF16, Element::kBf16, Element::kF32)));
+        testing::Values(Element::kF16, Element::kBf16, Element::kF32,
+                        Element::kE4m3, Element::kInt8, Element::kInt4)));
 
 TEST_P(ConvertTest, IsTheObviousLoop) {
   const auto [from, to] = GetParam();
@@ -124,7 +126,11 @@ TEST_P(ConvertTest, IsTheObviousLoop) {
     }
     simt::DeviceArray<uint8_t> want(dst_row * shape.rows);
     c.dst = want.data();
-    ConvertPlainly(c);
+    if (to <= Element::kF32) {
+      ConvertPlainly(c);
+    } else {
+      Convert(c);  // whose test has the obvious loop for these
+    }
     for (const simt::Schedule& schedule : simt::SomeSchedules(1)) {
       simt::DeviceArray<uint8_t> got(dst_row * shape.rows);
       c.dst = got.data();
@@ -154,8 +160,83 @@ TEST(ConvertPlanTest, NothingToDoHasNoEntry) {
   EXPECT_EQ(PlanConvert(c).entry, nullptr);
   c.rows = c.width = 1;
   EXPECT_STREQ(PlanConvert(c).entry, "larder_convert_f16_f16");
-  c.dst_element = Element::kInt8;
+  c.dst_element = Element::kInt4;
+  EXPECT_STREQ(PlanConvert(c).entry, "larder_convert_f16_int4");
+  c.rows = uint64_t{1} << 32;
   EXPECT_EQ(PlanConvert(c).entry, nullptr);
+}
+
+class GroupedTest : public testing::TestWithParam<std::tuple<Element, Element>> {
+};
+INSTANTIATE_TEST_SUITE_P(
+    Elements, GroupedTest,
+    testing::Combine(testing::Values(Element::kInt8, Element::kInt4),
+                     testing::Values(Element::kF16, Element::kBf16,
+                                     Element::kF32)));
+
+TEST_P(GroupedTest, IsWhatTheProcessorMakes) {
+  const auto [codes, to] = GetParam();
+  std::mt19937 random(7);
+  struct Groups {
+    uint64_t tokens;
+    uint32_t channels, tokens_per_group, channels_per_group;
+    uint32_t codes_pad, dst_pad;
+  };
+  // KIVI's of keys and of values, and what is not made for vectors.
+  for (const Groups& s :
+       {Groups{70, 128, 32, 1, 0, 0}, Groups{33, 128, 1, 32, 16, 16},
+        Groups{9, 80, 4, 10, 0, 0}, Groups{21, 13, 5, 3, 1, 2}}) {
+    GroupedRows rows = {};
+    const uint64_t codes_row = RowBytes(codes, s.channels) + s.codes_pad;
+    const uint64_t dst_row = RowBytes(to, s.channels) + s.dst_pad;
+    rows.codes_stride = static_cast<int64_t>(codes_row);
+    rows.dst_stride = static_cast<int64_t>(dst_row);
+    rows.code_element = codes;
+    rows.dst_element = to;
+    rows.tokens = s.tokens;
+    rows.channels = s.channels;
+    rows.tokens_per_group = s.tokens_per_group;
+    rows.channels_per_group = s.channels_per_group;
+    rows.groups_per_row =
+        (s.channels + s.channels_per_group - 1) / s.channels_per_group;
+    const uint64_t groups = (s.tokens + s.tokens_per_group - 1) /
+                            s.tokens_per_group * rows.groups_per_row;
+    simt::DeviceArray<uint8_t> from(codes_row * s.tokens);
+    for (size_t i = 0; i < from.size(); ++i) {
+      from[i] = static_cast<uint8_t>(random());
+    }
+    simt::DeviceArray<float> scales(groups), zeros(groups);
+    for (size_t i = 0; i < groups; ++i) {
+      scales[i] = std::ldexp(static_cast<float>(random() % 2000 + 1), -9);
+      zeros[i] = static_cast<float>(random() % 2000) - 1000;
+    }
+    rows.codes = from.data();
+    rows.scales = scales.data();
+    rows.zeros = zeros.data();
+    simt::DeviceArray<uint8_t> want(dst_row * s.tokens);
+    rows.dst = want.data();
+    DecodeGrouped(rows);
+    for (const simt::Schedule& schedule : simt::SomeSchedules(1)) {
+      simt::DeviceArray<uint8_t> got(dst_row * s.tokens);
+      rows.dst = got.data();
+      ASSERT_EQ(simt::Launch(PlanDecodeGrouped(rows), rows, schedule),
+                std::nullopt);
+      ASSERT_EQ(got.Copy(), want.Copy());
+    }
+  }
+}
+
+TEST(GroupedPlanTest, NothingToDoHasNoEntry) {
+  GroupedRows rows = {};
+  rows.tokens = rows.channels = 8;
+  rows.tokens_per_group = rows.channels_per_group = 1;
+  rows.code_element = Element::kInt8;
+  EXPECT_STREQ(PlanDecodeGrouped(rows).entry, "larder_decode_grouped_int8_f16");
+  rows.channels_per_group = 0;
+  EXPECT_EQ(PlanDecodeGrouped(rows).entry, nullptr);
+  rows.channels_per_group = 1;
+  rows.code_element = Element::kF16;
+  EXPECT_EQ(PlanDecodeGrouped(rows).entry, nullptr);
 }
 
 }  // namespace
