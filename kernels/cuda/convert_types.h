@@ -51,10 +51,12 @@ inline LaunchPlan ConvertPlan(const char* entry, uint64_t warps) {
 
 // Nothing to launch also beyond 2^32 - 1 rows.
 inline LaunchPlan PlanConvert(const RowsConversion& conversion) {
-#define LARDER_ROW(from)                                           \
-  {"larder_convert_" from "_f16",  "larder_convert_" from "_bf16", \
-   "larder_convert_" from "_f32",  "larder_convert_" from "_e4m3", \
-   "larder_convert_" from "_int8", "larder_convert_" from "_int4"}
+#define LARDER_ROW(from)                                               \
+  {                                                                    \
+    "larder_convert_" from "_f16", "larder_convert_" from "_bf16",     \
+        "larder_convert_" from "_f32", "larder_convert_" from "_e4m3", \
+        "larder_convert_" from "_int8", "larder_convert_" from "_int4" \
+  }
   // As kernels/paged.h numbers elements.
   static const char* const kEntries[6][6] = {
       LARDER_ROW("f16"),  LARDER_ROW("bf16"), LARDER_ROW("f32"),
@@ -89,9 +91,9 @@ inline LaunchPlan PlanDecodeGrouped(const GroupedRows& rows) {
       (!small && rows.code_element != Element::kInt8) || to >= 3) {
     return {};
   }
-  const uint64_t pieces = rows.tokens * ((uint64_t{rows.channels} +
-                                          kConvertElements - 1) /
-                                         kConvertElements);
+  const uint64_t pieces =
+      rows.tokens *
+      ((uint64_t{rows.channels} + kConvertElements - 1) / kConvertElements);
   return ConvertPlan(kEntries[small ? 1 : 0][to], (pieces + 31) / 32);
 }
 

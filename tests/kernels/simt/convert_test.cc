@@ -88,11 +88,12 @@ class ConvertTest
     : public testing::TestWithParam<std::tuple<Element, Element>> {};
 INSTANTIATE_TEST_SUITE_P(
     Elements, ConvertTest,
-    testing::Combine(
-        testing::Values(Element::kF16, Element::kBf16, Element::kF32,
-                        Element::kE4m3, Element::kInt8, Element::kInt4),
-        testing::Values(Element::kF16, Element::kBf16, Element::kF32,
-                        Element::kE4m3, Element::kInt8, Element::kInt4)));
+    testing::Combine(testing::Values(Element::kF16, Element::kBf16,
+                                     Element::kF32, Element::kE4m3,
+                                     Element::kInt8, Element::kInt4),
+                     testing::Values(Element::kF16, Element::kBf16,
+                                     Element::kF32, Element::kE4m3,
+                                     Element::kInt8, Element::kInt4)));
 
 TEST_P(ConvertTest, IsTheObviousLoop) {
   const auto [from, to] = GetParam();
@@ -166,8 +167,8 @@ TEST(ConvertPlanTest, NothingToDoHasNoEntry) {
   EXPECT_EQ(PlanConvert(c).entry, nullptr);
 }
 
-class GroupedTest : public testing::TestWithParam<std::tuple<Element, Element>> {
-};
+class GroupedTest
+    : public testing::TestWithParam<std::tuple<Element, Element>> {};
 INSTANTIATE_TEST_SUITE_P(
     Elements, GroupedTest,
     testing::Combine(testing::Values(Element::kInt8, Element::kInt4),
