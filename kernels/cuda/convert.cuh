@@ -44,17 +44,87 @@ __device__ __forceinline__ float ScaleOf(const RowsConversion& c,
   return __ldg(c.scales + index);
 }
 
-// kWords words of kTo (or half of one, in the low bits, if kWords is 0) from
-// kCount elements of kFrom.
-template <Element kFrom, Element kTo, bool kScaled, uint32_t kCount>
-__device__ __forceinline__ void ConvertWords(const uint32_t* from, float scale,
-                                             uint32_t* to) {
+// Rows' own scales.
+template <Element kFrom, bool kScaled>
+struct ScaledRows {
+  const RowsConversion& c;
+
+  // Elements [first, first + kCount) of a row, the first in the low bits.
+  template <uint32_t kCount>
+  __device__ __forceinline__ void ToFloats(uint32_t row, uint32_t,
+                                           const uint32_t* words,
+                                           float* values) const {
+    float scale = 1;
+    if constexpr (kScaled) scale = ScaleOf(c, row);
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) {
+      values[i] = ElementOf<kFrom>(words, i);
+      if constexpr (kScaled) values[i] = __fmul_rn(values[i], scale);
+    }
+  }
+};
+
+// Codes, which have no sign, in groups with a scale and a zero.
+template <Element kCodes>
+struct GroupedCodes {
+  const GroupedRows& g;
+
+  template <uint32_t kCount>
+  __device__ __forceinline__ void ToFloats(uint32_t token, uint32_t first,
+                                           const uint32_t* words,
+                                           float* values) const {
+    constexpr uint32_t kBits = BitsOf<kCodes>();
+    const uint64_t row =
+        uint64_t{token / g.tokens_per_group} * g.groups_per_row;
+    const float* const scales = g.scales + row;
+    const float* const zeros = g.zeros + row;
+    uint32_t last = UINT32_MAX;
+    float scale = 0, zero = 0;
+    // Keys, a scale for each channel: four at a time.
+    const bool each = g.channels_per_group == 1 && kCount % 4 == 0 &&
+                      ((reinterpret_cast<uintptr_t>(scales + first) |
+                        reinterpret_cast<uintptr_t>(zeros + first)) &
+                       15) == 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) {
+      const auto code = static_cast<float>(
+          words[i * kBits / 32] >> i * kBits % 32 & ((1u << kBits) - 1));
+      if (each) {
+        values[i] = code;
+        continue;
+      }
+      const uint32_t group = (first + i) / g.channels_per_group;
+      if (group != last) {
+        last = group;
+        scale = __ldg(scales + group);
+        zero = __ldg(zeros + group);
+      }
+      values[i] = __fadd_rn(__fmul_rn(code, scale), zero);
+    }
+    if (!each) return;
+#pragma unroll
+    for (uint32_t i = 0; i + 4 <= kCount; i += 4) {
+      const uint4 s = LoadConst16(scales + first + i);
+      const uint4 z = LoadConst16(zeros + first + i);
+      const uint32_t s_words[4] = {s.x, s.y, s.z, s.w};
+      const uint32_t z_words[4] = {z.x, z.y, z.z, z.w};
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j) {
+        values[i + j] =
+            __fadd_rn(__fmul_rn(values[i + j], __uint_as_float(s_words[j])),
+                      __uint_as_float(z_words[j]));
+      }
+    }
+  }
+};
+
+// kCount floats as packed elements: words, or half of one in the low bits.
+template <Element kTo, uint32_t kCount>
+__device__ __forceinline__ void Pack(const float* values, uint32_t* to) {
   constexpr uint32_t kBits = BitsOf<kTo>();
 #pragma unroll
   for (uint32_t i = 0; i < kCount; ++i) {
-    float value = ElementOf<kFrom>(from, i);
-    if constexpr (kScaled) value = __fmul_rn(value, scale);
-    const uint32_t bits = Narrow<kTo>(value);
+    const uint32_t bits = Narrow<kTo>(values[i]);
     uint32_t& word = to[i * kBits / 32];
     word = i * kBits % 32 == 0 ? bits : word | bits << i * kBits % 32;
   }
@@ -76,8 +146,9 @@ __device__ __forceinline__ PiecePlace PieceAt(uint32_t first_row,
 // Tiles of 32 pieces of the narrower side and kRatio times as many of the
 // wider. Lane L has narrow piece L of a tile, and wide pieces k * 32 + L; wide
 // piece q is part q % kRatio of narrow piece q / kRatio.
-template <Element kFrom, Element kTo, bool kScaled>
-__device__ __forceinline__ void ConvertPieces(const RowsConversion& c) {
+template <Element kFrom, Element kTo, typename Meaning>
+__device__ __forceinline__ void ConvertPieces(const RowsConversion& c,
+                                              const Meaning& meaning) {
   constexpr uint32_t kFromBits = BitsOf<kFrom>(), kToBits = BitsOf<kTo>();
   constexpr bool kWidens = kFromBits <= kToBits;
   constexpr uint32_t kWideBits = kWidens ? kToBits : kFromBits;
@@ -124,10 +195,7 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c) {
       const uint32_t q = k * 32 + lane;
       const PiecePlace place = PieceAt(row, at * kRatio, q, wide_per_row);
       const bool valid = q < count * kRatio;
-      float scale = 1;
-      if constexpr (kScaled) {
-        if (valid) scale = ScaleOf(c, place.row);
-      }
+      float values[kElements] = {};
       if constexpr (kWidens) {
         // All of the narrow piece that has it, then its part.
         uint32_t part[4];
@@ -150,16 +218,21 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c) {
           }
         }
         if constexpr (kRatio == 8) words[0] >>= which % 2 * 16;
-        Piece out = {};
-        ConvertWords<kFrom, kTo, kScaled, kElements>(words, scale, out.words);
         if (valid) {
+          Piece out;
+          meaning.template ToFloats<kElements>(
+              place.row, place.piece * kElements, words, values);
+          Pack<kTo, kElements>(values, out.words);
           StorePiece(dst + int64_t{place.row} * c.dst_stride + place.piece * 16,
                      out);
         }
       } else {
+        if (valid) {
+          meaning.template ToFloats<kElements>(
+              place.row, place.piece * kElements, wide[k].words, values);
+        }
         uint32_t words[kWords];
-        ConvertWords<kFrom, kTo, kScaled, kElements>(wide[k].words, scale,
-                                                     words);
+        Pack<kTo, kElements>(values, words);
         // To the lanes whose narrow pieces these are parts of.
         const bool here = lane / (32 / kRatio) == k;
 #pragma unroll
@@ -189,8 +262,9 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c) {
 
 // Any rows, a thread kConvertElements at a time: of int4 no two threads have the
 // same byte.
-template <Element kFrom, Element kTo, bool kScaled>
-__device__ __forceinline__ void ConvertElements(const RowsConversion& c) {
+template <Element kFrom, Element kTo, typename Meaning>
+__device__ __forceinline__ void ConvertElements(const RowsConversion& c,
+                                                const Meaning& meaning) {
   const uint32_t runs = (c.width + kConvertElements - 1) / kConvertElements;
   const uint64_t all = c.rows * runs;
   for (uint64_t i = uint64_t{blockIdx.x} * kConvertThreads + threadIdx.x;
@@ -205,30 +279,35 @@ __device__ __forceinline__ void ConvertElements(const RowsConversion& c) {
         static_cast<const unsigned char*>(c.src) + int64_t{row} * c.src_stride;
     unsigned char* const dst =
         static_cast<unsigned char*>(c.dst) + int64_t{row} * c.dst_stride;
-    float scale = 1;
-    if constexpr (kScaled) scale = ScaleOf(c, row);
     for (uint32_t j = first; j < end; ++j) {
-      float value = LoadElement<kFrom>(src, j);
-      if constexpr (kScaled) value = __fmul_rn(value, scale);
+      const uint32_t bits = LoadBits<kFrom>(src, j);
+      float value;
+      meaning.template ToFloats<1>(row, j, &bits, &value);
       StoreElement<kTo>(dst, j, value);
     }
   }
 }
 
-template <Element kFrom, Element kTo, bool kScaled>
-__device__ __forceinline__ void ConvertRowsWith(const RowsConversion& c) {
+// Whether all of both sides is in pieces.
+template <Element kFrom, Element kTo>
+__device__ __forceinline__ bool InPieces(const RowsConversion& c) {
   constexpr uint32_t kNarrow = BitsOf<kFrom>() < BitsOf<kTo>() ? BitsOf<kFrom>()
                                                                : BitsOf<kTo>();
-  const bool whole = c.width % (128 / kNarrow) == 0 &&
-                     ((reinterpret_cast<uintptr_t>(c.src) |
-                       reinterpret_cast<uintptr_t>(c.dst) |
-                       static_cast<uintptr_t>(c.src_stride) |
-                       static_cast<uintptr_t>(c.dst_stride)) &
-                      15) == 0;
-  if (whole) {
-    ConvertPieces<kFrom, kTo, kScaled>(c);
+  return c.width % (128 / kNarrow) == 0 &&
+         ((reinterpret_cast<uintptr_t>(c.src) |
+           reinterpret_cast<uintptr_t>(c.dst) |
+           static_cast<uintptr_t>(c.src_stride) |
+           static_cast<uintptr_t>(c.dst_stride)) &
+          15) == 0;
+}
+
+template <Element kFrom, Element kTo, bool kScaled>
+__device__ __forceinline__ void ConvertRowsWith(const RowsConversion& c) {
+  const ScaledRows<kFrom, kScaled> meaning = {c};
+  if (InPieces<kFrom, kTo>(c)) {
+    ConvertPieces<kFrom, kTo>(c, meaning);
   } else {
-    ConvertElements<kFrom, kTo, kScaled>(c);
+    ConvertElements<kFrom, kTo>(c, meaning);
   }
 }
 
@@ -243,81 +322,20 @@ __device__ __forceinline__ void ConvertRows(const RowsConversion& c) {
   }
 }
 
-// A number of a group, which is not signed.
-template <Element kCodes>
-__device__ __forceinline__ float CodeOf(uint32_t words, uint32_t i) {
-  constexpr uint32_t kBits = BitsOf<kCodes>();
-  return static_cast<float>(words >> i * kBits & ((1u << kBits) - 1));
-}
-
 template <Element kCodes, Element kTo>
 __device__ __forceinline__ void DecodeGroupedRows(const GroupedRows& g) {
-  constexpr uint32_t kBits = BitsOf<kCodes>();
-  const uint32_t runs = (g.channels + kConvertElements - 1) / kConvertElements;
-  const bool whole =
-      g.channels % kConvertElements == 0 &&
-      ((reinterpret_cast<uintptr_t>(g.codes) |
-        static_cast<uintptr_t>(g.codes_stride)) &
-       (kBits - 1)) == 0 &&
-      ((reinterpret_cast<uintptr_t>(g.dst) |
-        static_cast<uintptr_t>(g.dst_stride)) &
-       15) == 0;
-  const uint64_t all = g.tokens * runs;
-  for (uint64_t i = uint64_t{blockIdx.x} * kConvertThreads + threadIdx.x;
-       i < all; i += uint64_t{gridDim.x} * kConvertThreads) {
-    const auto token = static_cast<uint32_t>(i / runs);
-    const uint32_t first =
-        static_cast<uint32_t>(i - uint64_t{token} * runs) * kConvertElements;
-    const uint32_t count = g.channels - first < kConvertElements
-                               ? g.channels - first
-                               : kConvertElements;
-    const unsigned char* const codes =
-        static_cast<const unsigned char*>(g.codes) +
-        int64_t{token} * g.codes_stride + first * kBits / 8;
-    unsigned char* const dst = static_cast<unsigned char*>(g.dst) +
-                               int64_t{token} * g.dst_stride +
-                               first * (BitsOf<kTo>() / 8);
-    // 8 codes: one word of int4, two of int8.
-    uint32_t words[2] = {};
-    if (whole) {
-      if constexpr (kBits == 4) {
-        words[0] = __ldg(reinterpret_cast<const uint32_t*>(codes));
-      } else {
-        const uint2 v = __ldg(reinterpret_cast<const uint2*>(codes));
-        words[0] = v.x, words[1] = v.y;
-      }
-    } else {
-      for (uint32_t b = 0; b < (count * kBits + 7) / 8; ++b) {
-        words[b / 4] |= uint32_t{__ldg(codes + b)} << b % 4 * 8;
-      }
-    }
-    const uint64_t groups =
-        uint64_t{token / g.tokens_per_group} * g.groups_per_row;
-    float values[kConvertElements];
-    uint32_t last = UINT32_MAX;
-    float scale = 0, zero = 0;
-#pragma unroll
-    for (uint32_t j = 0; j < kConvertElements; ++j) {
-      values[j] = 0;
-      if (j >= count) continue;
-      const uint32_t group = (first + j) / g.channels_per_group;
-      if (group != last) {
-        last = group;
-        scale = __ldg(g.scales + groups + group);
-        zero = __ldg(g.zeros + groups + group);
-      }
-      const float code = CodeOf<kCodes>(words[j * kBits / 32],
-                                        j - j * kBits / 32 * (32 / kBits));
-      values[j] = __fadd_rn(__fmul_rn(code, scale), zero);
-    }
-    if (whole) {
-      Store8<kTo>(dst, values);
-      continue;
-    }
-#pragma unroll
-    for (uint32_t j = 0; j < kConvertElements; ++j) {
-      if (j < count) StoreElement<kTo>(dst, j, values[j]);
-    }
+  RowsConversion c = {};
+  c.src = g.codes;
+  c.src_stride = g.codes_stride;
+  c.dst = g.dst;
+  c.dst_stride = g.dst_stride;
+  c.rows = g.tokens;
+  c.width = g.channels;
+  const GroupedCodes<kCodes> meaning = {g};
+  if (InPieces<kCodes, kTo>(c)) {
+    ConvertPieces<kCodes, kTo>(c, meaning);
+  } else {
+    ConvertElements<kCodes, kTo>(c, meaning);
   }
 }
 

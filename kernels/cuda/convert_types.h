@@ -18,8 +18,7 @@
 namespace larder::kernels::cuda {
 
 inline constexpr uint32_t kConvertThreads = 256;
-// Without pieces, and of grouped rows, a thread does so many elements of a row
-// at a time.
+// Without pieces a thread does so many elements of a row at a time.
 inline constexpr uint32_t kConvertElements = 8;
 
 inline constexpr uint32_t ConvertBits(Element element) {
@@ -37,10 +36,14 @@ inline constexpr uint32_t ConvertBits(Element element) {
   }
 }
 
-// What a warp has to do, for a launch.
-inline LaunchPlan ConvertPlan(const char* entry, uint64_t warps) {
+// A warp for every 32 pieces.
+inline LaunchPlan ConvertPlan(const char* entry, uint64_t rows, uint32_t width,
+                              Element from, Element to) {
   LaunchPlan plan;
   constexpr uint64_t kWarpsOfBlock = kConvertThreads / 32;
+  const uint32_t from_bits = ConvertBits(from), to_bits = ConvertBits(to);
+  const uint64_t piece = 128 / (from_bits < to_bits ? from_bits : to_bits);
+  const uint64_t warps = (rows * ((width + piece - 1) / piece) + 31) / 32;
   const uint64_t blocks = (warps + kWarpsOfBlock - 1) / kWarpsOfBlock;
   plan.entry = entry;
   // Warps take what there is by turns.
@@ -68,12 +71,8 @@ inline LaunchPlan PlanConvert(const RowsConversion& conversion) {
       conversion.width == 0 || from >= 6 || to >= 6) {
     return {};
   }
-  const uint32_t from_bits = ConvertBits(conversion.src_element);
-  const uint32_t to_bits = ConvertBits(conversion.dst_element);
-  const uint64_t piece = 128 / (from_bits < to_bits ? from_bits : to_bits);
-  const uint64_t pieces =
-      conversion.rows * ((conversion.width + piece - 1) / piece);
-  return ConvertPlan(kEntries[from][to], (pieces + 31) / 32);
+  return ConvertPlan(kEntries[from][to], conversion.rows, conversion.width,
+                     conversion.src_element, conversion.dst_element);
 }
 
 // Nothing to launch also for other codes than kInt8 and kInt4, or beyond
@@ -91,10 +90,8 @@ inline LaunchPlan PlanDecodeGrouped(const GroupedRows& rows) {
       (!small && rows.code_element != Element::kInt8) || to >= 3) {
     return {};
   }
-  const uint64_t pieces =
-      rows.tokens *
-      ((uint64_t{rows.channels} + kConvertElements - 1) / kConvertElements);
-  return ConvertPlan(kEntries[small ? 1 : 0][to], (pieces + 31) / 32);
+  return ConvertPlan(kEntries[small ? 1 : 0][to], rows.tokens, rows.channels,
+                     rows.code_element, rows.dst_element);
 }
 
 }  // namespace larder::kernels::cuda

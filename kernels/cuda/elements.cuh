@@ -82,20 +82,26 @@ __device__ __forceinline__ uint32_t Narrow(float value) {
   }
 }
 
-// Element i of a row, at any address.
+// Element i of a row, at any address: its bits, alone in a word, and what they
+// mean.
 template <Element kElement>
-__device__ __forceinline__ float LoadElement(const unsigned char* row,
+__device__ __forceinline__ uint32_t LoadBits(const unsigned char* row,
                                              uint32_t i) {
   constexpr uint32_t kBits = BitsOf<kElement>();
   if constexpr (kBits == 4) {
-    return Widen<kElement>(__ldg(row + i / 2) >> (i % 2 * 4) & 15);
+    return __ldg(row + i / 2) >> (i % 2 * 4) & 15;
   } else {
     uint32_t bits = 0;
     for (uint32_t b = 0; b < kBits / 8; ++b) {
       bits |= uint32_t{__ldg(row + i * (kBits / 8) + b)} << b * 8;
     }
-    return Widen<kElement>(bits);
+    return bits;
   }
+}
+template <Element kElement>
+__device__ __forceinline__ float LoadElement(const unsigned char* row,
+                                             uint32_t i) {
+  return Widen<kElement>(LoadBits<kElement>(row, i));
 }
 
 // Of int4 in order: of an even one the high half becomes 0.

@@ -40,5 +40,34 @@ TEST(ConvertBulkTest, RowsOf128) {
   }
 }
 
+// KIVI's values: groups of 32 channels of a token. Beside its 16 bytes of codes
+// a lane reads a scale and a zero for every 8.
+TEST(ConvertBulkTest, Grouped) {
+  constexpr uint32_t kTokens = 256;
+  constexpr uint32_t kChannels = 128;
+  for (const Element codes : {Element::kInt8, Element::kInt4}) {
+    const uint64_t row = RowBytes(codes, kChannels);
+    const simt::DeviceArray<uint8_t> from(kTokens * row, 0x11);
+    const simt::DeviceArray<uint16_t> dst(kTokens * kChannels);
+    const simt::DeviceArray<float> scales(kTokens * 4, 0x3f),
+        zeros(kTokens * 4, 0x3f);
+    GroupedRows rows = {};
+    rows.codes = from.data();
+    rows.codes_stride = static_cast<int64_t>(row);
+    rows.code_element = codes;
+    rows.dst = dst.data();
+    rows.dst_stride = kChannels * 2;
+    rows.tokens = kTokens;
+    rows.channels = kChannels;
+    rows.tokens_per_group = 1;
+    rows.channels_per_group = 32;
+    rows.groups_per_row = 4;
+    rows.scales = scales.data();
+    rows.zeros = zeros.data();
+    EXPECT_EQ(simt::Launch(PlanDecodeGrouped(rows), rows), std::nullopt);
+    for (size_t n = 1; n < dst.size(); ++n) ASSERT_EQ(dst[n], dst[0]);
+  }
+}
+
 }  // namespace
 }  // namespace larder::kernels::cuda
