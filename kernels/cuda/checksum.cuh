@@ -198,7 +198,11 @@ __device__ __forceinline__ uint64_t ShuffleXor(uint64_t value, int lanes) {
 // All lanes' parts, in every lane.
 __device__ __forceinline__ Sums Reduce(Sums sums) {
 #pragma unroll
+#ifdef LARDER_INJECT_PARTS_OF_A_SUM
+  for (int lanes = 4; lanes < 16; lanes *= 2) {
+#else
   for (int lanes = 4; lanes < 32; lanes *= 2) {
+#endif
     sums.a += ShuffleXor(sums.a, lanes);
     sums.b += ShuffleXor(sums.b, lanes);
   }
@@ -265,7 +269,7 @@ __device__ __forceinline__ ChecksumResult LongChecksum(const unsigned char* at,
   if (stripe == 0) {
     const TwoWords last = {Secret(121 + 16 * quarter),
                            Secret(121 + 16 * quarter + 8)};
-    Accumulate(sums, Load(at + size - kStripeBytes + 16 * quarter, false), last);
+    Accumulate(sums, Load(at + size - kStripeBytes + 16 * quarter, aligned && size % 16 == 0), last);
   }
   sums = Reduce(sums);
   return {Merged(sums, quarter, 11, size * kPrime64_1),

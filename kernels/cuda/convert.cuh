@@ -207,15 +207,20 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c,
         }
         const uint32_t which = q % kRatio;
         uint32_t words[kWords];
+        if constexpr (kRatio <= 2) {
 #pragma unroll
-        for (uint32_t w = 0; w < kWords; ++w) {
-          words[w] = part[w];
-#pragma unroll
-          for (uint32_t s = 1; s < 4 / kWords; ++s) {
-            if ((kRatio == 8 ? which / 2 : which) == s) {
-              words[w] = part[s * kWords + w];
+          for (uint32_t w = 0; w < kWords; ++w) {
+            words[w] = part[w];
+            if constexpr (kRatio == 2) {
+              if (which == 1) words[w] = part[kWords + w];
             }
           }
+        } else {
+          // Bit by bit: of a chain of conditions nvcc makes an array in memory.
+          const uint32_t word = kRatio == 8 ? which / 2 : which;
+          const uint32_t low = (word & 1) != 0 ? part[1] : part[0];
+          const uint32_t high = (word & 1) != 0 ? part[3] : part[2];
+          words[0] = (word & 2) != 0 ? high : low;
         }
         if constexpr (kRatio == 8) words[0] >>= which % 2 * 16;
         if (valid) {
