@@ -116,10 +116,23 @@ PartEntry& ChunkTable::AddPart(ChunkIndex index) {
 
 void ChunkTable::RemovePart(ChunkIndex index, PartEntry* part) {
   ChunkEntry& chunk = slots_[Raw(index)];
-  DropDurableCopy(index, *part);
+  for (const Level level : kAllLevels) DropCopy(index, *part, level);
   PartEntry* last = &chunk.parts[chunk.part_count - 1];
   if (part != last) *part = *last;
   --chunk.part_count;
+}
+
+Extent ChunkTable::Copy(ChunkIndex index, const PartEntry& part,
+                        Level level) const {
+  switch (level) {
+    case Level::kDram:
+      return part.dram();
+    case Level::kDevice:
+      return part.on_device ? device_.at({index, part.version}) : Extent{};
+    case Level::kDurable:
+      return part.durable();
+  }
+  return {};
 }
 
 CopyFacts ChunkTable::DurableFacts(ChunkIndex index,
@@ -141,7 +154,7 @@ void ChunkTable::SetDurableCopy(ChunkIndex index, PartEntry& part,
   if (planes.planes > 1) durable_planes_[{index, part.version}] = planes;
   part.durable_handle = extent.handle;
   part.durable_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
-  if (part.dram_handle == 0) {
+  if ((part.copies() & ~Bit(Level::kDurable)) == 0) {
     part.set_facts(facts);
   } else if (facts != part.facts()) {
     part.durable_differs = true;
@@ -158,8 +171,27 @@ void ChunkTable::DropDurableCopy(ChunkIndex index, PartEntry& part) {
   part.durable_pages = 0;
 }
 
-void ChunkTable::DropMemoryCopy(ChunkIndex index, PartEntry& part) {
-  part.set_dram({});
+void ChunkTable::SetDeviceCopy(ChunkIndex index, PartEntry& part,
+                               Extent extent) {
+  part.on_device = true;
+  device_[{index, part.version}] = extent;
+}
+
+void ChunkTable::DropCopy(ChunkIndex index, PartEntry& part, Level level) {
+  if ((part.copies() & Bit(level)) == 0) return;
+  switch (level) {
+    case Level::kDram:
+      part.set_dram({});
+      break;
+    case Level::kDevice:
+      part.on_device = false;
+      device_.erase({index, part.version});
+      break;
+    case Level::kDurable:
+      DropDurableCopy(index, part);
+      return;
+  }
+  if ((part.copies() & ~Bit(Level::kDurable)) != 0) return;
   part.durable_outdated = false;
   if (!part.durable_differs) return;
   const auto it = durable_facts_.find({index, part.version});
@@ -169,13 +201,14 @@ void ChunkTable::DropMemoryCopy(ChunkIndex index, PartEntry& part) {
 }
 
 uint64_t ChunkTable::MemoryBytes() const {
-  uint64_t bytes = slots_.MemoryBytes() +
-                   free_.capacity() * sizeof(ChunkIndex) +
-                   shards_.capacity() * sizeof(Shard) + part_bytes_ +
-                   durable_facts_.capacity() *
-                       (sizeof(decltype(durable_facts_)::value_type) + 1) +
-                   durable_planes_.capacity() *
-                       (sizeof(decltype(durable_planes_)::value_type) + 1);
+  uint64_t bytes =
+      slots_.MemoryBytes() + free_.capacity() * sizeof(ChunkIndex) +
+      shards_.capacity() * sizeof(Shard) + part_bytes_ +
+      durable_facts_.capacity() *
+          (sizeof(decltype(durable_facts_)::value_type) + 1) +
+      durable_planes_.capacity() *
+          (sizeof(decltype(durable_planes_)::value_type) + 1) +
+      device_.capacity() * (sizeof(decltype(device_)::value_type) + 1);
   for (const Shard& shard : shards_) {
     bytes += shard.capacity() * (sizeof(ChunkIndex) + 1);
   }

@@ -21,6 +21,20 @@
 
 namespace larder {
 
+// Where the engine keeps copies.
+enum class Level : uint8_t {
+  kDram = 0,    // readers read here
+  kDevice = 1,  // victims of DRAM, in memory of an accelerator
+  kDurable = 2,
+};
+inline constexpr size_t kLevels = 3;
+inline constexpr Level kAllLevels[] = {Level::kDram, Level::kDevice,
+                                       Level::kDurable};
+using LevelMask = uint8_t;
+constexpr LevelMask Bit(Level level) {
+  return static_cast<LevelMask>(1 << Raw(level));
+}
+
 // What tells one copy's record from another's.
 struct CopyFacts {
   Checksum checksum;  // of the record's header
@@ -43,9 +57,10 @@ inline CopyPlanes PlanesOf(const RecordMeta& meta) {
 }
 
 // One part of a chunk and where its copies are. The facts of the record are
-// those of the copy in memory, which is never the worse one; or of the durable
-// copy if it is the only one. If there are both and they differ (the durable
-// one was encoded), ChunkTable knows those of the durable one.
+// those of the copies in DRAM and on the device, which are one record and never
+// the worse one; or of the durable copy if it is the only one. If the durable
+// one differs (it was encoded), ChunkTable knows its facts. ChunkTable also
+// knows the extent on the device: few parts have one.
 struct PartEntry {
   uint64_t dram_handle = 0;
   uint64_t durable_handle = 0;
@@ -60,10 +75,11 @@ struct PartEntry {
   GroupIndex group{};
   Lineage lineage = Lineage::kExact;
   CodecId codec = CodecId::kRaw;
-  bool durable_differs = false;  // from the copy in memory
+  bool on_device : 1 = false;
+  bool durable_differs : 1 = false;  // from the part's facts
   // The durable copy is of a worse part that this one replaced: it stays until
   // this one is durable, so that nothing acknowledged is lost in between.
-  bool durable_outdated = false;
+  bool durable_outdated : 1 = false;
 
   // What the write-back knows of it.
   enum class Writing : uint8_t {
@@ -79,6 +95,12 @@ struct PartEntry {
   Extent durable() const {
     return {durable_handle, durable_pages * kPageBytes};
   }
+  LevelMask copies() const {
+    return static_cast<LevelMask>(
+        (dram_handle != 0 ? Bit(Level::kDram) : 0) |
+        (on_device ? Bit(Level::kDevice) : 0) |
+        (durable_handle != 0 ? Bit(Level::kDurable) : 0));
+  }
   // Has no durable copy of its own.
   bool unwritten() const { return durable_handle == 0 || durable_outdated; }
   CopyFacts facts() const { return {checksum, record_bytes, codec, lineage}; }
@@ -88,7 +110,7 @@ struct PartEntry {
     codec = facts.codec;
     lineage = facts.lineage;
   }
-  // The copy has the part's facts. ChunkTable::DropMemoryCopy undoes it.
+  // The copy has the part's facts. ChunkTable::DropCopy undoes it.
   void set_dram(Extent extent) {
     dram_handle = extent.handle;
     dram_pages = static_cast<uint32_t>(extent.bytes / kPageBytes);
@@ -120,14 +142,12 @@ struct alignas(64) ChunkEntry {
   Lineage lineage = Lineage::kExact;  // the worst of its parts
   bool live : 1 = false;
   bool is_tail : 1 = false;
-  bool dram_readable : 1 = false;  // every visible part has a copy there
-  bool durable_readable : 1 = false;
-  bool in_dram : 1 = false;  // known to the policy of the tier
-  bool in_durable : 1 = false;
   bool pinned : 1 = false;
   bool incomplete : 1 = false;  // has parts of groups that are not visible
   bool rooted : 1 = false;      // in RootContents
   bool checking : 1 = false;    // a reported corruption is being looked into
+  LevelMask readable : 3 = 0;   // every visible part has a copy there
+  LevelMask ranked : 3 = 0;     // known to the policy of the tier
   uint8_t priority = 0;
 
   ChunkId parent;  // zero if none is known
@@ -141,6 +161,11 @@ struct alignas(64) ChunkEntry {
   uint16_t part_capacity = 0;
 
   bool Idle() const { return holds == 0 && busy == 0; }
+  bool Readable(Level level) const { return (readable & Bit(level)) != 0; }
+  bool Ranked(Level level) const { return (ranked & Bit(level)) != 0; }
+  bool Visible(GroupIndex group) const {
+    return (visible >> Raw(group) & 1) != 0;
+  }
 };
 static_assert(sizeof(ChunkEntry) == 128);
 
@@ -191,14 +216,26 @@ class ChunkTable {
   PartEntry& AddPart(ChunkIndex index);
   void RemovePart(ChunkIndex index, PartEntry* part);
 
-  // The copies of a part. A durable one has facts of its own.
+  // The copies of a part: where, if there is one, and what its record is. Only
+  // a durable one has facts of its own.
+  Extent Copy(ChunkIndex index, const PartEntry& part, Level level) const;
+  CopyFacts Facts(ChunkIndex index, const PartEntry& part, Level level) const {
+    return level == Level::kDurable ? DurableFacts(index, part) : part.facts();
+  }
   CopyFacts DurableFacts(ChunkIndex index, const PartEntry& part) const;
   CopyPlanes DurablePlanes(ChunkIndex index, const PartEntry& part) const;
   void SetDurableCopy(ChunkIndex index, PartEntry& part, Extent extent,
                       const CopyFacts& facts, const CopyPlanes& planes);
-  void DropDurableCopy(ChunkIndex index, PartEntry& part);
-  // What is left of the part is its durable copy, if there is one.
-  void DropMemoryCopy(ChunkIndex index, PartEntry& part);
+  // REQUIRES: it is the record that is in DRAM; there is none yet.
+  void SetDeviceCopy(ChunkIndex index, PartEntry& part, Extent extent);
+  // If there is one. The facts become those of the durable copy if nothing
+  // else is left.
+  void DropCopy(ChunkIndex index, PartEntry& part, Level level);
+  // In no order: (chunk, extent) of every part that is on the device.
+  template <class Visit>
+  void ForEachDeviceCopy(Visit visit) const {
+    for (const auto& [key, extent] : device_) visit(key.first, extent);
+  }
 
   uint64_t MemoryBytes() const;
 
@@ -228,6 +265,8 @@ class ChunkTable {
 
   static size_t ShardOf(const ChunkId& id) { return id.bytes[31] % kShards; }
 
+  void DropDurableCopy(ChunkIndex index, PartEntry& part);
+
   SlotArray<ChunkEntry> slots_;
   std::vector<ChunkIndex> free_;
   std::vector<Shard> shards_;
@@ -237,6 +276,8 @@ class ChunkTable {
   // Of durable copies of more than one plane, likewise.
   absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, CopyPlanes>
       durable_planes_;
+  // Copies of parts that are `on_device`, likewise.
+  absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, Extent> device_;
   uint64_t live_ = 0;
   uint64_t part_bytes_ = 0;
 };

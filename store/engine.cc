@@ -19,7 +19,9 @@ StatusOr<std::unique_ptr<Engine>> Engine::Open(EngineOptions options,
   if (dependencies.clock == nullptr || dependencies.executor == nullptr ||
       dependencies.dram == nullptr || dependencies.dram_policy == nullptr ||
       (dependencies.durable != nullptr &&
-       dependencies.durable_policy == nullptr)) {
+       dependencies.durable_policy == nullptr) ||
+      (dependencies.device != nullptr &&
+       dependencies.device_policy == nullptr)) {
     return absl::InvalidArgumentError("engine: a dependency is missing");
   }
   if (options.promote_io_bytes == 0 ||
@@ -46,14 +48,18 @@ EngineImpl::EngineImpl(EngineOptions options, Dependencies dependencies)
                                                : *dependencies.executor),
       coder_(dependencies.coder),
       dram_(*dependencies.dram),
+      device_(dependencies.device),
       durable_(dependencies.durable),
+      tiers_{&dram_, device_, durable_},
+      spill_record_max_(device_ == nullptr ? 0 : device_->MaxExtentBytes()),
       events_(options.event_capacity),
-      dram_policy_(std::move(dependencies.dram_policy)),
-      durable_policy_(std::move(dependencies.durable_policy)),
+      policies_{std::move(dependencies.dram_policy),
+                std::move(dependencies.device_policy),
+                std::move(dependencies.durable_policy)},
       holds_(options.id_seed),
       misses_(options.remembered_misses),
-      dram_speed_(options.dram_bytes_per_second),
-      durable_speed_(options.durable_bytes_per_second) {}
+      speeds_{options.dram_bytes_per_second, options.device_bytes_per_second,
+              options.durable_bytes_per_second} {}
 
 EngineImpl::~EngineImpl() {
   lifeline_->Cut();
@@ -157,6 +163,13 @@ void EngineImpl::Emit(EventType type, TenantId tenant, const SpaceId& space,
   event.reason = reason;
   event.detail = std::move(detail);
   events_.Publish(std::move(event));
+}
+
+std::optional<Level> EngineImpl::LevelOf(TierKind kind) const {
+  for (const Level level : kAllLevels) {
+    if (tiers_[Raw(level)] != nullptr && KindOf(level) == kind) return level;
+  }
+  return std::nullopt;
 }
 
 void EngineImpl::EmitChunk(EventType type, const ChunkEntry& chunk,
@@ -289,9 +302,10 @@ void EngineImpl::SweepEpoch(SpaceRef ref, uint32_t from) {
 
 uint64_t EngineImpl::IndexBytes() const {
   uint64_t bytes = chunks_.MemoryBytes() + spaces_.MemoryBytes() +
-                   misses_.MemoryBytes() + roots_.MemoryBytes() +
-                   dram_policy_->MemoryBytes();
-  if (durable_policy_ != nullptr) bytes += durable_policy_->MemoryBytes();
+                   misses_.MemoryBytes() + roots_.MemoryBytes();
+  for (const auto& policy : policies_) {
+    if (policy != nullptr) bytes += policy->MemoryBytes();
+  }
   return bytes;
 }
 
@@ -309,9 +323,16 @@ EngineStats EngineImpl::Stats() const {
     stats.clients = clients_.size();
     stats.spaces = spaces_.size();
     stats.durable_backlog_bytes = backlog_bytes_;
+    stats.spill_backlog_bytes = spilling_bytes_;
     stats.index_bytes = IndexBytes();
   }
   stats.dram = dram_.Usage();
+  if (device_ != nullptr) {
+    stats.has_device = true;
+    stats.device = device_->Usage();
+    const Status health = device_->Health();
+    if (!health.ok()) stats.device_health = std::string(health.message());
+  }
   if (durable_ != nullptr) {
     stats.has_durable = true;
     stats.durable = durable_->Usage();

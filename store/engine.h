@@ -65,9 +65,13 @@ struct EngineOptions {
   // them a sequence of this seed alone, for simulations; guessable.
   uint64_t id_seed = 0;
 
+  // Bytes on their way from memory to the device at most.
+  uint64_t spill_bytes_in_flight = 256_MiB;
+
   // Measured throughputs for the load estimate of a match, bytes per second;
   // refined while running.
   double dram_bytes_per_second = 10e9;
+  double device_bytes_per_second = 8e9;
   double durable_bytes_per_second = 2e9;
 };
 
@@ -93,7 +97,7 @@ struct MatchRequest {
 enum class ChunkState : uint8_t {
   kMiss = 0,
   kReady = 1,    // in memory, can be held at once
-  kDurable = 2,  // in a slower tier, will be promoted by a hold or prefetch
+  kDurable = 2,  // in another tier, will be promoted by a hold or prefetch
   kPending = 3,  // a save of it is under way (or parts are missing still)
 };
 
@@ -265,6 +269,12 @@ struct EngineStats {
   uint64_t commits = 0, commits_rejected = 0, commits_present = 0;
   uint64_t saved_bytes = 0, promoted_bytes = 0, demoted_bytes = 0;
   uint64_t evicted_dram = 0, evicted_durable = 0, corrupt = 0;
+  // The device: record bytes moved to it and from it (these are in
+  // promoted_bytes too), chunks that left it for others or a lower limit, and
+  // chunks that left memory before they could be spilled.
+  uint64_t spilled_bytes = 0, unspilled_bytes = 0;
+  uint64_t evicted_device = 0, unspilled_evictions = 0;
+  uint64_t spill_backlog_bytes = 0;  // on their way
   uint64_t refused_full = 0;
   // Records that were to be encoded for the durable tier: what became smaller
   // (how many, their bytes before and after), and what was stored raw because
@@ -274,15 +284,18 @@ struct EngineStats {
   double encode_seconds = 0;           // of one core
   uint64_t durable_backlog_bytes = 0;  // accepted, not yet durable
   uint64_t index_bytes = 0;            // memory of the index itself
-  TierUsage dram, durable;
+  TierUsage dram, device, durable;
   DurableTier::WriteCounters writes;
+  bool has_device = false;
+  std::string device_health;  // empty = well
   bool has_durable = false;
   std::string durable_health;  // empty = well
 };
 
 // The heart of Larder: which chunks there are, where, and who may read them.
-// Placement DRAM -> durable tier and back, holds, reservations, lineage,
-// epochs, eviction. Knows media, time and threads only through the contracts.
+// Placement DRAM -> device, durable tier and back, holds, reservations,
+// lineage, epochs, eviction. Knows media, time and threads only through the
+// contracts.
 //
 // Thread-safe; a metadata call takes one lock for microseconds and never waits
 // for I/O or for another client. Data is moved on the executor. Every miss is a
@@ -295,8 +308,10 @@ class Engine {
     Executor* encoder = nullptr;   // encodes; null: executor does
     RecordCoder* coder = nullptr;  // null: the durable tier's copies are raw
     MemoryTier* dram = nullptr;
+    DeviceTier* device = nullptr;    // takes what leaves DRAM; may be null
     DurableTier* durable = nullptr;  // may be null
     std::unique_ptr<EvictionPolicy> dram_policy;
+    std::unique_ptr<EvictionPolicy> device_policy;
     std::unique_ptr<EvictionPolicy> durable_policy;
   };
 
@@ -384,6 +399,11 @@ class Engine {
                                    const ChunkId& id, bool subtree) = 0;
   virtual StatusOr<uint64_t> EvictSpace(std::optional<TenantId> tenant,
                                         const SpaceId& space) = 0;
+  // How much a tier may hold from now on (the device's alone can be set):
+  // evicts what is in the way, so that memory is given back before the return,
+  // or when work on it that is under way ends. Returns the limit, which may be
+  // lower. NotFound if there is no such tier.
+  virtual StatusOr<uint64_t> SetTierLimit(TierKind tier, uint64_t bytes) = 0;
   // Why is this chunk not served? kNone if it would be.
   struct MissAnswer {
     MissReason reason = MissReason::kNone;

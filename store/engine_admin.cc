@@ -66,17 +66,19 @@ ChunkSummary EngineImpl::Summary(ChunkIndex index,
   };
   for (const PartEntry& part : chunks_.Parts(index)) {
     group = &space.descriptor->groups[Raw(part.group)];
-    if (part.dram_handle != 0) add(dram_.kind(), part, part.facts());
-    if (part.durable_handle != 0) {
-      add(durable_->kind(), part, chunks_.DurableFacts(index, part));
+    for (const Level level : kAllLevels) {
+      if ((part.copies() & Bit(level)) == 0) continue;
+      add(KindOf(level), part, chunks_.Facts(index, part, level));
     }
   }
   std::stable_sort(summary.copies.begin(), summary.copies.end(),
                    [](const CopySummary& a, const CopySummary& b) {
                      return a.tier < b.tier;
                    });
-  if (chunk.dram_readable) summary.tiers.push_back(dram_.kind());
-  if (chunk.durable_readable) summary.tiers.push_back(durable_->kind());
+  for (const Level level : kAllLevels) {
+    if (chunk.Readable(level)) summary.tiers.push_back(KindOf(level));
+  }
+  std::sort(summary.tiers.begin(), summary.tiers.end());
   summary.idle = Now() - absl::FromUnixNanos(chunk.used_ns);
   return summary;
 }
@@ -146,10 +148,10 @@ StatusOr<ChunkSummary> EngineImpl::Stat(std::optional<TenantId> tenant,
 struct EngineImpl::Inspection {
   struct Copy {
     uint32_t version = 0;
-    TierKind tier{};
+    Level level{};
     Extent extent;
     CopyFacts facts;
-    std::unique_ptr<std::byte, FreeDeleter> read;  // of the durable tier
+    std::unique_ptr<std::byte, FreeDeleter> read;  // of a tier below DRAM
     ByteSpan front;                                // empty: not to be had
   };
   ChunkIndex chunk = kNoChunk;
@@ -168,17 +170,14 @@ void EngineImpl::Inspect(
     if (!found.empty()) {
       inspection->chunk = found.front();
       ++chunks_[inspection->chunk].busy;
-      const auto add = [&](const PartEntry& part, TierKind tier, Extent extent,
-                           const CopyFacts& facts) {
-        if (!extent || facts.codec == CodecId::kRaw) return;
-        inspection->copies.push_back(
-            {part.version, tier, extent, facts, {}, {}});
-      };
       for (const PartEntry& part : chunks_.Parts(inspection->chunk)) {
-        add(part, dram_.kind(), part.dram(), part.facts());
-        if (durable_ == nullptr) continue;
-        add(part, durable_->kind(), part.durable(),
-            chunks_.DurableFacts(inspection->chunk, part));
+        for (const Level level : kAllLevels) {
+          const Extent extent = chunks_.Copy(inspection->chunk, part, level);
+          const CopyFacts facts = chunks_.Facts(inspection->chunk, part, level);
+          if (!extent || facts.codec == CodecId::kRaw) continue;
+          inspection->copies.push_back(
+              {part.version, level, extent, facts, {}, {}});
+        }
       }
     }
   }
@@ -196,7 +195,7 @@ void EngineImpl::Inspect(
   for (Inspection::Copy& copy : inspection->copies) {
     const uint64_t bytes = RoundUp(
         std::min(copy.facts.record_bytes, kRecordFrontBytes), kPageBytes);
-    if (copy.tier == dram_.kind()) {
+    if (copy.level == Level::kDram) {
       copy.front = dram_.Map(copy.extent).first(bytes);
       continue;
     }
@@ -204,11 +203,13 @@ void EngineImpl::Inspect(
         static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes)));
     if (copy.read == nullptr) continue;
     ++inspection->reads_left;
-    durable_->Read(copy.extent, 0, MutableByteSpan(copy.read.get(), bytes),
-                   Guard([ended, &copy, bytes](Status status) {
-                     if (status.ok()) copy.front = {copy.read.get(), bytes};
-                     ended(std::move(status));
-                   }));
+    tiers_[Raw(copy.level)]->Read(copy.extent, 0,
+                                  MutableByteSpan(copy.read.get(), bytes),
+                                  Guard([ended, &copy, bytes](Status status) {
+                                    if (status.ok())
+                                      copy.front = {copy.read.get(), bytes};
+                                    ended(std::move(status));
+                                  }));
   }
   ended(absl::OkStatus());
 }
@@ -222,7 +223,7 @@ void EngineImpl::EndInspection(Inspection& inspection) {
       continue;
     }
     const auto profile = coder_->ProfileOf(front->meta.codec, front->payload);
-    if (profile.ok()) profiles[{copy.version, copy.tier}] = *profile;
+    if (profile.ok()) profiles[{copy.version, KindOf(copy.level)}] = *profile;
   }
   StatusOr<ChunkSummary> summary = absl::NotFoundError("no such chunk");
   {

@@ -145,7 +145,8 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
       slot.pending =
           it != promotions_.end() && it->second->landed < slot.planes;
       // Its promotion failed, or it was evicted, while room was made.
-      if (it == promotions_.end() && !chunks_[slot.chunk].dram_readable) {
+      if (it == promotions_.end() &&
+          !chunks_[slot.chunk].Readable(Level::kDram)) {
         slot.reason = MissReason::kBusy;
       }
       if (slot.pending && it->second->reading == 0) {
@@ -289,21 +290,27 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
   if (slot.chunk == kNoChunk || slot.reason != MissReason::kNone) return;
   held.state = slot.pending ? ChunkState::kPending : ChunkState::kReady;
   const ChunkEntry& chunk = chunks_[slot.chunk];
-  const auto promotion =
-      chunk.dram_readable ? promotions_.end() : promotions_.find(slot.chunk);
+  const auto promotion = chunk.Readable(Level::kDram)
+                             ? promotions_.end()
+                             : promotions_.find(slot.chunk);
   for (const PartEntry& part : chunks_.Parts(slot.chunk)) {
     Extent extent = part.dram();
+    uint64_t record_bytes = part.record_bytes;
+    Checksum checksum = part.checksum;
     if (!extent && promotion != promotions_.end()) {
       for (const Promotion::Part& promoted : promotion->second->parts) {
-        if (promoted.version == part.version) extent = promoted.dram;
+        if (promoted.version != part.version) continue;
+        extent = promoted.dram;
+        record_bytes = promoted.expected.record_bytes;
+        checksum = promoted.expected.checksum;
       }
     }
-    if (!extent || (chunk.visible >> Raw(part.group) & 1) == 0) continue;
+    if (!extent || !chunk.Visible(part.group)) continue;
     HeldPart& out = held.parts.emplace_back();
     out.group = part.group;
     out.shape = part.shape;
-    out.record_bytes = part.record_bytes;
-    out.checksum = part.checksum;
+    out.record_bytes = record_bytes;
+    out.checksum = checksum;
     out.address = dram_.Address(extent);
   }
 }

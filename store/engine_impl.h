@@ -10,8 +10,9 @@
 //   engine_admin.cc     list, stat, pin, evict
 //   engine_scrub.cc     verification of reported and of all copies
 //   placement.cc        what is where: parts come and go, eviction
-//   promotion.cc        durable tier -> memory
+//   promotion.cc        device and durable tier -> memory
 //   write_back.cc       memory -> durable tier, drain
+//   spill.cc            memory -> device; its limit, its loss
 //   recovery.cc         the index from the durable tier; controls
 //
 // Discipline: everything mutable is guarded by one mutex, under which there is
@@ -20,6 +21,8 @@
 // lock. Work on the executor and tier callbacks hold no pointers into tables:
 // they name a chunk by index and a part by version, and look again.
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -124,6 +127,8 @@ class EngineImpl final : public Engine {
                            bool subtree) override;
   StatusOr<uint64_t> EvictSpace(std::optional<TenantId> tenant,
                                 const SpaceId& space) override;
+  StatusOr<uint64_t> SetTierLimit(TierKind tier, uint64_t bytes) override
+      ABSL_LOCKS_EXCLUDED(mu_);
   MissAnswer WhyMiss(TenantId tenant, const SpaceId& space, const ChunkId& id,
                      const Sha256Digest& root_content) const override;
   void Verify(
@@ -181,9 +186,11 @@ class EngineImpl final : public Engine {
   struct Promotion {
     struct Part {
       uint32_t version = 0;
-      Extent dram, durable;
+      Extent dram;
+      Level from_level{};  // where it is read from: the device, else durable
+      Extent source;
       ExpectedRecord expected;
-      CopyPlanes planes;
+      CopyPlanes planes;  // one where it is brought whole
       size_t reads_left = 0;
       Status status;
       uint64_t from = 0, to = 0;  // what is being read, in bytes
@@ -255,6 +262,21 @@ class EngineImpl final : public Engine {
   };
   struct EncodedRecord;  // a coded record in memory, for a write
 
+  // A chunk on its way to the device; it is kept busy.
+  struct Spill {
+    struct Part {
+      uint32_t version = 0;
+      Extent dram, device;
+      ExpectedRecord expected;
+      Status status;
+    };
+    ChunkIndex chunk = kNoChunk;
+    TenantId tenant{};
+    std::vector<Part> parts;
+    size_t parts_left = 0;
+    uint64_t bytes = 0;
+  };
+
   struct Control {
     std::string key, value;
     absl::AnyInvocable<void(Status) &&> done;
@@ -266,7 +288,8 @@ class EngineImpl final : public Engine {
     std::string ToString() const;
   };
   class DramEvictable;
-  class DurableEvictable;
+  class SpilledEvictable;
+  class LowerEvictable;
   struct Scan;
   struct Inspection;
   // Of coded copies, by the part's version and the tier.
@@ -296,6 +319,11 @@ class EngineImpl final : public Engine {
                  MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SweepEpoch(SpaceRef space, uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t IndexBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  TierKind KindOf(Level level) const { return tiers_[Raw(level)]->kind(); }
+  std::optional<Level> LevelOf(TierKind kind) const;
+  EvictionPolicy& Policy(Level level) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return *policies_[Raw(level)];
+  }
 
   // -- engine_match.cc
   Found Look(SpaceRef space, const ChunkId& id, Lineage worst) const
@@ -305,7 +333,7 @@ class EngineImpl final : public Engine {
   std::shared_ptr<const SpaceDescriptor> OtherSpaceOf(
       TenantId tenant, SpaceRef space, const Sha256Digest& content) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void DescribeDurable(ChunkIndex index, StoredChunk& out) const
+  void DescribeBelow(ChunkIndex index, StoredChunk& out) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TouchPrefix(std::span<const ChunkIndex> prefix, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -391,20 +419,23 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Summarize(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SettlePolicies(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  ChunkFeatures FeaturesOf(const ChunkEntry& chunk, bool dram) const
+  ChunkFeatures FeaturesOf(const ChunkEntry& chunk, Level level) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Drop(ChunkIndex index, MissReason why, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RemovePart(ChunkIndex index, PartEntry* part, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void LoseMemoryCopy(ChunkIndex index, PartEntry& part, AfterUnlock& after)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The part is left with its other copies, if it has any.
+  void LoseCopy(ChunkIndex index, PartEntry& part, Level level,
+                AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // All that the chunk has there goes, and what was only there.
+  void LoseCopies(ChunkIndex index, Level level, MissReason why,
+                  AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Removes what is left of the groups in `before` that are visible no more.
   void RemoveBroken(ChunkIndex index, GroupMask before, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void RetireDram(ChunkIndex index, Extent extent, AfterUnlock& after)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void RetireDurable(ChunkIndex index, Extent extent, AfterUnlock& after)
+  // Frees what nobody finds any more, when nobody reads it any more.
+  void Retire(ChunkIndex index, Level level, Extent extent, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unbusy(ChunkIndex index, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -416,7 +447,8 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   StatusOr<Extent> AllocateDram(TenantId tenant, uint64_t bytes)
       ABSL_LOCKS_EXCLUDED(mu_);
-  StatusOr<Extent> AllocateDurable(TenantId tenant, uint64_t bytes)
+  // In a tier below DRAM.
+  StatusOr<Extent> AllocateLower(Level level, TenantId tenant, uint64_t bytes)
       ABSL_LOCKS_EXCLUDED(mu_);
   bool EvictOneFromDram(Obstacles& obstacles, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -424,13 +456,11 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Clean(const PartEntry& part) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Clean(ChunkIndex index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void EvictFromDram(ChunkIndex index, AfterUnlock& after)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void EvictFromDurable(ChunkIndex index, AfterUnlock& after)
+  void EvictFrom(Level level, ChunkIndex index, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DemoteAhead() ABSL_LOCKS_EXCLUDED(mu_);
-  // The copy in `tier` is bad: it goes, and what was covered only by it.
-  void DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
+  // The copy there is bad: it goes, and what was covered only by it.
+  void DropCorrupt(ChunkIndex index, uint32_t version, Level level,
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ExpectedRecord Expect(ChunkIndex index, const PartEntry& part,
                         const CopyFacts& facts) const
@@ -465,6 +495,10 @@ class EngineImpl final : public Engine {
   void CheckLayers(Promotion::Part& part) ABSL_LOCKS_EXCLUDED(mu_);
   // Of a promotion by layer, some of which are there: tells, and reads on.
   void ReadNextLayers(std::shared_ptr<Promotion> promotion, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Parts that the device did not give are read from the durable tier instead,
+  // where that has the same record. False if there are none.
+  bool FallBack(Promotion& promotion, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // What was to be read is there, or not.
   void EndReading(std::shared_ptr<Promotion> promotion, AfterUnlock& after)
@@ -504,6 +538,22 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void QueueAllUnwritten(uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
   void CheckDrained(AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // -- spill.cc
+  bool WantsSpill(const ChunkEntry& chunk, const PartEntry& part) const;
+  // Whether all that should be on the device is, or nothing should.
+  bool Spilled(ChunkIndex index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // From any thread: SpillAhead soon, unless it is going to run anyway.
+  void ScheduleSpill();
+  void SpillAhead() ABSL_LOCKS_EXCLUDED(mu_);
+  void StartSpill(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunSpill(std::shared_ptr<Spill> spill) ABSL_LOCKS_EXCLUDED(mu_);
+  void FinishSpill(std::shared_ptr<Spill> spill) ABSL_LOCKS_EXCLUDED(mu_);
+  // After a call of the device failed: is it lost?
+  void LookAtDevice() ABSL_LOCKS_EXCLUDED(mu_);
+  void SweepDevice(uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
+  void EvictBeyondLimit() ABSL_LOCKS_EXCLUDED(mu_);
 
   // -- recovery.cc
   void RecoverSpaces(const std::map<std::string, std::string>& controls)
@@ -552,15 +602,18 @@ class EngineImpl final : public Engine {
   Executor& encoder_;
   const RecordCoder* const coder_;  // may be null
   MemoryTier& dram_;
+  DeviceTier* const device_;    // may be null
   DurableTier* const durable_;  // may be null
+  Tier* const tiers_[kLevels];  // the same, by level
+  const uint64_t spill_record_max_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
   // Synchronizes itself.
   EventLog events_;
 
   mutable absl::Mutex mu_;
-  const std::unique_ptr<EvictionPolicy> dram_policy_ ABSL_PT_GUARDED_BY(mu_);
-  const std::unique_ptr<EvictionPolicy> durable_policy_ ABSL_PT_GUARDED_BY(mu_);
+  // By level; null where there is no tier.
+  const std::unique_ptr<EvictionPolicy> policies_[kLevels] ABSL_GUARDED_BY(mu_);
   ChunkTable chunks_ ABSL_GUARDED_BY(mu_);
   SpaceTable spaces_ ABSL_GUARDED_BY(mu_);
   HoldTable holds_ ABSL_GUARDED_BY(mu_);
@@ -575,11 +628,10 @@ class EngineImpl final : public Engine {
       ABSL_GUARDED_BY(mu_);
   // Saves of known ids that are under way: kPending.
   absl::flat_hash_map<SaveKey, uint32_t> pending_saves_ ABSL_GUARDED_BY(mu_);
-  // What is not the chunk's any more, but may still be looked at: memory by its
-  // readers, durable records by work that has not asked for the read yet.
-  struct Retired {
-    std::vector<Extent> dram, durable;
-  };
+  // What is not the chunk's any more, but may still be looked at, by level:
+  // DRAM by its readers, other records by work that has not asked for the read
+  // yet.
+  using Retired = std::array<std::vector<Extent>, kLevels>;
   absl::flat_hash_map<ChunkIndex, Retired> retired_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<ChunkIndex, std::shared_ptr<Promotion>> promotions_
       ABSL_GUARDED_BY(mu_);
@@ -600,6 +652,10 @@ class EngineImpl final : public Engine {
   std::vector<absl::AnyInvocable<void(Status) &&>> drained_
       ABSL_GUARDED_BY(mu_);
 
+  std::atomic<bool> spill_scheduled_{false};
+  uint64_t spilling_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool device_lost_ ABSL_GUARDED_BY(mu_) = false;
+
   std::deque<Control> controls_ ABSL_GUARDED_BY(mu_);
   bool control_running_ ABSL_GUARDED_BY(mu_) = false;
 
@@ -607,8 +663,7 @@ class EngineImpl final : public Engine {
   uint64_t last_generation_ ABSL_GUARDED_BY(mu_) = 0;
   uint32_t last_version_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t held_bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  double dram_speed_ ABSL_GUARDED_BY(mu_);
-  double durable_speed_ ABSL_GUARDED_BY(mu_);
+  double speeds_[kLevels] ABSL_GUARDED_BY(mu_);  // bytes per second
   EngineStats counters_ ABSL_GUARDED_BY(mu_);
 };
 

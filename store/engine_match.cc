@@ -24,9 +24,10 @@ EngineImpl::Found EngineImpl::Look(SpaceRef space, const ChunkId& id,
   if (chunk.lineage > worst) {
     return {kNoChunk, ChunkState::kMiss, MissReason::kLineage};
   }
-  return {index,
-          chunk.dram_readable ? ChunkState::kReady : ChunkState::kDurable,
-          MissReason::kNone};
+  return {
+      index,
+      chunk.Readable(Level::kDram) ? ChunkState::kReady : ChunkState::kDurable,
+      MissReason::kNone};
 }
 
 std::shared_ptr<const SpaceDescriptor> EngineImpl::OtherSpaceOf(
@@ -52,23 +53,34 @@ void EngineImpl::TouchPrefix(std::span<const ChunkIndex> prefix,
     if (prefix[i] == kNoChunk) continue;
     ChunkEntry& chunk = chunks_[prefix[i]];
     chunk.used_ns = now_ns;
-    if (chunk.in_dram) dram_policy_->Touch(prefix[i], now);
-    if (chunk.in_durable) durable_policy_->Touch(prefix[i], now);
+    // A copy on the device that is in DRAM too is of no use there: it ages.
+    if (chunk.Ranked(Level::kDram)) {
+      Policy(Level::kDram).Touch(prefix[i], now);
+    } else if (chunk.Ranked(Level::kDevice)) {
+      Policy(Level::kDevice).Touch(prefix[i], now);
+    }
+    if (chunk.Ranked(Level::kDurable)) {
+      Policy(Level::kDurable).Touch(prefix[i], now);
+    }
   }
 }
 
 absl::Duration EngineImpl::LoadEstimate(
     std::span<const ChunkIndex> prefix) const {
-  uint64_t dram = 0;
-  uint64_t durable = 0;
+  uint64_t bytes[kLevels] = {};
   for (const ChunkIndex index : prefix) {
     if (index == kNoChunk) continue;
     const ChunkEntry& chunk = chunks_[index];
-    dram += chunk.bytes;
-    if (!chunk.dram_readable) durable += chunk.bytes;
+    bytes[Raw(Level::kDram)] += chunk.bytes;
+    if (chunk.Readable(Level::kDram)) continue;
+    bytes[Raw(chunk.Readable(Level::kDevice) ? Level::kDevice
+                                             : Level::kDurable)] += chunk.bytes;
   }
-  return absl::Seconds(static_cast<double>(dram) / dram_speed_ +
-                       static_cast<double>(durable) / durable_speed_);
+  double seconds = 0;
+  for (size_t i = 0; i < kLevels; ++i) {
+    seconds += static_cast<double>(bytes[i]) / speeds_[i];
+  }
+  return absl::Seconds(seconds);
 }
 
 MatchResult EngineImpl::Match(const MatchRequest& request) {
@@ -168,13 +180,13 @@ std::vector<StoredChunk> EngineImpl::Describe(TenantId tenant,
     const ChunkEntry& chunk = chunks_[found.chunk];
     out.lineage = chunk.lineage;
     out.token_count = chunk.token_count;
-    if (found.state == ChunkState::kDurable) DescribeDurable(found.chunk, out);
+    if (found.state == ChunkState::kDurable) DescribeBelow(found.chunk, out);
   }
   return chunks;
 }
 
 // What a hold of the chunk would have to read, by planes.
-void EngineImpl::DescribeDurable(ChunkIndex index, StoredChunk& out) const {
+void EngineImpl::DescribeBelow(ChunkIndex index, StoredChunk& out) const {
   const ChunkEntry& chunk = chunks_[index];
   const auto it = promotions_.find(index);
   const uint8_t landed = it == promotions_.end() ? 0 : it->second->landed;
@@ -183,7 +195,8 @@ void EngineImpl::DescribeDurable(ChunkIndex index, StoredChunk& out) const {
     if (part.dram_handle != 0 || (chunk.visible >> Raw(part.group) & 1) == 0) {
       continue;
     }
-    const CopyPlanes planes = chunks_.DurablePlanes(index, part);
+    const CopyPlanes planes =
+        part.on_device ? CopyPlanes{} : chunks_.DurablePlanes(index, part);
     const uint64_t there =
         landed == 0 ? 0 : planes.cuts[landed - 1].pages * kPageBytes;
     out.bytes_to_read += part.record_bytes - std::min(part.record_bytes, there);

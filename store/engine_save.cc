@@ -393,14 +393,15 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
   if (index == kNoChunk) {
     index = NewChunk(reserved.space, meta, work.hints);
     chunks_[index].bytes = meta.record_bytes;
-    if (!dram_policy_->Admit(FeaturesOf(chunks_[index], true))) {
+    const EvictionPolicy& policy = Policy(Level::kDram);
+    if (!Policy(Level::kDram).Admit(FeaturesOf(chunks_[index], Level::kDram))) {
       Drop(index, MissReason::kEvicted, after);
-      RejectSave(work,
-                 absl::ResourceExhaustedError(absl::StrCat(
-                     "not admitted by policy ",
-                     absl::string_view(dram_policy_->name().data(),
-                                       dram_policy_->name().size()))),
-                 SaveStage::kVolatile, after);
+      RejectSave(
+          work,
+          absl::ResourceExhaustedError(absl::StrCat(
+              "not admitted by policy ",
+              absl::string_view(policy.name().data(), policy.name().size()))),
+          SaveStage::kVolatile, after);
       return;
     }
   }
@@ -418,7 +419,7 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
     outdated = part->durable();
     outdated_facts = chunks_.DurableFacts(index, *part);
     outdated_planes = chunks_.DurablePlanes(index, *part);
-    chunks_.DropDurableCopy(index, *part);
+    chunks_.DropCopy(index, *part, Level::kDurable);
     RemovePart(index, part, after);
   }
   part = &chunks_.AddPart(index);

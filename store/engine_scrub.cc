@@ -63,7 +63,7 @@ void EngineImpl::CheckReported(ChunkIndex index, std::vector<WriteJob> parts) {
         parts.begin(), parts.end(),
         [version](const WriteJob& p) { return p.version == version; });
     if (part != nullptr && part->dram() == checked->dram) {
-      DropCorrupt(index, version, dram_.kind(), after);
+      DropCorrupt(index, version, Level::kDram, after);
     }
   }
   Unbusy(index, after);
@@ -72,15 +72,14 @@ void EngineImpl::CheckReported(ChunkIndex index, std::vector<WriteJob> parts) {
 // ---- Verification of a whole tier: one part at a time ----
 
 struct EngineImpl::Scan {
-  TierKind tier{};
-  bool in_memory = false;
+  Level level{};
   absl::AnyInvocable<bool(const VerifyProgress&)> tell;
   VerifyProgress progress;
   uint32_t next = 0;  // slot
   // Of the chunk that is being read; it is kept busy.
   ChunkIndex chunk = kNoChunk;
   std::vector<WriteJob> parts;  // `dram` is the extent in the tier
-  // Of the part that is being read from the durable tier.
+  // Of the part that is being read from a tier below DRAM.
   std::unique_ptr<std::byte, FreeDeleter> buffer;
   size_t reads_left = 0;
   Status read_status;
@@ -89,15 +88,15 @@ struct EngineImpl::Scan {
 void EngineImpl::Verify(
     TierKind tier, absl::AnyInvocable<bool(const VerifyProgress&)> progress) {
   auto scan = std::make_shared<Scan>();
-  scan->tier = tier;
-  scan->in_memory = tier == dram_.kind();
+  const std::optional<Level> level = LevelOf(tier);
   scan->tell = std::move(progress);
-  if (!scan->in_memory && (durable_ == nullptr || tier != durable_->kind())) {
+  if (!level.has_value()) {
     scan->progress.finished = true;
     scan->progress.status = absl::NotFoundError("there is no such tier");
     scan->tell(scan->progress);
     return;
   }
+  scan->level = *level;
   Post([this, scan] { CountForScan(scan, 0); });
 }
 
@@ -111,14 +110,12 @@ void EngineImpl::CountForScan(std::shared_ptr<Scan> scan, uint32_t from) {
       bool any = false;
       for (const PartEntry& part : chunks_.Parts(ChunkIndex{i})) {
         if (!chunks_[ChunkIndex{i}].live ||
-            (scan->in_memory ? part.dram_handle : part.durable_handle) == 0) {
+            (part.copies() & Bit(scan->level)) == 0) {
           continue;
         }
         any = true;
         scan->progress.bytes_total +=
-            scan->in_memory
-                ? part.record_bytes
-                : chunks_.DurableFacts(ChunkIndex{i}, part).record_bytes;
+            chunks_.Facts(ChunkIndex{i}, part, scan->level).record_bytes;
       }
       scan->progress.chunks_total += any ? 1 : 0;
     }
@@ -139,12 +136,12 @@ bool EngineImpl::PickForScan(Scan& scan) {
     const ChunkIndex index{scan.next};
     if (!chunks_[index].live) continue;
     for (const PartEntry& part : chunks_.Parts(index)) {
-      const Extent extent = scan.in_memory ? part.dram() : part.durable();
+      const Extent extent = chunks_.Copy(index, part, scan.level);
       if (extent) {
-        const CopyFacts facts =
-            scan.in_memory ? part.facts() : chunks_.DurableFacts(index, part);
         scan.parts.push_back(
-            {index, part.version, extent, Expect(index, part, facts), nullptr});
+            {index, part.version, extent,
+             Expect(index, part, chunks_.Facts(index, part, scan.level)),
+             nullptr});
       }
     }
     if (scan.parts.empty()) continue;
@@ -172,7 +169,7 @@ void EngineImpl::ScanNext(std::shared_ptr<Scan> scan) {
 
 void EngineImpl::ScanPart(std::shared_ptr<Scan> scan) {
   const WriteJob& part = scan->parts.back();
-  if (scan->in_memory) {
+  if (scan->level == Level::kDram) {
     EndScanPart(scan,
                 CheckStoredRecord(part.expected, dram_.Map(part.dram), true));
     return;
@@ -193,10 +190,11 @@ void EngineImpl::ScanPart(std::shared_ptr<Scan> scan) {
   const Extent extent = part.dram;
   const MutableByteSpan memory(scan->buffer.get(), bytes);
   for (uint64_t at = 0; at < bytes; at += piece) {
-    durable_->Read(extent, at, memory.subspan(at, std::min(piece, bytes - at)),
-                   Guard([this, scan](Status status) {
-                     OnScanRead(scan, std::move(status));
-                   }));
+    tiers_[Raw(scan->level)]->Read(
+        extent, at, memory.subspan(at, std::min(piece, bytes - at)),
+        Guard([this, scan](Status status) {
+          OnScanRead(scan, std::move(status));
+        }));
   }
 }
 
@@ -228,10 +226,10 @@ void EngineImpl::EndScanPart(std::shared_ptr<Scan> scan, const Status& status) {
     const PartEntry* entry = chunks_.FindPart(part.chunk, part.version);
     const bool same =
         chunks_[part.chunk].live && entry != nullptr &&
-        (scan->in_memory ? entry->dram() : entry->durable()) == part.dram;
+        chunks_.Copy(part.chunk, *entry, scan->level) == part.dram;
     if (absl::IsDataLoss(status) && same) {
       ++scan->progress.corrupt;
-      DropCorrupt(part.chunk, part.version, scan->tier, after);
+      DropCorrupt(part.chunk, part.version, scan->level, after);
     }
     if (last) Unbusy(scan->chunk, after);
   }

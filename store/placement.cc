@@ -24,27 +24,25 @@ void EngineImpl::Summarize(ChunkIndex index) {
   chunk.visible = VisibleGroups(spaces_[chunk.space], parts);
   chunk.bytes = 0;
   chunk.lineage = Lineage::kExact;
-  bool dram = chunk.visible != 0;
-  bool durable = chunk.visible != 0;
+  LevelMask readable = chunk.visible != 0 ? (1 << kLevels) - 1 : 0;
   bool incomplete = false;
   for (const PartEntry& part : parts) {
     chunk.bytes += part.record_bytes;
     chunk.lineage = std::max(chunk.lineage, part.lineage);
-    if ((chunk.visible >> Raw(part.group) & 1) == 0) {
+    if (!chunk.Visible(part.group)) {
       incomplete = true;
       continue;
     }
-    dram = dram && part.dram_handle != 0;
-    durable = durable && part.durable_handle != 0;
+    readable &= part.copies();
   }
-  chunk.dram_readable = dram;
-  chunk.durable_readable = durable;
+  chunk.readable = readable;
   if (incomplete && !chunk.incomplete) incomplete_since_[index] = Now();
   if (!incomplete && chunk.incomplete) incomplete_since_.erase(index);
   chunk.incomplete = incomplete;
 }
 
-ChunkFeatures EngineImpl::FeaturesOf(const ChunkEntry& chunk, bool dram) const {
+ChunkFeatures EngineImpl::FeaturesOf(const ChunkEntry& chunk,
+                                     Level level) const {
   ChunkFeatures features;
   features.bytes = chunk.bytes;
   features.token_begin = chunk.token_begin;
@@ -57,8 +55,7 @@ ChunkFeatures EngineImpl::FeaturesOf(const ChunkEntry& chunk, bool dram) const {
   if (parent == kNoChunk) return features;
   const ChunkEntry& entry = chunks_[parent];
   // Positions grow along a chain, so that no client can tie it into a ring.
-  if ((dram ? entry.in_dram : entry.in_durable) &&
-      entry.token_begin < chunk.token_begin) {
+  if (entry.Ranked(level) && entry.token_begin < chunk.token_begin) {
     features.parent = parent;
   }
   return features;
@@ -66,31 +63,25 @@ ChunkFeatures EngineImpl::FeaturesOf(const ChunkEntry& chunk, bool dram) const {
 
 void EngineImpl::SettlePolicies(ChunkIndex index) {
   ChunkEntry& chunk = chunks_[index];
-  bool dram = false;
-  bool durable = false;
-  for (const PartEntry& part : chunks_.Parts(index)) {
-    dram = dram || part.dram_handle != 0;
-    durable = durable || part.durable_handle != 0;
+  LevelMask there = 0;
+  for (const PartEntry& part : chunks_.Parts(index)) there |= part.copies();
+  if (there == chunk.ranked) return;
+  for (const Level level : kAllLevels) {
+    const bool has = (there & Bit(level)) != 0;
+    if (has == chunk.Ranked(level)) continue;
+    if (has) {
+      Policy(level).Insert(index, FeaturesOf(chunk, level));
+    } else {
+      Policy(level).Remove(index);
+    }
   }
-  if (dram && !chunk.in_dram) {
-    dram_policy_->Insert(index, FeaturesOf(chunk, true));
-  } else if (!dram && chunk.in_dram) {
-    dram_policy_->Remove(index);
-  }
-  if (durable && !chunk.in_durable) {
-    durable_policy_->Insert(index, FeaturesOf(chunk, false));
-  } else if (!durable && chunk.in_durable) {
-    durable_policy_->Remove(index);
-  }
-  chunk.in_dram = dram;
-  chunk.in_durable = durable;
+  chunk.ranked = there;
 }
 
 void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
   if (!chunk.live) return;
-  const bool had_dram = chunk.dram_readable;
-  const bool had_durable = chunk.durable_readable;
+  const LevelMask before = chunk.readable;
   const bool was_incomplete = chunk.incomplete;
   if (chunk.part_count == 0) {
     Drop(index, why, after);
@@ -98,15 +89,11 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
   }
   Summarize(index);
   SettlePolicies(index);
-  const auto tell = [&](bool had, bool has,
-                        TierKind tier) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    if (had == has) return;
+  for (const Level level : kAllLevels) {
+    if (((chunk.readable ^ before) & Bit(level)) == 0) continue;
+    const bool has = chunk.Readable(level);
     EmitChunk(has ? EventType::kChunkStored : EventType::kChunkRemoved, chunk,
-              tier, has ? MissReason::kNone : why);
-  };
-  tell(had_dram, chunk.dram_readable, dram_.kind());
-  if (durable_ != nullptr) {
-    tell(had_durable, chunk.durable_readable, durable_->kind());
+              KindOf(level), has ? MissReason::kNone : why);
   }
   if (chunk.incomplete && !was_incomplete) {
     Expire(Now() + options_.incomplete_ttl, ExpiryQueue::What::kIncomplete,
@@ -126,33 +113,22 @@ void EngineImpl::ExpireIncomplete(ChunkIndex index, AfterUnlock& after) {
   }
   for (size_t i = chunk.part_count; i-- > 0;) {
     PartEntry* part = &chunks_.Parts(index)[i];
-    if ((chunk.visible >> Raw(part->group) & 1) == 0) {
-      RemovePart(index, part, after);
-    }
+    if (!chunk.Visible(part->group)) RemovePart(index, part, after);
   }
   Settle(index, MissReason::kIncomplete, after);
 }
 
 // ---- Parts and chunks go ----
 
-void EngineImpl::RetireDram(ChunkIndex index, Extent extent,
-                            AfterUnlock& after) {
+void EngineImpl::Retire(ChunkIndex index, Level level, Extent extent,
+                        AfterUnlock& after) {
   if (!extent) return;
-  if (chunks_[index].Idle()) {
-    after.Free(&dram_, extent);
+  const ChunkEntry& chunk = chunks_[index];
+  // Of a tier below DRAM a read may be about to be asked for.
+  if (level == Level::kDram ? chunk.Idle() : chunk.busy == 0) {
+    after.Free(tiers_[Raw(level)], extent);
   } else {
-    retired_[index].dram.push_back(extent);
-  }
-}
-
-// A read of it may be about to be asked for.
-void EngineImpl::RetireDurable(ChunkIndex index, Extent extent,
-                               AfterUnlock& after) {
-  if (!extent) return;
-  if (chunks_[index].busy == 0) {
-    after.Free(durable_, extent);
-  } else {
-    retired_[index].durable.push_back(extent);
+    retired_[index][Raw(level)].push_back(extent);
   }
 }
 
@@ -161,13 +137,13 @@ void EngineImpl::ReleaseIfIdle(ChunkIndex index, AfterUnlock& after) {
   if (chunk.busy > 0) return;
   if (const auto it = retired_.empty() ? retired_.end() : retired_.find(index);
       it != retired_.end()) {
-    for (const Extent extent : std::exchange(it->second.durable, {})) {
-      after.Free(durable_, extent);
+    for (const Level level : kAllLevels) {
+      if (level == Level::kDram && chunk.holds > 0) continue;
+      for (const Extent extent : std::exchange(it->second[Raw(level)], {})) {
+        after.Free(tiers_[Raw(level)], extent);
+      }
     }
-    if (chunk.holds == 0) {
-      for (const Extent extent : it->second.dram) after.Free(&dram_, extent);
-      retired_.erase(it);
-    }
+    if (chunk.holds == 0) retired_.erase(it);
   }
   if (chunk.live || chunk.holds > 0) return;
   for (const PartEntry& part : chunks_.Parts(index)) {
@@ -192,8 +168,9 @@ void EngineImpl::RemovePart(ChunkIndex index, PartEntry* part,
   TellWaiters({index, part->version},
               absl::AbortedError("the part was dropped before it was durable"),
               after);
-  RetireDram(index, part->dram(), after);
-  RetireDurable(index, part->durable(), after);
+  for (const Level level : kAllLevels) {
+    Retire(index, level, chunks_.Copy(index, *part, level), after);
+  }
   chunks_.RemovePart(index, part);
 }
 
@@ -212,17 +189,16 @@ void EngineImpl::RemoveBroken(ChunkIndex index, GroupMask before,
 void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
   if (chunk.pinned) SetPinned(index, false, after);
-  if (chunk.dram_readable) {
-    EmitChunk(EventType::kChunkRemoved, chunk, dram_.kind(), why);
+  for (const Level level : kAllLevels) {
+    if (chunk.Readable(level)) {
+      EmitChunk(EventType::kChunkRemoved, chunk, KindOf(level), why);
+    }
+    if (chunk.Ranked(level)) Policy(level).Remove(index);
   }
-  if (chunk.durable_readable) {
-    EmitChunk(EventType::kChunkRemoved, chunk, durable_->kind(), why);
-  }
-  if (chunk.in_dram) dram_policy_->Remove(index);
-  if (chunk.in_durable) durable_policy_->Remove(index);
   if (chunk.rooted) roots_.Remove(index);
   if (chunk.incomplete) incomplete_since_.erase(index);
-  chunk.in_dram = chunk.in_durable = chunk.rooted = chunk.incomplete = false;
+  chunk.ranked = 0;
+  chunk.rooted = chunk.incomplete = false;
   misses_.Add(chunk.space, chunk.id, why);
   for (PartEntry& part : chunks_.Parts(index)) {
     Unqueue(part);
@@ -230,49 +206,69 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
         {index, part.version},
         absl::AbortedError("the chunk was dropped before it was durable"),
         after);
-    RetireDurable(index, part.durable(), after);
-    chunks_.DropDurableCopy(index, part);
+    // What is in DRAM goes with its last reader.
+    for (const Level level : {Level::kDevice, Level::kDurable}) {
+      Retire(index, level, chunks_.Copy(index, part, level), after);
+      chunks_.DropCopy(index, part, level);
+    }
   }
   chunks_.Unlist(index);
   ReleaseIfIdle(index, after);
 }
 
-// What is left of the part is its durable copy, if any. Who waits for another
-// one will not get it.
-void EngineImpl::LoseMemoryCopy(ChunkIndex index, PartEntry& part,
-                                AfterUnlock& after) {
-  Unqueue(part);
-  if (part.unwritten()) {
-    TellWaiters({index, part.version},
-                absl::AbortedError("it left memory before it was durable"),
-                after);
-    part.wanted_durable = false;
+void EngineImpl::LoseCopy(ChunkIndex index, PartEntry& part, Level level,
+                          AfterUnlock& after) {
+  if (level == Level::kDram) {
+    Unqueue(part);
+    if (part.unwritten()) {
+      TellWaiters({index, part.version},
+                  absl::AbortedError("it left memory before it was durable"),
+                  after);
+      part.wanted_durable = false;
+    }
   }
-  RetireDram(index, part.dram(), after);
-  chunks_.DropMemoryCopy(index, part);
+  Retire(index, level, chunks_.Copy(index, part, level), after);
+  chunks_.DropCopy(index, part, level);
 }
 
-void EngineImpl::DropCorrupt(ChunkIndex index, uint32_t version, TierKind tier,
+void EngineImpl::LoseCopies(ChunkIndex index, Level level, MissReason why,
+                            AfterUnlock& after) {
+  const GroupMask before = chunks_[index].visible;
+  for (size_t i = chunks_[index].part_count; i-- > 0;) {
+    PartEntry* part = &chunks_.Parts(index)[i];
+    if ((part->copies() & Bit(level)) == 0) continue;
+    if (part->copies() == Bit(level)) {
+      RemovePart(index, part, after);
+      continue;
+    }
+    if (level == Level::kDurable && !part->durable_outdated) {
+      part->writing = PartEntry::Writing::kSettled;  // it had its turn
+    }
+    LoseCopy(index, *part, level, after);
+  }
+  RemoveBroken(index, before, after);
+  Settle(index, why, after);
+}
+
+void EngineImpl::DropCorrupt(ChunkIndex index, uint32_t version, Level level,
                              AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
   PartEntry* part = chunks_.FindPart(index, version);
   if (part == nullptr) return;
   ++counters_.corrupt;
-  EmitChunk(EventType::kChunkCorrupt, chunk, tier, MissReason::kCorrupt);
+  EmitChunk(EventType::kChunkCorrupt, chunk, KindOf(level),
+            MissReason::kCorrupt);
   if (!chunk.live) return;
   const GroupMask before = chunk.visible;
-  if (tier == dram_.kind()) {
-    LoseMemoryCopy(index, *part, after);
-  } else {
-    // One that is outdated is being replaced already.
-    if (!part->durable_outdated) part->writing = PartEntry::Writing::kNot;
-    RetireDurable(index, part->durable(), after);
-    chunks_.DropDurableCopy(index, *part);
+  // One that is outdated is being replaced already.
+  if (level == Level::kDurable && !part->durable_outdated) {
+    part->writing = PartEntry::Writing::kNot;
   }
-  if (part->dram_handle == 0 && part->durable_handle == 0) {
+  LoseCopy(index, *part, level, after);
+  if (part->copies() == 0) {
     RemovePart(index, part, after);
     RemoveBroken(index, before, after);
-  } else if (part->dram_handle != 0 &&
+  } else if (level == Level::kDurable &&
              options_.write_back == EngineOptions::WriteBack::kOnCommit) {
     QueueWrite(index, *part);
     PumpWrites(after);
@@ -352,9 +348,34 @@ class EngineImpl::DramEvictable final : public EvictionPolicy::Evictable {
   std::vector<ChunkIndex> passed_;
 };
 
-class EngineImpl::DurableEvictable final : public EvictionPolicy::Evictable {
+// A chunk that may leave memory and loses nothing by it: what should be on the
+// device is there. Looks no further than a few of the others: those that come
+// after are not cold.
+class EngineImpl::SpilledEvictable final : public EvictionPolicy::Evictable {
  public:
-  explicit DurableEvictable(const EngineImpl& engine) : engine_(engine) {}
+  explicit SpilledEvictable(const EngineImpl& engine)
+      : engine_(engine),
+        clean_(engine, DramEvictable::Want::kClean, ignored_) {}
+
+  bool operator()(ChunkIndex index) const override
+      ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    if (!clean_(index)) return false;
+    return engine_.Spilled(index) || ++looked_ == kLooks;
+  }
+
+ private:
+  static constexpr int kLooks = 32;
+
+  const EngineImpl& engine_;
+  Obstacles ignored_;
+  const DramEvictable clean_;
+  mutable int looked_ = 0;
+};
+
+// Below DRAM nothing is held.
+class EngineImpl::LowerEvictable final : public EvictionPolicy::Evictable {
+ public:
+  explicit LowerEvictable(const EngineImpl& engine) : engine_(engine) {}
   bool operator()(ChunkIndex index) const override
       ABSL_NO_THREAD_SAFETY_ANALYSIS {
     const ChunkEntry& chunk = engine_.chunks_[index];
@@ -365,39 +386,20 @@ class EngineImpl::DurableEvictable final : public EvictionPolicy::Evictable {
   const EngineImpl& engine_;
 };
 
-void EngineImpl::EvictFromDram(ChunkIndex index, AfterUnlock& after) {
-  const GroupMask before = chunks_[index].visible;
-  ++counters_.evicted_dram;
-  for (size_t i = chunks_[index].part_count; i-- > 0;) {
-    PartEntry* part = &chunks_.Parts(index)[i];
-    if (part->durable_handle == 0) {
-      RemovePart(index, part, after);
-    } else {
-      LoseMemoryCopy(index, *part, after);
-    }
+void EngineImpl::EvictFrom(Level level, ChunkIndex index, AfterUnlock& after) {
+  switch (level) {
+    case Level::kDram:
+      ++counters_.evicted_dram;
+      if (!Spilled(index)) ++counters_.unspilled_evictions;
+      break;
+    case Level::kDevice:
+      ++counters_.evicted_device;
+      break;
+    case Level::kDurable:
+      ++counters_.evicted_durable;
+      break;
   }
-  RemoveBroken(index, before, after);
-  Settle(index, MissReason::kEvicted, after);
-}
-
-void EngineImpl::EvictFromDurable(ChunkIndex index, AfterUnlock& after) {
-  const GroupMask before = chunks_[index].visible;
-  ++counters_.evicted_durable;
-  for (size_t i = chunks_[index].part_count; i-- > 0;) {
-    PartEntry* part = &chunks_.Parts(index)[i];
-    if (part->durable_handle == 0) continue;
-    if (part->dram_handle == 0) {
-      RemovePart(index, part, after);
-      continue;
-    }
-    if (!part->durable_outdated) {
-      part->writing = PartEntry::Writing::kSettled;  // it had its turn
-    }
-    RetireDurable(index, part->durable(), after);
-    chunks_.DropDurableCopy(index, *part);
-  }
-  RemoveBroken(index, before, after);
-  Settle(index, MissReason::kEvicted, after);
+  LoseCopies(index, level, MissReason::kEvicted, after);
 }
 
 // kOnEvict: the next to go is written first, and some after it with it.
@@ -405,10 +407,10 @@ bool EngineImpl::DemoteOne(Obstacles& obstacles, AfterUnlock& after) {
   constexpr int kTogether = 16;
   DramEvictable idle(*this, DramEvictable::Want::kIdle, obstacles);
   for (int i = 0; i < kTogether; ++i) {
-    const std::optional<ChunkIndex> victim = dram_policy_->Victim(idle);
+    const std::optional<ChunkIndex> victim = Policy(Level::kDram).Victim(idle);
     if (!victim.has_value()) break;
     if (Clean(*victim)) {
-      EvictFromDram(*victim, after);
+      EvictFrom(Level::kDram, *victim, after);
       return true;
     }
     QueueWrites(*victim);
@@ -416,25 +418,36 @@ bool EngineImpl::DemoteOne(Obstacles& obstacles, AfterUnlock& after) {
   }
   PumpWrites(after);
   // What it took out of the way by not admitting it may go now.
-  const std::optional<ChunkIndex> victim = dram_policy_->Victim(
-      DramEvictable(*this, DramEvictable::Want::kClean, obstacles));
-  if (victim.has_value()) EvictFromDram(*victim, after);
+  const std::optional<ChunkIndex> victim =
+      Policy(Level::kDram)
+          .Victim(DramEvictable(*this, DramEvictable::Want::kClean, obstacles));
+  if (victim.has_value()) EvictFrom(Level::kDram, *victim, after);
   return victim.has_value();
 }
 
 bool EngineImpl::EvictOneFromDram(Obstacles& obstacles, AfterUnlock& after) {
+  if (device_ != nullptr && !device_lost_) {
+    const std::optional<ChunkIndex> victim =
+        Policy(Level::kDram).Victim(SpilledEvictable(*this));
+    if (victim.has_value() && Spilled(*victim)) {
+      EvictFrom(Level::kDram, *victim, after);
+      return true;
+    }
+  }
   if (durable_ != nullptr && !degraded_ &&
       options_.write_back == EngineOptions::WriteBack::kOnEvict) {
     return DemoteOne(obstacles, after);
   }
   Obstacles first;
-  std::optional<ChunkIndex> victim = dram_policy_->Victim(
-      DramEvictable(*this, DramEvictable::Want::kClean, first));
+  std::optional<ChunkIndex> victim =
+      Policy(Level::kDram)
+          .Victim(DramEvictable(*this, DramEvictable::Want::kClean, first));
   if (!victim.has_value()) {
-    victim = dram_policy_->Victim(
-        DramEvictable(*this, DramEvictable::Want::kAny, obstacles));
+    victim =
+        Policy(Level::kDram)
+            .Victim(DramEvictable(*this, DramEvictable::Want::kAny, obstacles));
   }
-  if (victim.has_value()) EvictFromDram(*victim, after);
+  if (victim.has_value()) EvictFrom(Level::kDram, *victim, after);
   return victim.has_value();
 }
 
@@ -442,6 +455,7 @@ StatusOr<Extent> EngineImpl::AllocateDram(TenantId tenant, uint64_t bytes) {
   for (;;) {
     StatusOr<Extent> extent = dram_.Allocate(tenant, bytes);
     if (extent.ok() || !absl::IsResourceExhausted(extent.status())) {
+      if (device_ != nullptr) ScheduleSpill();
       return extent;
     }
     AfterUnlock after;
@@ -454,18 +468,19 @@ StatusOr<Extent> EngineImpl::AllocateDram(TenantId tenant, uint64_t bytes) {
   }
 }
 
-StatusOr<Extent> EngineImpl::AllocateDurable(TenantId tenant, uint64_t bytes) {
+StatusOr<Extent> EngineImpl::AllocateLower(Level level, TenantId tenant,
+                                           uint64_t bytes) {
   for (;;) {
-    StatusOr<Extent> extent = durable_->Allocate(tenant, bytes);
+    StatusOr<Extent> extent = tiers_[Raw(level)]->Allocate(tenant, bytes);
     if (extent.ok() || !absl::IsResourceExhausted(extent.status())) {
       return extent;
     }
     AfterUnlock after;
     absl::MutexLock lock(&mu_);
     const std::optional<ChunkIndex> victim =
-        durable_policy_->Victim(DurableEvictable(*this));
+        Policy(level).Victim(LowerEvictable(*this));
     if (!victim.has_value()) return extent;
-    EvictFromDurable(*victim, after);
+    EvictFrom(level, *victim, after);
   }
 }
 
@@ -482,12 +497,45 @@ void EngineImpl::DemoteAhead() {
   Obstacles obstacles;
   DramEvictable idle(*this, DramEvictable::Want::kIdle, obstacles);
   for (int i = 0; i < kAhead; ++i) {
-    const std::optional<ChunkIndex> next = dram_policy_->Victim(idle);
+    const std::optional<ChunkIndex> next = Policy(Level::kDram).Victim(idle);
     if (!next.has_value()) break;
     if (!Clean(*next)) QueueWrites(*next);
     idle.Pass(*next);
   }
   PumpWrites(after);
+}
+
+// Of the next to go as many as an eighth of memory holds, or a quarter of the
+// device, and no more than some. Only allocations lead here, never the end of a
+// spill: one that pushes another out again would go on for ever.
+void EngineImpl::SpillAhead() {
+  constexpr int kAhead = 16;
+  spill_scheduled_ = false;
+  const TierUsage usage = dram_.Usage();
+  const uint64_t eighth = usage.capacity_bytes / 8;
+  const uint64_t device_bytes = device_->Usage().capacity_bytes;
+  if (usage.used_bytes < usage.capacity_bytes - eighth || device_bytes == 0) {
+    return;
+  }
+  const uint64_t most = std::min(eighth, device_bytes / 4);
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  if (device_lost_) return;
+  Obstacles obstacles;
+  DramEvictable next(*this, DramEvictable::Want::kAny, obstacles);
+  uint64_t bytes = 0;
+  for (int i = 0; i < kAhead && (i == 0 || bytes < most); ++i) {
+    if (spilling_bytes_ >= options_.spill_bytes_in_flight) return;
+    const std::optional<ChunkIndex> index = Policy(Level::kDram).Victim(next);
+    if (!index.has_value()) return;
+    next.Pass(*index);
+    bytes += chunks_[*index].bytes;
+    if (!Spilled(*index) &&
+        Policy(Level::kDevice)
+            .Admit(FeaturesOf(chunks_[*index], Level::kDevice))) {
+      StartSpill(*index, after);
+    }
+  }
 }
 
 }  // namespace larder

@@ -46,9 +46,7 @@ std::optional<EngineImpl::PromotionPlan> EngineImpl::PlanPromotion(
   plan.by_layer = by_layer;
   uint64_t first_layers = 0;
   for (const PartEntry& part : chunks_.Parts(index)) {
-    if (part.dram_handle != 0 || (chunk.visible >> Raw(part.group) & 1) == 0) {
-      continue;
-    }
+    if (part.dram_handle != 0 || !chunk.Visible(part.group)) continue;
     plan.parts.push_back({part.version, part.record_bytes, {}});
     plan.bytes += part.record_bytes;
     first_layers += FirstReadBytes(part.shape, part.record_bytes);
@@ -85,7 +83,16 @@ void EngineImpl::CancelPlan(PromotionPlan& plan, AfterUnlock& after) {
 void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
                                 AfterUnlock& after) {
   const ChunkEntry& chunk = chunks_[plan.chunk];
-  if (!chunk.live || chunk.dram_readable || promotions_.contains(plan.chunk)) {
+  // Where the device was lost meanwhile, the durable copy may be another
+  // record.
+  const auto changed =
+      [&](const PromotionPlan::Part& planned) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        const PartEntry* part = chunks_.FindPart(plan.chunk, planned.version);
+        return part != nullptr && part->record_bytes != planned.record_bytes;
+      };
+  if (!chunk.live || chunk.Readable(Level::kDram) ||
+      promotions_.contains(plan.chunk) ||
+      std::any_of(plan.parts.begin(), plan.parts.end(), changed)) {
     CancelPlan(plan, after);
     return;
   }
@@ -98,11 +105,19 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
       after.Free(&dram_, planned.extent);
       continue;
     }
-    promotion->parts.push_back(
-        {planned.version, planned.extent, part->durable(),
-         Expect(plan.chunk, *part, part->facts()),
-         chunks_.DurablePlanes(plan.chunk, *part), 0, absl::OkStatus()});
-    if (promotion->parts.back().planes.planes > 1) promotion->by_layer = false;
+    const Level from = part->on_device ? Level::kDevice : Level::kDurable;
+    promotion->parts.push_back({planned.version, planned.extent, from,
+                                chunks_.Copy(plan.chunk, *part, from),
+                                Expect(plan.chunk, *part, part->facts()),
+                                from == Level::kDurable
+                                    ? chunks_.DurablePlanes(plan.chunk, *part)
+                                    : CopyPlanes{},
+                                0, absl::OkStatus()});
+    // Of a coded copy on the device it is not known whether it is in planes.
+    if (promotion->parts.back().planes.planes > 1 ||
+        (from == Level::kDevice && part->codec != CodecId::kRaw)) {
+      promotion->by_layer = false;
+    }
   }
   promotions_.emplace(plan.chunk, promotion);
   promoting_bytes_ -= plan.bytes;  // ResumePromotion counts what it reads
@@ -136,7 +151,6 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
     MutableByteSpan into;
   };
   std::vector<Piece> pieces;
-  std::vector<Extent> extents;
   {
     absl::MutexLock lock(&mu_);
     promotion->parts_left = 0;
@@ -149,7 +163,6 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
   }
   for (size_t i = 0; i < promotion->parts.size(); ++i) {
     const Promotion::Part& part = promotion->parts[i];
-    extents.push_back(part.durable);
     const MutableByteSpan memory = dram_.Map(part.dram).first(part.to);
     for (uint64_t at = part.from; at < part.to;
          at += options_.promote_io_bytes) {
@@ -166,13 +179,16 @@ void EngineImpl::ReadPromotion(std::shared_ptr<Promotion> promotion) {
   }
   const bool limited = !options_.promote_rate.steps.empty();
   for (const Piece& piece : pieces) {
-    const auto read = [this, promotion, piece, from = extents[piece.part]] {
-      durable_->Read(from, piece.offset, piece.into,
-                     Guard([this, promotion, i = piece.part](Status status) {
-                       OnPieceRead(promotion, i, status);
-                     }));
+    const Level level = promotion->parts[piece.part].from_level;
+    const auto read = [this, promotion, piece, level,
+                       from = promotion->parts[piece.part].source] {
+      tiers_[Raw(level)]->Read(
+          from, piece.offset, piece.into,
+          Guard([this, promotion, i = piece.part](Status status) {
+            OnPieceRead(promotion, i, status);
+          }));
     };
-    if (!limited) {
+    if (!limited || level != Level::kDurable) {
       read();
       continue;
     }
@@ -201,9 +217,13 @@ void EngineImpl::CheckPromoted(std::shared_ptr<Promotion> promotion,
   if (promotion->by_layer) {
     CheckLayers(part);
   } else if (part.status.ok()) {
+    // What is in one plane, or is taken for it, is there with the first.
+    const bool whole = part.planes.planes == 1;
     part.status = CheckStoredPlanes(part.expected, dram_.Map(part.dram),
-                                    promotion->landed, promotion->reading);
+                                    whole ? 0 : promotion->landed,
+                                    whole ? kPlanesMax : promotion->reading);
   }
+  if (!part.status.ok() && part.from_level == Level::kDevice) LookAtDevice();
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   if (--promotion->parts_left == 0) EndReading(promotion, after);
@@ -285,21 +305,32 @@ MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
   const ChunkEntry& chunk = chunks_[promotion.chunk];
   PartEntry* entry = chunks_.FindPart(promotion.chunk, part.version);
   if (part.status.ok()) {
-    if (chunk.live && entry != nullptr && entry->dram_handle == 0) {
+    if (chunk.live && entry != nullptr && entry->dram_handle == 0 &&
+        entry->checksum == part.expected.checksum) {
       entry->set_dram(part.dram);
+      if (part.from_level == Level::kDevice) {
+        counters_.unspilled_bytes += part.expected.record_bytes;
+        // It moves: two copies of what is in use are of no use.
+        LoseCopy(promotion.chunk, *entry, Level::kDevice, after);
+        if (options_.write_back == EngineOptions::WriteBack::kOnCommit &&
+            entry->writing != PartEntry::Writing::kSettled) {
+          QueueWrite(promotion.chunk, *entry);
+        }
+      }
       // Those of planes that landed before were counted.
       counters_.promoted_bytes += part.expected.record_bytes -
                                   part.PagesOf(promotion.landed) * kPageBytes;
     } else {
       // Replaced meanwhile; who waited for this copy may still read it.
-      RetireDram(promotion.chunk, part.dram, after);
+      Retire(promotion.chunk, Level::kDram, part.dram, after);
     }
     return MissReason::kNone;
   }
-  RetireDram(promotion.chunk, part.dram, after);
+  Retire(promotion.chunk, Level::kDram, part.dram, after);
   if (!absl::IsDataLoss(part.status)) return MissReason::kUnavailable;
-  if (entry != nullptr && entry->durable() == part.durable) {
-    DropCorrupt(promotion.chunk, part.version, durable_->kind(), after);
+  if (entry != nullptr &&
+      chunks_.Copy(promotion.chunk, *entry, part.from_level) == part.source) {
+    DropCorrupt(promotion.chunk, part.version, part.from_level, after);
   }
   return MissReason::kCorrupt;
 }
@@ -311,6 +342,39 @@ MissReason EngineImpl::WhyUseless(const ChunkEntry& chunk) const {
   }
   return chunk.epoch == spaces_[chunk.space].epoch ? MissReason::kNone
                                                    : MissReason::kEpoch;
+}
+
+bool EngineImpl::FallBack(Promotion& promotion, AfterUnlock& after) {
+  const ChunkIndex index = promotion.chunk;
+  bool any = false;
+  for (Promotion::Part& part : promotion.parts) {
+    // What its readers were told of must not be written to again.
+    if (part.status.ok() || part.from_level != Level::kDevice ||
+        part.layers > 0) {
+      part.from = part.to;
+      continue;
+    }
+    PartEntry* entry = chunks_.FindPart(index, part.version);
+    if (absl::IsDataLoss(part.status) && entry != nullptr &&
+        chunks_.Copy(index, *entry, Level::kDevice) == part.source) {
+      DropCorrupt(index, part.version, Level::kDevice, after);
+      entry = chunks_.FindPart(index, part.version);
+    }
+    if (!chunks_[index].live || entry == nullptr || entry->dram_handle != 0 ||
+        entry->durable_handle == 0 ||
+        chunks_.DurableFacts(index, *entry).checksum !=
+            part.expected.checksum) {
+      part.from = part.to;
+      continue;
+    }
+    part.from_level = Level::kDurable;
+    part.source = entry->durable();
+    part.status = absl::OkStatus();
+    part.from = 0;
+    part.verified = 0;
+    any = true;
+  }
+  return any;
 }
 
 void EngineImpl::EndReading(std::shared_ptr<Promotion> promotion,
@@ -327,13 +391,25 @@ void EngineImpl::EndReading(std::shared_ptr<Promotion> promotion,
     ReadNextLayers(promotion, after);
     return;
   }
+  if (!read && FallBack(*promotion, after)) {
+    CountReading(*promotion);
+    after.Call([this, promotion] { ReadPromotion(promotion); });
+    return;
+  }
   promoting_bytes_ -= std::exchange(promotion->bytes, 0);
   const uint64_t bytes =
       promotion->BytesOf(promotion->landed, promotion->reading);
   const double seconds = absl::ToDoubleSeconds(Now() - promotion->started);
-  if (read && seconds > 0) {
-    durable_speed_ +=
-        kSpeedWeight * (static_cast<double>(bytes) / seconds - durable_speed_);
+  const auto from = [&](Level level) {
+    return std::all_of(promotion->parts.begin(), promotion->parts.end(),
+                       [level](const Promotion::Part& part) {
+                         return part.from_level == level;
+                       });
+  };
+  for (const Level level : {Level::kDevice, Level::kDurable}) {
+    if (!read || seconds <= 0 || !from(level)) continue;
+    double& speed = speeds_[Raw(level)];
+    speed += kSpeedWeight * (static_cast<double>(bytes) / seconds - speed);
   }
   if (!read || promotion->reading >= kPlanesMax ||
       WhyUseless(chunks_[index]) != MissReason::kNone) {
@@ -366,9 +442,10 @@ void EngineImpl::EndRestingPromotion(ChunkIndex index, AfterUnlock& after) {
   const std::shared_ptr<Promotion> promotion = it->second;
   promotions_.erase(it);
   for (const Promotion::Part& part : promotion->parts) {
-    RetireDram(index, part.dram, after);
+    Retire(index, Level::kDram, part.dram, after);
   }
   --chunks_[index].busy;
+  if (device_ != nullptr) after.Call([this] { EvictBeyondLimit(); });
 }
 
 void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
@@ -378,7 +455,7 @@ void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
   MissReason reason = MissReason::kNone;
   for (Promotion::Part& part : promotion.parts) {
     if ((!all || part.to < part.bytes()) && part.status.ok()) {
-      RetireDram(index, part.dram, after);
+      Retire(index, Level::kDram, part.dram, after);
       continue;
     }
     const MissReason landed = LandPart(promotion, part, after);
@@ -386,10 +463,13 @@ void EngineImpl::FinishPromotion(Promotion& promotion, AfterUnlock& after) {
   }
   if (reason == MissReason::kNone) reason = WhyUseless(chunks_[index]);
   Settle(index, MissReason::kCorrupt, after);
+  PumpWrites(after);
   for (const Waiter& waiter : promotion.waiters) {
     Answer(waiter, index, reason, after);
   }
   Unbusy(index, after);
+  // Its copies were left alone so far.
+  if (device_ != nullptr) after.Call([this] { EvictBeyondLimit(); });
 }
 
 // REQUIRES: the chunk's slot is kept (it is busy).

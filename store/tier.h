@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/functional/any_invocable.h"
 
@@ -104,6 +105,24 @@ class MemoryTier : public Tier {
   using SlabObserver =
       absl::AnyInvocable<void(MutableByteSpan memory, bool added)>;
   virtual void ObserveSlabs(SlabObserver observer) = 0;
+};
+
+// A tier in the memory of an accelerator: volatile like DRAM, out of the
+// processor's reach, and lent: who computes on the device may want some back.
+class DeviceTier : public Tier {
+ public:
+  // How much it may have from now on, up to what it was made for; that is
+  // Usage().capacity_bytes then. Beyond it nothing new is allocated, and memory
+  // goes back to the device as it becomes empty.
+  virtual void SetLimit(uint64_t bytes) = 0;
+
+  // What is in the way of a lower limit: the extents whose eviction gives
+  // memory back soonest. Empty if nothing is.
+  virtual std::vector<Extent> ExtentsBeyondLimit() const = 0;
+
+  // OK, or why the device cannot be used any more: then every call is
+  // Unavailable, and what the tier had is lost.
+  virtual Status Health() const = 0;
 };
 
 // A tier that survives restart and power loss.

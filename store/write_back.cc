@@ -51,8 +51,8 @@ bool EngineImpl::StartWrite(const PartKey& key, AfterUnlock& after) {
   }
   // A record of a space that the tier does not know could not be recovered.
   if (spaces_[chunk.space].stored == Space::Stored::kWriting) return false;
-  if (!part->wanted_durable && !chunk.in_durable &&
-      !durable_policy_->Admit(FeaturesOf(chunk, false))) {
+  if (!part->wanted_durable && !chunk.Ranked(Level::kDurable) &&
+      !Policy(Level::kDurable).Admit(FeaturesOf(chunk, Level::kDurable))) {
     Unqueue(*part);
     part->writing = PartEntry::Writing::kSettled;
     return true;
@@ -156,7 +156,8 @@ void EngineImpl::RunWrite(const WriteJob& job) {
     record = {encoded->memory.get(), RoundUp(meta.record_bytes, kPageBytes)};
   }
   if (status.ok()) {
-    extent = AllocateDurable(job.expected.tenant, meta.record_bytes);
+    extent =
+        AllocateLower(Level::kDurable, job.expected.tenant, meta.record_bytes);
     status = extent.status();
   }
   if (!status.ok()) {
@@ -181,7 +182,7 @@ void EngineImpl::FinishWrite(const WriteJob& job, Extent extent,
   if (part != nullptr) part->writing = PartEntry::Writing::kNot;
   NoteHealth(status, after);
   if (status.ok() && wanted) {
-    RetireDurable(job.chunk, part->durable(), after);
+    Retire(job.chunk, Level::kDurable, part->durable(), after);
     chunks_.SetDurableCopy(job.chunk, *part, extent, FactsOf(meta),
                            PlanesOf(meta));
     part->wanted_durable = false;
@@ -204,7 +205,7 @@ void EngineImpl::WriteFailed(const WriteJob& job, PartEntry* part,
   TellWaiters({job.chunk, job.version}, status, after);
   // Only our own memory gives DataLoss here: it was read before the write.
   if (absl::IsDataLoss(status) && part->dram() == job.dram) {
-    DropCorrupt(job.chunk, job.version, dram_.kind(), after);
+    DropCorrupt(job.chunk, job.version, Level::kDram, after);
   }
 }
 

@@ -34,6 +34,7 @@ namespace {
 struct World {
   uint64_t dram_chunks = 6;
   uint64_t disk_chunks = 12;
+  uint64_t device_chunks = 0;  // 0: there is none
   bool with_disk = true;
   EngineOptions::WriteBack write_back = EngineOptions::WriteBack::kOnCommit;
   bool roomy = false;  // nothing needs to go
@@ -51,7 +52,8 @@ class Model {
       : world_(world),
         random_(seed),
         rig_(Options(world, seed), world.dram_chunks * world.chunk_bytes(),
-             world.disk_chunks * world.chunk_bytes(), world.with_disk) {
+             world.disk_chunks * world.chunk_bytes(), world.with_disk,
+             world.device_chunks * world.chunk_bytes()) {
     rig_.executor->Shuffle(seed);
     rig_.coding = world.coding;
     for (uint32_t tenant = 0; tenant < 2; ++tenant) {
@@ -122,6 +124,7 @@ class Model {
     options.incomplete_ttl = absl::Seconds(6);
     options.write_back_bytes_in_flight = seed % 3 == 0 ? 1 : 32_KiB;
     options.promote_bytes_in_flight = seed % 5 == 0 ? 8_KiB : 64_KiB;
+    options.spill_bytes_in_flight = seed % 2 == 0 ? 1 : 64_KiB;
     return options;
   }
 
@@ -389,15 +392,19 @@ class Model {
                               std::vector<ChunkId>{OracleChunkId(n)});
         break;
       case 3:
-        if (world_.with_disk) {
-          rig_.engine->Verify(Draw(2) == 0 ? TierKind::kDram : TierKind::kNvme,
-                              [this](const Engine::VerifyProgress& p) {
-                                if (!world_.faults) EXPECT_EQ(p.corrupt, 0u);
-                                return true;
-                              });
-        }
+        if (world_.with_disk || rig_.device != nullptr) Verify();
         break;
     }
+  }
+
+  void Verify() {
+    constexpr TierKind kTiers[] = {TierKind::kDram, TierKind::kNvme,
+                                   TierKind::kHbm};
+    rig_.engine->Verify(kTiers[Draw(rig_.device == nullptr ? 2 : 3)],
+                        [this](const Engine::VerifyProgress& p) {
+                          if (!world_.faults) EXPECT_EQ(p.corrupt, 0u);
+                          return true;
+                        });
   }
 
   void Ask() {
@@ -414,7 +421,37 @@ class Model {
     EXPECT_EQ(match.reason == MissReason::kNone, match.usable == ids.size());
   }
 
+  Status AnyFault() {
+    return Draw(2) == 0 ? absl::UnavailableError("injected")
+                        : absl::DataLossError("injected");
+  }
+
+  // Somebody else wants memory of the device, or gives it back.
+  void Squeeze() {
+    const uint64_t chunks = Draw(world_.device_chunks + 1);
+    const auto limit = rig_.engine->SetTierLimit(TierKind::kHbm,
+                                                 chunks * world_.chunk_bytes());
+    if (limit.ok()) EXPECT_EQ(*limit, rig_.device->Usage().capacity_bytes);
+  }
+
+  void DisturbDevice() {
+    const auto delay = [this] { return absl::Milliseconds(500 * Draw(3)); };
+    rig_.device->SetDelays(delay(), delay());
+    if (Draw(2) == 0) Squeeze();
+    if (!world_.faults) return;
+    const int count = static_cast<int>(1 + Draw(3));
+    if (Draw(3) == 0) {
+      rig_.device->FailWrites(count, absl::UnavailableError("injected"));
+    }
+    if (Draw(3) == 0) rig_.device->FailReads(count, AnyFault());
+    if (Draw(3) == 0) {
+      rig_.device->Corrupt(OracleChunkId(Draw(Universe())), Draw(4_KiB));
+    }
+    if (Draw(12) == 0) rig_.device->Lose();
+  }
+
   void Disturb() {
+    if (rig_.device != nullptr) DisturbDevice();
     if (rig_.disk == nullptr) return;
     const auto delay = [this] { return absl::Milliseconds(500 * Draw(4)); };
     rig_.disk->SetDelays(delay(), delay());
@@ -424,9 +461,7 @@ class Model {
                             absl::UnavailableError("injected"));
     }
     if (Draw(3) == 0) {
-      rig_.disk->FailReads(static_cast<int>(1 + Draw(3)),
-                           Draw(2) == 0 ? absl::UnavailableError("injected")
-                                        : absl::DataLossError("injected"));
+      rig_.disk->FailReads(static_cast<int>(1 + Draw(3)), AnyFault());
     }
   }
 
@@ -489,7 +524,12 @@ class Model {
   void Finish() {
     for (const auto& [id, held] : holds_) CheckHold(id);
     if (rig_.disk != nullptr) rig_.disk->SetDelays({}, {});
+    if (rig_.device != nullptr) rig_.device->SetDelays({}, {});
     rig_.Pass(absl::Minutes(5));
+    if (rig_.device != nullptr) {
+      EXPECT_LE(rig_.device->Usage().used_bytes,
+                rig_.device->Usage().capacity_bytes);
+    }
     for (const Saved& saved : saved_) CheckResult(*saved.result);
     if (world_.roomy)
       CheckNothingForgotten(world_.crashes ? SaveStage::kDurable
@@ -504,6 +544,9 @@ class Model {
     if (rig_.disk != nullptr) {
       EXPECT_EQ(rig_.disk->extents(), 0u) << "disk leaked";
     }
+    if (rig_.device != nullptr) {
+      EXPECT_EQ(rig_.device->extents(), 0u) << "device memory leaked";
+    }
     const EngineStats stats = rig_.engine->Stats();
     EXPECT_EQ(stats.chunks, 0u);
     EXPECT_EQ(stats.incomplete_chunks, 0u);
@@ -513,6 +556,7 @@ class Model {
     EXPECT_EQ(stats.reserved_bytes, 0u);
     EXPECT_EQ(stats.clients, 0u);
     EXPECT_EQ(stats.durable_backlog_bytes, 0u);
+    EXPECT_EQ(stats.spill_backlog_bytes, 0u);
     if (!world_.faults) EXPECT_EQ(stats.corrupt, 0u);
   }
 
@@ -676,6 +720,53 @@ TEST(EngineModel, CodedCopiesLoseNothingDurable) {
     world.disk_chunks = 8000;
     world.roomy = true;
     RunWorld(world, 8, 2000);
+  }
+}
+
+// A device takes what leaves memory.
+
+World WithDevice() {
+  World world;
+  world.device_chunks = 8;
+  return world;
+}
+
+TEST(EngineModel, MemoryAndDevice) {
+  World world = WithDevice();
+  world.with_disk = false;
+  RunWorld(world, 25, 2000);
+}
+
+TEST(EngineModel, FailingDevice) {
+  World world = WithDevice();
+  world.with_disk = false;
+  world.faults = true;
+  RunWorld(world, 25, 2000);
+}
+
+TEST(EngineModel, DeviceAndDisk) {
+  RunWorld(WithDevice(), 20, 2000);
+}
+
+TEST(EngineModel, FailingDeviceAndDiskWithCrashes) {
+  for (const EngineOptions::WriteBack write_back :
+       {EngineOptions::WriteBack::kOnCommit,
+        EngineOptions::WriteBack::kOnEvict}) {
+    World world = WithDevice();
+    world.write_back = write_back;
+    world.faults = true;
+    world.crashes = true;
+    RunWorld(world, 15, 2000);
+  }
+}
+
+TEST(EngineModel, DeviceBesideCodedDurableCopies) {
+  for (const CodingSpec coding :
+       {CodingSpec{kTestUpper, kUpperLevel}, InPlanes()}) {
+    World world = Coded(coding);
+    world.device_chunks = 8;
+    world.faults = true;
+    RunWorld(world, 6, 2000);
   }
 }
 

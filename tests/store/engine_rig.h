@@ -86,12 +86,15 @@ struct SaveResult {
 struct EngineRig {
   explicit EngineRig(EngineOptions engine_options = {},
                      uint64_t dram_bytes = 1_MiB, uint64_t disk_bytes = 4_MiB,
-                     bool with_disk = true)
+                     bool with_disk = true, uint64_t device_bytes = 0)
       : options(engine_options) {
     options.id_seed = 42;
     dram = std::make_unique<FakeMemoryTier>(dram_bytes);
     if (with_disk) {
       disk = std::make_unique<FakeDurableTier>(clock, *executor, disk_bytes);
+    }
+    if (device_bytes > 0) {
+      device = std::make_unique<FakeDeviceTier>(clock, *executor, device_bytes);
     }
     Start();
   }
@@ -102,22 +105,29 @@ struct EngineRig {
     dependencies.clock = &clock;
     dependencies.executor = executor.get();
     dependencies.dram = dram.get();
+    dependencies.device = device.get();
     dependencies.durable = disk.get();
     dependencies.coder = coder.get();
     dependencies.dram_policy =
         dram_policy != nullptr ? std::move(dram_policy) : NewLruPolicy();
+    dependencies.device_policy = NewLruPolicy();
     dependencies.durable_policy = NewLruPolicy();
     auto opened = Engine::Open(options, std::move(dependencies));
     ASSERT_TRUE(opened.ok()) << opened.status();
     engine = *std::move(opened);
   }
 
-  // The daemon dies at this moment and comes back with empty memory.
+  // The daemon dies at this moment and comes back with empty memory, on the
+  // device too, which works again if it was lost.
   void Crash() {
     const uint64_t capacity = dram->Usage().capacity_bytes;
     engine.reset();
     executor = std::make_unique<ManualExecutor>(clock);
     dram = std::make_unique<FakeMemoryTier>(capacity);
+    if (device != nullptr) {
+      device = std::make_unique<FakeDeviceTier>(clock, *executor,
+                                                device->MaxExtentBytes());
+    }
     if (disk != nullptr) disk->Restart(*executor);
     Start();
   }
@@ -298,6 +308,7 @@ struct EngineRig {
   std::unique_ptr<ManualExecutor> executor =
       std::make_unique<ManualExecutor>(clock);
   std::unique_ptr<FakeMemoryTier> dram;
+  std::unique_ptr<FakeDeviceTier> device;
   std::unique_ptr<FakeDurableTier> disk;
   std::unique_ptr<EvictionPolicy> dram_policy;  // for Start; default LRU
   // What the durable tier's copies are to be; by FindTestCodec's codecs.

@@ -6,6 +6,7 @@
 // watch their user too: a freed extent is overwritten, and freeing twice,
 // mapping what was freed or storing a record whose memory changed aborts.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -128,23 +129,35 @@ class FakeMemoryTier final : public MemoryTier {
   uint64_t last_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
-class FakeDurableTier final : public DurableTier {
+// Stores records: what durable and device tiers have in common.
+template <class Contract>
+class FakeRecordTier : public Contract {
  public:
-  FakeDurableTier(Clock& clock, Executor& executor, uint64_t capacity_bytes)
-      : clock_(clock), executor_(&executor), capacity_(capacity_bytes) {}
+  using Done = Tier::Done;
 
-  TierKind kind() const override { return TierKind::kNvme; }
+  FakeRecordTier(Clock& clock, Executor& executor, TierKind kind,
+                 uint64_t capacity_bytes)
+      : clock_(clock),
+        executor_(&executor),
+        kind_(kind),
+        capacity_(capacity_bytes) {}
+
+  TierKind kind() const override { return kind_; }
   TierUsage Usage() const override {
     absl::MutexLock lock(&mu_);
     return {capacity_, used_, 0};
   }
-  uint64_t MaxExtentBytes() const override { return capacity_; }
+  uint64_t MaxExtentBytes() const override {
+    absl::MutexLock lock(&mu_);
+    return capacity_;
+  }
 
   StatusOr<Extent> Allocate(TenantId, uint64_t bytes) override {
     absl::MutexLock lock(&mu_);
+    LARDER_RETURN_IF_ERROR(lost_);
     const uint64_t rounded = RoundUp(bytes, kPageBytes);
-    if (rounded > capacity_ - used_) {
-      return absl::ResourceExhaustedError("fake disk is full");
+    if (used_ + rounded > capacity_) {
+      return absl::ResourceExhaustedError("fake tier is full");
     }
     used_ += rounded;
     const Extent extent{++last_, rounded};
@@ -223,6 +236,124 @@ class FakeDurableTier final : public DurableTier {
     });
   }
 
+  // ---- For tests ----
+
+  void SetDelays(absl::Duration read, absl::Duration write) {
+    absl::MutexLock lock(&mu_);
+    read_delay_ = read;
+    write_delay_ = write;
+  }
+  // The next `count` of them fail.
+  void FailWrites(int count, Status status) {
+    Arm(write_faults_, count, status);
+  }
+  void FailReads(int count, Status status) { Arm(read_faults_, count, status); }
+  // Flips one bit of every stored record of the chunk. Returns how many.
+  int Corrupt(const ChunkId& chunk, size_t byte) {
+    absl::MutexLock lock(&mu_);
+    int count = 0;
+    for (auto& [handle, record] : records_) {
+      if (record.bytes.empty() || record.meta.chunk != chunk) continue;
+      record.bytes[byte] ^= std::byte{1};
+      ++count;
+    }
+    return count;
+  }
+  // Puts the bytes of `from`'s record where `to`'s is.
+  void Misdirect(const ChunkId& from, const ChunkId& to) {
+    absl::MutexLock lock(&mu_);
+    for (auto& [handle, record] : records_) {
+      if (record.meta.chunk != to) continue;
+      for (auto& [other, source] : records_) {
+        if (source.meta.chunk == from) record.bytes = source.bytes;
+      }
+    }
+  }
+  size_t extents() const {
+    absl::MutexLock lock(&mu_);
+    return records_.size();
+  }
+  int Records(const ChunkId& chunk) const {
+    absl::MutexLock lock(&mu_);
+    int count = 0;
+    for (const auto& [handle, record] : records_) {
+      count +=
+          !record.bytes.empty() && !record.freed && record.meta.chunk == chunk
+              ? 1
+              : 0;
+    }
+    return count;
+  }
+
+ protected:
+  struct Record {
+    Extent extent;
+    RecordMeta meta;
+    std::vector<std::byte> bytes;
+    int busy = 0;
+    bool freed = false;
+  };
+  struct Faults {
+    int count = 0;
+    Status status;
+  };
+
+  void Later(absl::Duration delay, Task task) {
+    Executor* executor;
+    {
+      absl::MutexLock lock(&mu_);
+      executor = executor_;
+    }
+    if (delay == absl::ZeroDuration()) {
+      executor->Post(std::move(task));
+    } else {
+      executor->PostAt(clock_.Now() + delay, std::move(task));
+    }
+  }
+  absl::Duration read_delay() const {
+    absl::MutexLock lock(&mu_);
+    return read_delay_;
+  }
+  absl::Duration write_delay() const {
+    absl::MutexLock lock(&mu_);
+    return write_delay_;
+  }
+  void Arm(Faults& faults, int count, Status status) {
+    absl::MutexLock lock(&mu_);
+    faults = {count, std::move(status)};
+  }
+  Status TakeFault(Faults& faults) {
+    absl::MutexLock lock(&mu_);
+    if (!lost_.ok()) return lost_;
+    if (faults.count == 0) return absl::OkStatus();
+    --faults.count;
+    return faults.status;
+  }
+  void Unbusy(uint64_t handle) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const auto it = records_.find(handle);
+    if (--it->second.busy == 0 && it->second.freed) records_.erase(it);
+  }
+
+  Clock& clock_;
+  Executor* executor_;
+  const TierKind kind_;
+  mutable absl::Mutex mu_;
+  uint64_t capacity_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, Record> records_ ABSL_GUARDED_BY(mu_);
+  uint64_t used_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t last_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Duration read_delay_ ABSL_GUARDED_BY(mu_);
+  absl::Duration write_delay_ ABSL_GUARDED_BY(mu_);
+  DurableTier::WriteCounters counters_ ABSL_GUARDED_BY(mu_);
+  Status lost_ ABSL_GUARDED_BY(mu_);  // every call fails so
+  Faults write_faults_, read_faults_;
+};
+
+class FakeDurableTier final : public FakeRecordTier<DurableTier> {
+ public:
+  FakeDurableTier(Clock& clock, Executor& executor, uint64_t capacity_bytes)
+      : FakeRecordTier(clock, executor, TierKind::kNvme, capacity_bytes) {}
+
   StatusOr<RecoveryReport> Recover(Found found) override {
     std::vector<std::pair<RecordMeta, Extent>> records;
     {
@@ -292,121 +423,58 @@ class FakeDurableTier final : public DurableTier {
     absl::MutexLock lock(&mu_);
     executor_ = &executor;
   }
-  void SetDelays(absl::Duration read, absl::Duration write) {
-    absl::MutexLock lock(&mu_);
-    read_delay_ = read;
-    write_delay_ = write;
-  }
   void SetHealth(Status health) {
     absl::MutexLock lock(&mu_);
     health_ = std::move(health);
   }
-  // The next `count` of them fail.
-  void FailWrites(int count, Status status) {
-    Arm(write_faults_, count, status);
-  }
-  void FailReads(int count, Status status) { Arm(read_faults_, count, status); }
   void FailControls(int count, Status status) {
     Arm(control_faults_, count, status);
   }
-  // Flips one bit of every stored record of the chunk. Returns how many.
-  int Corrupt(const ChunkId& chunk, size_t byte) {
+
+ private:
+  std::map<std::string, std::string> controls_ ABSL_GUARDED_BY(mu_);
+  Status health_ ABSL_GUARDED_BY(mu_);
+  Faults control_faults_;
+};
+
+class FakeDeviceTier final : public FakeRecordTier<DeviceTier> {
+ public:
+  FakeDeviceTier(Clock& clock, Executor& executor, uint64_t capacity_bytes)
+      : FakeRecordTier(clock, executor, TierKind::kHbm, capacity_bytes),
+        most_(capacity_bytes) {}
+
+  uint64_t MaxExtentBytes() const override { return most_; }
+  void SetLimit(uint64_t bytes) override {
     absl::MutexLock lock(&mu_);
-    int count = 0;
-    for (auto& [handle, record] : records_) {
-      if (record.bytes.empty() || record.meta.chunk != chunk) continue;
-      record.bytes[byte] ^= std::byte{1};
-      ++count;
-    }
-    return count;
+    capacity_ = std::min(bytes, most_);
   }
-  // Puts the bytes of `from`'s record where `to`'s is.
-  void Misdirect(const ChunkId& from, const ChunkId& to) {
+  std::vector<Extent> ExtentsBeyondLimit() const override {
     absl::MutexLock lock(&mu_);
-    for (auto& [handle, record] : records_) {
-      if (record.meta.chunk != to) continue;
-      for (auto& [other, source] : records_) {
-        if (source.meta.chunk == from) record.bytes = source.bytes;
-      }
-    }
-  }
-  size_t extents() const {
-    absl::MutexLock lock(&mu_);
-    return records_.size();
-  }
-  int Records(const ChunkId& chunk) const {
-    absl::MutexLock lock(&mu_);
-    int count = 0;
+    std::vector<Extent> extents;
+    uint64_t left = used_;
     for (const auto& [handle, record] : records_) {
-      count +=
-          !record.bytes.empty() && !record.freed && record.meta.chunk == chunk
-              ? 1
-              : 0;
+      if (left <= capacity_) break;
+      if (record.freed) continue;
+      extents.push_back(record.extent);
+      left -= record.extent.bytes;
     }
-    return count;
+    return extents;
+  }
+  Status Health() const override {
+    absl::MutexLock lock(&mu_);
+    return lost_;
+  }
+
+  // ---- For tests ----
+
+  // The device is gone for good.
+  void Lose() {
+    absl::MutexLock lock(&mu_);
+    lost_ = absl::UnavailableError("the fake device is lost");
   }
 
  private:
-  struct Record {
-    Extent extent;
-    RecordMeta meta;
-    std::vector<std::byte> bytes;
-    int busy = 0;
-    bool freed = false;
-  };
-  struct Faults {
-    int count = 0;
-    Status status;
-  };
-
-  void Later(absl::Duration delay, Task task) {
-    Executor* executor;
-    {
-      absl::MutexLock lock(&mu_);
-      executor = executor_;
-    }
-    if (delay == absl::ZeroDuration()) {
-      executor->Post(std::move(task));
-    } else {
-      executor->PostAt(clock_.Now() + delay, std::move(task));
-    }
-  }
-  absl::Duration read_delay() const {
-    absl::MutexLock lock(&mu_);
-    return read_delay_;
-  }
-  absl::Duration write_delay() const {
-    absl::MutexLock lock(&mu_);
-    return write_delay_;
-  }
-  void Arm(Faults& faults, int count, Status status) {
-    absl::MutexLock lock(&mu_);
-    faults = {count, std::move(status)};
-  }
-  Status TakeFault(Faults& faults) {
-    absl::MutexLock lock(&mu_);
-    if (faults.count == 0) return absl::OkStatus();
-    --faults.count;
-    return faults.status;
-  }
-  void Unbusy(uint64_t handle) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    const auto it = records_.find(handle);
-    if (--it->second.busy == 0 && it->second.freed) records_.erase(it);
-  }
-
-  Clock& clock_;
-  Executor* executor_;
-  const uint64_t capacity_;
-  mutable absl::Mutex mu_;
-  std::map<uint64_t, Record> records_ ABSL_GUARDED_BY(mu_);
-  std::map<std::string, std::string> controls_ ABSL_GUARDED_BY(mu_);
-  uint64_t used_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t last_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::Duration read_delay_ ABSL_GUARDED_BY(mu_);
-  absl::Duration write_delay_ ABSL_GUARDED_BY(mu_);
-  Status health_ ABSL_GUARDED_BY(mu_);
-  WriteCounters counters_ ABSL_GUARDED_BY(mu_);
-  Faults write_faults_, read_faults_, control_faults_;
+  const uint64_t most_;
 };
 
 }  // namespace larder
