@@ -1,5 +1,6 @@
 // larder status, config, metrics, version.
 
+#include <algorithm>
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
@@ -65,9 +66,21 @@ void PrintStatus(const GlobalOptions& options, const v1::DaemonStatus& s) {
   const uint64_t reads = s.held_chunks() + s.unheld_chunks();
   facts.Add({"reads", absl::StrCat(FormatRatio(s.held_chunks(), reads), " of ",
                                    reads, " chunks that were asked for")});
-  facts.Add({"moved", absl::StrCat(FormatBytes(s.saved_bytes()), " saved, ",
-                                   FormatBytes(s.demoted_bytes()), " to nvme, ",
-                                   FormatBytes(s.promoted_bytes()), " back")});
+  facts.Add({"moved",
+             absl::StrCat(FormatBytes(s.saved_bytes()), " saved, ",
+                          FormatBytes(s.demoted_bytes()), " to nvme, ",
+                          FormatBytes(s.promoted_bytes() - s.unspilled_bytes()),
+                          " back")});
+  const bool has_hbm =
+      std::any_of(s.tiers().begin(), s.tiers().end(),
+                  [](const v1::Tier& tier) { return tier.kind() == "hbm"; });
+  if (has_hbm) {
+    facts.Add({"spilled",
+               absl::StrCat(FormatBytes(s.spilled_bytes()), " to hbm, ",
+                            FormatBytes(s.unspilled_bytes()), " back; ",
+                            s.unspilled_evictions(), " chunks came too late, ",
+                            s.evicted_hbm(), " evicted from hbm")});
+  }
   if (s.encoded_records() + s.encode_not_smaller() + s.encode_unsupported() +
           s.encode_failed() !=
       0) {

@@ -178,7 +178,8 @@ void AddVerifyCommand(CLI::App& app, GlobalOptions& options) {
       "corrupt)",
       "  larder verify\n  larder verify nvme --json",
       [&options, tier] { return RunVerify(options, *tier); });
-  verify->add_option("TIER", *tier, "dram, nvme or all")->capture_default_str();
+  verify->add_option("TIER", *tier, "dram, hbm, nvme or all")
+      ->capture_default_str();
 }
 
 void AddEventsCommand(CLI::App& app, GlobalOptions& options) {

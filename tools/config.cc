@@ -267,6 +267,18 @@ Status CheckDram(const DaemonConfig& config) {
   return absl::OkStatus();
 }
 
+Status CheckHbm(const DaemonConfig& config) {
+  if (config.hbm.capacity != 0 && config.hbm.capacity < config.dram.slab) {
+    return Impossible(
+        absl::StrCat(
+            "hbm.capacity = ", FormatSizeExact(config.hbm.capacity),
+            " is less than one dram.slab = ", FormatSizeExact(config.dram.slab),
+            ", the grain of GPU memory too"),
+        "raise hbm.capacity, or lower dram.slab");
+  }
+  return absl::OkStatus();
+}
+
 Status CheckNvme(const DaemonConfig& config) {
   const DaemonConfig::Nvme& nvme = config.nvme;
   if (nvme.segment_file % kPageBytes != 0) {
@@ -497,6 +509,7 @@ Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckSockets(config));
   LARDER_RETURN_IF_ERROR(CheckListen(config.metrics.listen));
   LARDER_RETURN_IF_ERROR(CheckDram(config));
+  LARDER_RETURN_IF_ERROR(CheckHbm(config));
   LARDER_RETURN_IF_ERROR(CheckNvme(config));
   LARDER_RETURN_IF_ERROR(CheckCodecs(config));
   if (config.engine.hold_ttl > config.engine.hold_ttl_max) {

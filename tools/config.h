@@ -65,6 +65,11 @@ struct DaemonConfig {
     int64_t numa_node = -1;
     bool operator==(const Dram&) const = default;
   } dram;
+  struct Hbm {
+    uint64_t capacity = 0;  // 0: no device is looked for
+    int64_t device = 0;
+    bool operator==(const Hbm&) const = default;
+  } hbm;
   struct Nvme {
     std::string path;
     uint64_t capacity = 16_GiB;

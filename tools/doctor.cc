@@ -124,6 +124,9 @@ std::span<const DoctorCheck> DoctorChecks() {
        "a device reads the daemon's memory where it lies if it can be pinned "
        "by clients, who may only read it; else a copy comes in between",
        checks::GpuPinning},
+      {"LARDER-033", "gpu-memory",
+       "hbm.capacity takes memory of a GPU, which must be there and allow it",
+       checks::GpuMemory},
   };
   return kChecks;
 }

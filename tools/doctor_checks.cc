@@ -718,4 +718,46 @@ Finding GpuPinning(const DoctorInput& input) {
               "works as it is, a copy slower; a newer driver may allow it");
 }
 
+Finding GpuMemory(const DoctorInput& input) {
+  return GpuMemory(input.config, input.gpu);
+}
+
+Finding GpuMemory(const DaemonConfig& config, const GpuView& gpu) {
+  const DaemonConfig::Hbm& hbm = config.hbm;
+  if (hbm.capacity == 0) return Ok("no GPU memory is configured");
+  const std::string wanted =
+      absl::StrCat("hbm.capacity = ", FormatSizeExact(hbm.capacity), ", but ");
+  if (!gpu.why_not.empty()) {
+    return Error(absl::StrCat(wanted, gpu.why_not),
+                 "make nvidia-smi work first, or set hbm.capacity = 0");
+  }
+  const auto device =
+      std::find_if(gpu.devices.begin(), gpu.devices.end(),
+                   [&](const kernels::cuda::DeviceInfo& one) {
+                     return one.ordinal == static_cast<int>(hbm.device);
+                   });
+  if (device == gpu.devices.end()) {
+    return Error(
+        absl::StrCat(wanted, "hbm.device = ", hbm.device, " is none of the ",
+                     gpu.devices.size(), " devices that answer",
+                     gpu.problems.empty() ? "" : ": ",
+                     absl::StrJoin(gpu.problems, "; ")),
+        "set hbm.device to one that `nvidia-smi -L` lists (and "
+        "CUDA_VISIBLE_DEVICES leaves)");
+  }
+  if (!device->maps_memory) {
+    return Error(absl::StrCat(wanted, device->name,
+                              " cannot map physical memory at will"),
+                 "choose another hbm.device, or set hbm.capacity = 0");
+  }
+  if (hbm.capacity > device->memory_bytes) {
+    return Error(absl::StrCat(wanted, device->name, " has ",
+                              FormatBytes(device->memory_bytes)),
+                 "lower hbm.capacity to what the engine leaves free");
+  }
+  return Ok(absl::StrCat(FormatBytes(hbm.capacity), " of the ",
+                         FormatBytes(device->memory_bytes), " of ",
+                         device->name));
+}
+
 }  // namespace larder::doctor_checks

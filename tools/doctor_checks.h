@@ -40,6 +40,10 @@ Finding MetricsExposure(const DoctorInput& input);
 Finding Durability(const DoctorInput& input);
 Finding Gpu(const DoctorInput& input);
 Finding GpuPinning(const DoctorInput& input);
+Finding GpuMemory(const DoctorInput& input);
+
+// What larderd asks before it makes the pool.
+Finding GpuMemory(const DaemonConfig& config, const GpuView& gpu);
 
 }  // namespace larder::doctor_checks
 

@@ -54,6 +54,7 @@ int LarderMain(int argc, char** argv) {
   AddEventsCommand(app, options);
   AddDoctorCommand(app, options);
   AddProfileCommands(app, options);
+  AddTierCommands(app, options);
   AddCalibrateCommand(app, options);
   AddBenchCommands(app, options);
   AddCompletionCommand(app, options);

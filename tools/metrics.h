@@ -32,6 +32,7 @@ struct MetricsInput {
   absl::Duration recovery;  // how long start-up took
   uint64_t connections = 0, accepted = 0, refused = 0, dropped = 0;
   uint64_t dram_slabs = 0, dram_huge_slabs = 0, dram_retired_bytes = 0;
+  uint64_t hbm_slabs = 0, hbm_committed_bytes = 0;
   uint64_t nvme_syncs = 0, nvme_io_errors = 0, nvme_failed_syncs = 0,
            nvme_condemned_files = 0, nvme_gc_moved_records = 0,
            nvme_corrupt_records = 0, nvme_segment_files = 0;

@@ -12,17 +12,22 @@
 #include "absl/synchronization/mutex.h"
 
 #include "codec/record_coder.h"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/driver.h"
 #include "store/clock.h"
 #include "store/engine.h"
 #include "store/executor.h"
 #include "store/policy.h"
 #include "tiers/dram/dram_tier.h"
+#include "tiers/hbm/hbm_tier.h"
 #include "tiers/index/rocksdb_index.h"
 #include "tiers/nvme/nvme_tier.h"
 #include "tiers/nvme/uring_file_io.h"
 #include "tools/control_plane.h"
+#include "tools/doctor_checks.h"
 #include "tools/durable_coding.h"
 #include "tools/format.h"
+#include "tools/gpu_view.h"
 #include "tools/metrics.h"
 #include "tools/profile_store.h"
 #include "tools/system_view.h"
@@ -80,6 +85,8 @@ class WiredDaemon final : public Daemon {
         "background", 2, static_cast<int>(config.engine.background_niceness));
     if (!config.nvme.path.empty()) LARDER_RETURN_IF_ERROR(BuildNvme(config));
     LARDER_RETURN_IF_ERROR(BuildCoding(config));
+    // Before DRAM is prefaulted, which takes long.
+    if (config.hbm.capacity != 0) LARDER_RETURN_IF_ERROR(BuildHbm(config));
     LARDER_RETURN_IF_ERROR(BuildDram(config));
     LARDER_RETURN_IF_ERROR(BuildEngine(config));
     recovery_ = Clock::Real().Now() - started_;
@@ -89,7 +96,12 @@ class WiredDaemon final : public Daemon {
     return absl::OkStatus();
   }
 
-  void CheckAlive() override { (void)engine_->Stats(); }
+  void CheckAlive() override {
+    const EngineStats stats = engine_->Stats();
+    if (!stats.device_health.empty() && !said_device_lost_.exchange(true)) {
+      spdlog::error("hbm: {}; goes on without it", stats.device_health);
+    }
+  }
 
   void BeginShutdown(absl::AnyInvocable<void(Status) &&> done) override {
     draining_ = true;
@@ -156,6 +168,37 @@ class WiredDaemon final : public Daemon {
     return absl::OkStatus();
   }
 
+  Status BuildHbm(const DaemonConfig& config) {
+    const Finding finding = doctor_checks::GpuMemory(config, LookAtGpus());
+    if (finding.severity == Severity::kError) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("LARDER-033: ", finding.evidence, "; ", finding.cure));
+    }
+    const auto annotate = [](const Status& status) {
+      return Annotate(status,
+                      "hbm.capacity (0 goes without; `larder doctor` looks "
+                      "at the GPU)");
+    };
+    std::string why_not;
+    cuda_driver_ = kernels::cuda::Driver::Open({}, &why_not);
+    if (!cuda_driver_) return annotate(absl::UnavailableError(why_not));
+    kernels::cuda::Error error;
+    cuda_context_ = kernels::cuda::Context::Retain(
+        *cuda_driver_, static_cast<int>(config.hbm.device), &error);
+    if (!cuda_context_) {
+      return annotate(absl::UnavailableError(error.ToString()));
+    }
+    HbmTierOptions options = MakeHbmOptions(config);
+    options.context = cuda_context_.get();
+    StatusOr<std::unique_ptr<HbmTier>> hbm = NewHbmTier(options);
+    if (!hbm.ok()) return annotate(hbm.status());
+    hbm_ = *std::move(hbm);
+    spdlog::info("hbm: {} at most, in slabs of {}; {}",
+                 FormatBytes(hbm_->Usage().capacity_bytes),
+                 FormatBytes(options.slab_bytes), finding.evidence);
+    return absl::OkStatus();
+  }
+
   Status BuildDram(const DaemonConfig& config) {
     spdlog::info("dram: {} in slabs of {}", FormatBytes(config.dram.capacity),
                  FormatBytes(config.dram.slab));
@@ -183,6 +226,10 @@ class WiredDaemon final : public Daemon {
     deps.dram = dram_.get();
     deps.durable = nvme_.get();
     deps.dram_policy = NewLruPolicy();
+    if (hbm_) {
+      deps.device = hbm_.get();
+      deps.device_policy = NewLruPolicy();
+    }
     if (nvme_) {
       deps.encoder = encoder_.get();
       deps.coder = coder_.get();
@@ -257,13 +304,18 @@ class WiredDaemon final : public Daemon {
 
   std::vector<ReadyCheck> Ready() const {
     const EngineStats stats = engine_->Stats();
-    return {
+    std::vector<ReadyCheck> checks = {
         {"engine", true, true, ""},
         {"listener", serving_, true, serving_ ? "" : "starting"},
         {"not-draining", !draining_, true, draining_ ? "shutting down" : ""},
         {"nvme-writable", stats.durable_health.empty(), false,
          stats.durable_health},
     };
+    if (stats.has_device) {
+      checks.push_back(
+          {"hbm", stats.device_health.empty(), false, stats.device_health});
+    }
+    return checks;
   }
 
   MetricsInput Metrics() const {
@@ -283,6 +335,11 @@ class WiredDaemon final : public Daemon {
     out.dram_slabs = dram.slabs;
     out.dram_huge_slabs = dram.huge_slabs;
     out.dram_retired_bytes = dram.retired_bytes;
+    if (hbm_) {
+      const HbmTier::Stats hbm = hbm_->GetStats();
+      out.hbm_slabs = hbm.slabs;
+      out.hbm_committed_bytes = hbm.committed_bytes;
+    }
     if (nvme_) {
       const NvmeCounters nvme = nvme_->Counters();
       out.nvme_syncs = nvme.syncs;
@@ -307,6 +364,7 @@ class WiredDaemon final : public Daemon {
   absl::Duration recovery_;
   std::atomic<bool> serving_{false};
   std::atomic<bool> draining_{false};
+  std::atomic<bool> said_device_lost_{false};
 
   // Each uses those before it; destruction goes backwards.
   std::unique_ptr<TenantDirectory> tenants_;
@@ -318,7 +376,10 @@ class WiredDaemon final : public Daemon {
   std::unique_ptr<RecordCoder> coder_;
   std::unique_ptr<FileIo> file_io_;
   std::unique_ptr<Index> index_;
+  std::unique_ptr<const kernels::cuda::Driver> cuda_driver_;
+  std::unique_ptr<kernels::cuda::Context> cuda_context_;
   std::unique_ptr<DramTier> dram_;
+  std::unique_ptr<HbmTier> hbm_;
   std::unique_ptr<NvmeTier> nvme_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ControlPlane> control_;

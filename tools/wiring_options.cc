@@ -58,6 +58,14 @@ DramTierOptions MakeDramOptions(const DaemonConfig& config) {
   return options;
 }
 
+// In slabs of DRAM's size: whatever record fits there fits here.
+HbmTierOptions MakeHbmOptions(const DaemonConfig& config) {
+  HbmTierOptions options;
+  options.capacity_bytes = config.hbm.capacity;
+  options.slab_bytes = config.dram.slab;
+  return options;
+}
+
 NvmeOptions MakeNvmeOptions(const DaemonConfig& config) {
   NvmeOptions options;
   options.capacity_bytes = config.nvme.capacity;

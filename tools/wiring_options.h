@@ -7,6 +7,7 @@
 
 #include "store/engine.h"
 #include "tiers/dram/dram_tier.h"
+#include "tiers/hbm/hbm_tier.h"
 #include "tiers/nvme/nvme_tier.h"
 #include "tiers/nvme/uring_file_io.h"
 #include "tools/config.h"
@@ -17,6 +18,7 @@ namespace larder {
 size_t CopyWorkers(const DaemonConfig& config);
 EngineOptions MakeEngineOptions(const DaemonConfig& config);
 DramTierOptions MakeDramOptions(const DaemonConfig& config);
+HbmTierOptions MakeHbmOptions(const DaemonConfig& config);
 NvmeOptions MakeNvmeOptions(const DaemonConfig& config);
 FileIoOptions MakeFileIoOptions(const DaemonConfig& config);
 LocalServer::Options MakeLocalServerOptions(const DaemonConfig& config);

@@ -350,6 +350,9 @@ class FakeEngine final : public Engine {
       absl::AnyInvocable<bool(const VerifyProgress&)> progress) override {
     progress({.finished = true});
   }
+  StatusOr<uint64_t> SetTierLimit(TierKind, uint64_t) override {
+    return absl::NotFoundError("there is no such tier");
+  }
   EngineStats Stats() const override { return {}; }
   EventLog& Events() override { return events_; }
 

@@ -147,6 +147,13 @@ class FakeEngine final : public Engine {
     report.finished = true;
     progress(report);
   }
+  StatusOr<uint64_t> SetTierLimit(TierKind tier, uint64_t bytes) override {
+    if (tier != TierKind::kHbm || !stats.has_device) {
+      return absl::NotFoundError("there is no such tier");
+    }
+    stats.device.capacity_bytes = bytes / 2_MiB * 2_MiB;
+    return stats.device.capacity_bytes;
+  }
   EngineStats Stats() const override { return stats; }
   EventLog& Events() override { return events_; }
 

@@ -50,7 +50,7 @@ struct HbmTierOptions {
 //
 // Thread-safe. Allocate may wait for the driver (some ms per slab) where it
 // needs a new slab.
-class HbmTier : public Tier {
+class HbmTier : public DeviceTier {
  public:
   // Where an extent lies in its slab; as for MemoryTier.
   virtual ExtentAddress Address(Extent extent) const = 0;
@@ -78,21 +78,15 @@ class HbmTier : public Tier {
   virtual std::vector<uint32_t> RetiredSlabs() const = 0;
   virtual void Forget(uint32_t slab) = 0;
 
-  // How much the pool may have from now on, up to the capacity: less when the
-  // engine asks for its memory back, more when it can spare some. Slabs beyond
-  // the limit take no new extents and are given back to the device as soon as
-  // they are empty: those that are so already before the call returns, the
-  // others when the last Free empties them, on the tier's thread. Those with
-  // the least in them go first. Usage().capacity_bytes is the limit: while
-  // used_bytes is above it, somebody has to evict.
-  virtual void SetLimit(uint64_t bytes) = 0;
+  // As DeviceTier has it, in slabs: those beyond the limit take no new extents
+  // and are given back to the device as soon as they are empty: those that are
+  // so already before the call returns, the others when the last Free empties
+  // them, on the tier's thread. Those with the least in them go first.
+  void SetLimit(uint64_t bytes) override = 0;
 
-  // The extents of slabs that are to be given back, whose eviction frees device
-  // memory soonest: fewest bytes first, slab by slab.
-  virtual std::vector<Extent> ExtentsBeyondLimit() const = 0;
-
-  // OK, or why the device cannot be used any more.
-  virtual Status Health() const = 0;
+  // The extents of slabs that are to be given back: fewest bytes first, slab by
+  // slab.
+  std::vector<Extent> ExtentsBeyondLimit() const override = 0;
 
   struct Stats {
     uint64_t slabs = 0;

@@ -35,6 +35,7 @@ class AdminClient {
   LARDER_ADMIN_CALL(PinChunk, PinChunkRequest, Chunk)
   LARDER_ADMIN_CALL(EvictChunk, EvictChunkRequest, EvictReply)
   LARDER_ADMIN_CALL(EvictSpace, EvictSpaceRequest, EvictReply)
+  LARDER_ADMIN_CALL(SetTierLimit, SetTierLimitRequest, Tier)
   LARDER_ADMIN_CALL(WhyMiss, WhyMissRequest, WhyMissReply)
   LARDER_ADMIN_CALL(ListSpaces, ListSpacesRequest, SpaceList)
   LARDER_ADMIN_CALL(AdvanceEpoch, AdvanceEpochRequest, AdvanceEpochReply)

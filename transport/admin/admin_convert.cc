@@ -16,15 +16,16 @@ std::string HexOrEmpty(const auto& digest) {
   return digest.IsZero() ? std::string() : ToHex(digest);
 }
 
-void FillTier(const char* kind, const TierUsage& usage,
-              const std::string& problem, v1::DaemonStatus& out) {
-  v1::Tier& tier = *out.add_tiers();
-  tier.set_kind(kind);
+v1::Tier ToProto(TierKind kind, const TierUsage& usage,
+                 const std::string& problem) {
+  v1::Tier tier;
+  tier.set_kind(Str(ToString(kind)));
   tier.set_capacity_bytes(usage.capacity_bytes);
   tier.set_used_bytes(usage.used_bytes);
   tier.set_waste_bytes(usage.waste_bytes);
   tier.set_healthy(problem.empty());
   tier.set_problem(problem);
+  return tier;
 }
 
 }  // namespace
@@ -165,10 +166,27 @@ v1::Event ToProto(const Event& event, const std::string& tenant) {
   return out;
 }
 
-void FillStatus(const EngineStats& stats, v1::DaemonStatus& out) {
-  FillTier("dram", stats.dram, "", out);
+StatusOr<v1::Tier> TierOf(const EngineStats& stats, TierKind kind) {
+  if (kind == TierKind::kDram) return ToProto(kind, stats.dram, "");
+  if (kind == TierKind::kHbm) {
+    if (stats.has_device) {
+      return ToProto(kind, stats.device, stats.device_health);
+    }
+    return absl::NotFoundError(
+        "this daemon has no hbm tier (hbm.capacity is 0)");
+  }
   if (stats.has_durable) {
-    FillTier("nvme", stats.durable, stats.durable_health, out);
+    return ToProto(kind, stats.durable, stats.durable_health);
+  }
+  return absl::NotFoundError(
+      "this daemon has no nvme tier (nvme.path is empty)");
+}
+
+void FillStatus(const EngineStats& stats, v1::DaemonStatus& out) {
+  for (const TierKind kind :
+       {TierKind::kDram, TierKind::kHbm, TierKind::kNvme}) {
+    StatusOr<v1::Tier> tier = TierOf(stats, kind);
+    if (tier.ok()) *out.add_tiers() = *std::move(tier);
   }
   out.set_chunks(stats.chunks);
   out.set_incomplete_chunks(stats.incomplete_chunks);
@@ -206,6 +224,11 @@ void FillStatus(const EngineStats& stats, v1::DaemonStatus& out) {
   out.set_encode_unsupported(stats.encode_unsupported);
   out.set_encode_failed(stats.encode_failed);
   out.set_encode_seconds(stats.encode_seconds);
+  out.set_spilled_bytes(stats.spilled_bytes);
+  out.set_unspilled_bytes(stats.unspilled_bytes);
+  out.set_evicted_hbm(stats.evicted_device);
+  out.set_unspilled_evictions(stats.unspilled_evictions);
+  out.set_spill_backlog_bytes(stats.spill_backlog_bytes);
 }
 
 StatusOr<SpaceId> ParseSpaceId(const std::string& hex) {
@@ -218,9 +241,10 @@ StatusOr<SpaceId> ParseSpaceId(const std::string& hex) {
 
 StatusOr<TierKind> ParseTier(const std::string& name) {
   if (name == "dram") return TierKind::kDram;
+  if (name == "hbm") return TierKind::kHbm;
   if (name == "nvme") return TierKind::kNvme;
   return absl::InvalidArgumentError(
-      absl::StrCat("no tier \"", name, "\"; give dram or nvme"));
+      absl::StrCat("no tier \"", name, "\"; give dram, hbm or nvme"));
 }
 
 }  // namespace larder::admin_internal

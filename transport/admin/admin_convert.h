@@ -30,6 +30,8 @@ v1::Event ToProto(const Event& event, const std::string& tenant);
 void FillStatus(const EngineStats& stats, v1::DaemonStatus& out);
 
 StatusOr<SpaceId> ParseSpaceId(const std::string& hex);
+// One of EngineStats' tiers. NotFound says what to configure.
+StatusOr<v1::Tier> TierOf(const EngineStats& stats, TierKind kind);
 StatusOr<TierKind> ParseTier(const std::string& name);
 
 }  // namespace larder::admin_internal

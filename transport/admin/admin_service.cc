@@ -33,6 +33,7 @@ std::span<const AdminRule> AdminRules() {
       AdminRule{"EvictChunk", AdminAccess::kOperator},
       AdminRule{"EvictSpace", AdminAccess::kOperator},
       AdminRule{"Verify", AdminAccess::kOperator},
+      AdminRule{"SetTierLimit", AdminAccess::kOperator},
       AdminRule{"WhyMiss", AdminAccess::kOperator},
       AdminRule{"ListSpaces", AdminAccess::kOperator},
       AdminRule{"AdvanceEpoch", AdminAccess::kOperator},
@@ -48,7 +49,7 @@ std::span<const AdminRule> AdminRules() {
 namespace admin_internal {
 namespace {
 
-constexpr uint32_t kAdminMinor = 3;
+constexpr uint32_t kAdminMinor = 4;
 constexpr uint32_t kPageChunks = 1000;
 // A page of what goes over all chunks: the engine looks at every chunk for
 // every page.
@@ -491,10 +492,8 @@ grpc::Status AdminService::Verify(grpc::ServerContext* call,
   }
   StatusOr<TierKind> tier = ParseTier(request->tier());
   if (!tier.ok()) return ToGrpc(tier.status());
-  if (*tier == TierKind::kNvme && !context_.engine->Stats().has_durable) {
-    return ToGrpc(absl::NotFoundError(
-        "this daemon has no nvme tier (nvme.path is empty)"));
-  }
+  const Status there = TierOf(context_.engine->Stats(), *tier).status();
+  if (!there.ok()) return ToGrpc(there);
   auto state = std::make_shared<VerifyState>();
   context_.engine->Verify(*tier,
                           [state](const Engine::VerifyProgress& progress) {
@@ -530,6 +529,23 @@ grpc::Status AdminService::Verify(grpc::ServerContext* call,
     }
     if (progress.finished) return ToGrpc(progress.status);
   }
+}
+
+grpc::Status AdminService::SetTierLimit(grpc::ServerContext* call,
+                                        const v1::SetTierLimitRequest* request,
+                                        v1::Tier* reply) {
+  if (Status s = Allow("SetTierLimit"); !s.ok()) return ToGrpc(s);
+  StatusOr<TierKind> kind = ParseTier(request->tier());
+  if (!kind.ok()) return ToGrpc(kind.status());
+  StatusOr<v1::Tier> tier = TierOf(context_.engine->Stats(), *kind);
+  if (!tier.ok()) return ToGrpc(tier.status());
+  const Status set =
+      context_.engine->SetTierLimit(*kind, request->bytes()).status();
+  if (!set.ok()) return ToGrpc(set);
+  tier = TierOf(context_.engine->Stats(), *kind);
+  if (!tier.ok()) return ToGrpc(tier.status());
+  *reply = *std::move(tier);
+  return grpc::Status::OK;
 }
 
 Status AdminService::WhyMissChunk(const v1::WhyMissRequest& request,

@@ -63,6 +63,9 @@ class AdminService final : public v1::Admin::Service {
   grpc::Status Verify(grpc::ServerContext* call,
                       const v1::VerifyRequest* request,
                       grpc::ServerWriter<v1::VerifyProgress>* out) override;
+  grpc::Status SetTierLimit(grpc::ServerContext* call,
+                            const v1::SetTierLimitRequest* request,
+                            v1::Tier* reply) override;
   grpc::Status WhyMiss(grpc::ServerContext* call,
                        const v1::WhyMissRequest* request,
                        v1::WhyMissReply* reply) override;
