@@ -105,7 +105,7 @@ struct EngineRig {
     dependencies.clock = &clock;
     dependencies.executor = executor.get();
     dependencies.dram = dram.get();
-    dependencies.device = device.get();
+    dependencies.device = other_device != nullptr ? other_device : device.get();
     dependencies.durable = disk.get();
     dependencies.coder = coder.get();
     dependencies.dram_policy =
@@ -309,6 +309,7 @@ struct EngineRig {
       std::make_unique<ManualExecutor>(clock);
   std::unique_ptr<FakeMemoryTier> dram;
   std::unique_ptr<FakeDeviceTier> device;
+  DeviceTier* other_device = nullptr;  // for Start; instead of the fake one
   std::unique_ptr<FakeDurableTier> disk;
   std::unique_ptr<EvictionPolicy> dram_policy;  // for Start; default LRU
   // What the durable tier's copies are to be; by FindTestCodec's codecs.

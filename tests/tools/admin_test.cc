@@ -240,6 +240,26 @@ TEST_F(AdminTest, VerifyStreamsToTheEnd) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(AdminTest, ALimitIsSetWhereThereIsSuchATier) {
+  Start();
+  v1::SetTierLimitRequest request;
+  request.set_tier("hbm");
+  request.set_bytes(5_MiB);
+  EXPECT_EQ(client_->SetTierLimit(request).status().code(),
+            absl::StatusCode::kNotFound);
+  engine_.stats.has_device = true;
+  engine_.stats.device.used_bytes = 1_MiB;
+  const StatusOr<v1::Tier> tier = client_->SetTierLimit(request);
+  ASSERT_TRUE(tier.ok()) << tier.status();
+  EXPECT_EQ(tier->kind(), "hbm");
+  EXPECT_EQ(tier->capacity_bytes(), 4_MiB);
+  EXPECT_EQ(tier->used_bytes(), 1_MiB);
+  EXPECT_TRUE(tier->healthy());
+  request.set_tier("tape");
+  EXPECT_EQ(client_->SetTierLimit(request).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(AdminTest, StopEndsAHangingVerify) {
   engine_.verify_hangs = true;
   Start();

@@ -92,9 +92,9 @@ class CliTest : public ::testing::Test {
 };
 
 const std::set<std::string> kCommands = {
-    "status", "config", "metrics", "version",  "ls",        "stat",
-    "pin",    "unpin",  "evict",   "why-miss", "spaces",    "advance-epoch",
-    "verify", "events", "doctor",  "bench",    "completion"};
+    "status", "config", "metrics", "version",  "ls",         "stat",
+    "pin",    "unpin",  "evict",   "why-miss", "spaces",     "advance-epoch",
+    "verify", "events", "doctor",  "bench",    "completion", "tier"};
 
 TEST_F(CliTest, EveryCommandHasHelpAndExamples) {
   const Answer top = Larder({"--help"});
@@ -161,7 +161,9 @@ TEST_F(CliTest, JsonShapes) {
           "corrupt", "refused_full", "durable_backlog_bytes", "index_bytes",
           "user_bytes", "device_bytes", "gc_bytes", "socket", "encoded_records",
           "encoded_plain_bytes", "encoded_bytes", "encode_not_smaller",
-          "encode_unsupported", "encode_failed", "encode_seconds"));
+          "encode_unsupported", "encode_failed", "encode_seconds",
+          "spilled_bytes", "unspilled_bytes", "evicted_hbm",
+          "unspilled_evictions", "spill_backlog_bytes"));
   EXPECT_EQ(status.json()["chunks"], 3);
   EXPECT_THAT(Keys(status.json()["tiers"][0]),
               ElementsAre("kind", "capacity_bytes", "used_bytes", "waste_bytes",

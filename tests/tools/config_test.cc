@@ -331,6 +331,8 @@ TEST(Config, RefusesImpossibleCombinations) {
   const std::pair<Flags, std::vector<const char*>> kBad[] = {
       {{{"dram.capacity", "32MiB"}},
        {"dram.capacity = 32MiB", "dram.slab = 256MiB", "raise"}},
+      {{{"hbm.capacity", "64MiB"}},
+       {"hbm.capacity = 64MiB", "dram.slab = 256MiB", "raise"}},
       {{{"dram.slab", "97MiB"}}, {"multiple of 2MiB", "98MiB"}},
       {{{"admin.socket", "/run/larder/larderd.sock"}}, {"same path"}},
       {{{"server.socket", "/" + std::string(200, 'x')}}, {"shorter path"}},

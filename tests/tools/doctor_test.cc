@@ -105,6 +105,7 @@ struct Machine {
     device.memory_bytes = 80_GiB;
     device.compute_major = 9;
     device.registers_host_memory = true;
+    device.maps_memory = true;
     device.registers_read_only_memory = true;
     input.gpu.devices.push_back(device);
   }
@@ -207,6 +208,28 @@ std::vector<Seeded> Misconfigurations() {
          m.input.gpu.devices[0].registers_read_only_memory = false;
        },
        "LARDER-032", kInfo, "READ_ONLY_HOST_REGISTER_SUPPORTED", "newer"},
+      {"GPU memory without a GPU",
+       [](Machine& m) {
+         m.input.config.hbm.capacity = 8_GiB;
+         m.input.gpu = {};
+         m.input.gpu.why_not = "no CUDA driver: not found";
+       },
+       "LARDER-033", kError, "8GiB, but no CUDA driver", "hbm.capacity = 0"},
+      {"GPU memory of a GPU that is not there",
+       [](Machine& m) {
+         m.input.config.hbm.capacity = 8_GiB;
+         m.input.config.hbm.device = 3;
+       },
+       "LARDER-033", kError, "hbm.device = 3 is none", "nvidia-smi -L"},
+      {"more GPU memory than there is",
+       [](Machine& m) { m.input.config.hbm.capacity = 1024_GiB; }, "LARDER-033",
+       kError, "NVIDIA H100 has 80 GiB", "lower hbm.capacity"},
+      {"a GPU that maps no memory",
+       [](Machine& m) {
+         m.input.config.hbm.capacity = 8_GiB;
+         m.input.gpu.devices[0].maps_memory = false;
+       },
+       "LARDER-033", kError, "cannot map", "another hbm.device"},
       {"old kernel",
        [](Machine& m) {
          m.system.files["/proc/sys/kernel/osrelease"] = "4.18.0-305.el8\n";
