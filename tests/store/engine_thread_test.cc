@@ -30,9 +30,14 @@ constexpr int kSteps = 2000;
 
 class Threads {
  public:
-  explicit Threads(EngineOptions::WriteBack write_back)
+  explicit Threads(EngineOptions::WriteBack write_back,
+                   bool with_device = false)
       : pool_(NewThreadPool("engine-test", 4)),
         disk_(Clock::Real(), *pool_, 24 * 8_KiB) {
+    if (with_device) {
+      device_ =
+          std::make_unique<FakeDeviceTier>(Clock::Real(), *pool_, kDeviceBytes);
+    }
     EngineOptions options;
     options.write_back = write_back;
     options.promote_io_bytes = 4_KiB;
@@ -42,8 +47,10 @@ class Threads {
     dependencies.clock = &Clock::Real();
     dependencies.executor = pool_.get();
     dependencies.dram = &dram_;
+    dependencies.device = device_.get();
     dependencies.durable = &disk_;
     dependencies.dram_policy = NewLruPolicy();
+    dependencies.device_policy = NewLruPolicy();
     dependencies.durable_policy = NewLruPolicy();
     engine_ = *Engine::Open(options, std::move(dependencies));
     space_ = engine_->OpenSpace({}, descriptor_)->id;
@@ -75,12 +82,17 @@ class Threads {
     EXPECT_EQ(stats.corrupt, 0u);
     EXPECT_EQ(stats.held_bytes, 0u);
     EXPECT_EQ(stats.clients, 0u);
+    if (device_ != nullptr) {
+      EXPECT_GT(stats.spilled_bytes, 0u);
+      EXPECT_GT(stats.unspilled_bytes, 0u);
+    }
     engine_.reset();
     pool_.reset();
   }
 
  private:
   static constexpr uint64_t kUniverse = 40;
+  static constexpr uint64_t kDeviceBytes = 24 * 8_KiB;
 
   // One hold's life: what is said to be there is read.
   struct Session {
@@ -124,8 +136,13 @@ class Threads {
           if (random() % 50 == 0) {
             engine_->AdvanceEpoch({}, space_, [](StatusOr<Epoch>) {});
           } else if (random() % 20 == 0) {
-            engine_->Verify(random() % 2 ? TierKind::kDram : TierKind::kNvme,
+            constexpr TierKind kTiers[] = {TierKind::kDram, TierKind::kNvme,
+                                           TierKind::kHbm};
+            engine_->Verify(kTiers[random() % (device_ == nullptr ? 2 : 3)],
                             [](const Engine::VerifyProgress&) { return true; });
+          } else if (device_ != nullptr && random() % 10 == 0) {
+            (void)engine_->SetTierLimit(TierKind::kHbm,
+                                        random() % 3 * (kDeviceBytes / 2));
           } else {
             (void)engine_->List({}, {}, {}, 5);
             (void)engine_->Stats();
@@ -222,6 +239,7 @@ class Threads {
   FakeMemoryTier dram_{16 * 8_KiB};
   std::unique_ptr<Executor> pool_;
   FakeDurableTier disk_;
+  std::unique_ptr<FakeDeviceTier> device_;
   std::unique_ptr<Engine> engine_;
   SpaceId space_;
   std::vector<std::shared_ptr<OracleRecord>> records_;
@@ -233,6 +251,9 @@ TEST(EngineThreads, ManyCallersOnCommit) {
 }
 TEST(EngineThreads, ManyCallersOnEvict) {
   Threads(EngineOptions::WriteBack::kOnEvict).Run(6);
+}
+TEST(EngineThreads, ManyCallersWithADevice) {
+  Threads(EngineOptions::WriteBack::kOnCommit, true).Run(6);
 }
 
 }  // namespace

@@ -447,6 +447,17 @@ TEST_F(StandinHbmTest, ADeviceWithoutMemoryIsFull) {
   EXPECT_EQ(Fill(*tier, kAda, 1_MiB).size(), 6u);
 }
 
+TEST_F(StandinHbmTest, ADeviceThatIsFullOfOthersTakesAnEmptySlabInstead) {
+  const auto tier = MakeTier(8_MiB);
+  const Extent ada = tier->Allocate(kAda, 1_MiB).value();
+  tier->Free(ada);
+  Control("fail cuMemCreate 1 2");  // out of memory
+  EXPECT_TRUE(tier->Allocate(kBob, 1_MiB).ok());
+  EXPECT_EQ(tier->GetStats().slabs, 1u);
+  Control("fail cuMemCreate 1 2");
+  EXPECT_TRUE(absl::IsResourceExhausted(tier->Allocate(kAda, 1_MiB).status()));
+}
+
 TEST_F(StandinHbmTest, ASlabThatCannotBeMadeLeavesNothingBehind) {
   const auto tier = MakeTier(2_MiB);
   for (const char* const call :

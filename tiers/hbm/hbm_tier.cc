@@ -501,6 +501,7 @@ StatusOr<Extent> HbmTierImpl::Allocate(TenantId tenant, uint64_t bytes) {
   }
   absl::MutexLock growth(&growth_mu_);
   bool waits = false;
+  Status refused;  // by the device, which others use too
   for (;;) {
     bool makes = false;
     std::unique_ptr<SlabState> victim;
@@ -509,16 +510,20 @@ StatusOr<Extent> HbmTierImpl::Allocate(TenantId tenant, uint64_t bytes) {
       LARDER_RETURN_IF_ERROR(health_);
       // Somebody else may have made room while this thread waited.
       if (const auto extent = AllocateOf(tenant, bytes)) return *extent;
-      makes = !free_slots_.empty() &&
+      makes = refused.ok() && !free_slots_.empty() &&
               committed_bytes_ + slab_bytes_ <= limit_bytes_;
       if (!makes && !waits && committed_bytes_ <= limit_bytes_) {
         victim = TakeVictim(tenant);
       }
     }
     if (makes) {
-      LARDER_RETURN_IF_ERROR(AddSlab(tenant));
+      refused = AddSlab(tenant);
+      if (!refused.ok() && !absl::IsResourceExhausted(refused)) return refused;
     } else if (victim != nullptr) {
       waits = !Retire(std::move(victim));
+      refused = absl::OkStatus();
+    } else if (!refused.ok()) {
+      return refused;
     } else {
       return absl::ResourceExhaustedError(
           waits ? "a slab of device memory waits for clients to unmap it"
