@@ -444,8 +444,10 @@ class Model {
       rig_.device->FailWrites(count, absl::UnavailableError("injected"));
     }
     if (Draw(3) == 0) rig_.device->FailReads(count, AnyFault());
-    if (Draw(3) == 0) {
-      rig_.device->Corrupt(OracleChunkId(Draw(Universe())), Draw(4_KiB));
+    for (uint64_t n = 0; n < Universe(); ++n) {
+      if (Draw(3) == 0) {
+        rig_.device->Corrupt(OracleChunkId(n), Draw(world_.chunk_bytes()));
+      }
     }
     if (Draw(12) == 0) rig_.device->Lose();
   }

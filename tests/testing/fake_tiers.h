@@ -248,13 +248,14 @@ class FakeRecordTier : public Contract {
     Arm(write_faults_, count, status);
   }
   void FailReads(int count, Status status) { Arm(read_faults_, count, status); }
-  // Flips one bit of every stored record of the chunk. Returns how many.
+  // Flips one bit of every stored record of the chunk, at that byte of it or,
+  // if it is shorter, another. Returns how many.
   int Corrupt(const ChunkId& chunk, size_t byte) {
     absl::MutexLock lock(&mu_);
     int count = 0;
     for (auto& [handle, record] : records_) {
       if (record.bytes.empty() || record.meta.chunk != chunk) continue;
-      record.bytes[byte] ^= std::byte{1};
+      record.bytes[byte % record.bytes.size()] ^= std::byte{1};
       ++count;
     }
     return count;
