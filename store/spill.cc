@@ -149,12 +149,13 @@ void EngineImpl::EvictBeyondLimit() {
           }
         });
     // The others are being written or come up: the end of that leads here.
-    if (chunks.empty()) return;
+    bool any = false;
     for (const ChunkIndex chunk : chunks) {
-      if (chunks_[chunk].Ranked(Level::kDevice)) {
-        EvictFrom(Level::kDevice, chunk, after);
-      }
+      if (!chunks_[chunk].Ranked(Level::kDevice)) continue;
+      EvictFrom(Level::kDevice, chunk, after);
+      any = true;
     }
+    if (!any) return;
   }
 }
 
