@@ -456,6 +456,7 @@ Status RunKernels(const BenchOptions& options, Report& report) {
   KernelsBench bench(report);
   bench.Copies(options);
   bench.Attention(options);
+  RunCodedAttention(options, report);
   if (!options.Wants({"kernels.decode_paged", "kernels.decode_paged.nhd",
                       "kernels.decode_paged.copied"})) {
     return absl::OkStatus();
