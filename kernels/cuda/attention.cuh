@@ -283,12 +283,12 @@ __device__ __forceinline__ void MergeItems(const PartialsMerge& p) {
   float max = MinusInfinity();
   for (uint64_t part = 0; part < p.parts; ++part) {
     const uint64_t at = part * p.items + item;
-    if (p.sums[at] > 0 && p.maxima[at] > max) max = p.maxima[at];
+    if (p.sums[at] != 0 && p.maxima[at] > max) max = p.maxima[at];
   }
   float sum = 0;
   for (uint64_t part = 0; part < p.parts; ++part) {
     const uint64_t at = part * p.items + item;
-    if (p.sums[at] > 0)
+    if (p.sums[at] != 0)
       sum += p.sums[at] * FastExp2((p.maxima[at] - max) * kLog2E);
   }
   const float inverse = sum > 0 ? 1 / sum : 0;
@@ -296,7 +296,7 @@ __device__ __forceinline__ void MergeItems(const PartialsMerge& p) {
     float out = 0;
     for (uint64_t part = 0; part < p.parts; ++part) {
       const uint64_t at = part * p.items + item;
-      if (!(p.sums[at] > 0)) continue;
+      if (p.sums[at] == 0) continue;
       out += p.sums[at] * FastExp2((p.maxima[at] - max) * kLog2E) *
              p.outputs[at * p.dim + d];
     }

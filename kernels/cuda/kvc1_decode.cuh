@@ -981,6 +981,8 @@ class TileDecoder {
         state_(tile.states[lane]),
         late_(kValues && tile.escapes_in != Kvc1Escapes::kList &&
               tile.escape_count != 0),
+        escapes_(tile.escapes, tile.escape_count),
+        exponents_(tile.escapes, tile.escape_count),
         words_(shared, lane),
         tables_(shared + WindowsBytes(), lane),
         windows_(shared),
@@ -990,54 +992,59 @@ class TileDecoder {
             shared + WindowsBytes() + kKvc1TablesBytes +
             (launch.coefficients_max * kKvc1StepStride * 2 + 15) / 16 * 16)) {}
 
-  // False in all lanes if the tile cannot be decoded.
+  // False in all lanes if the tile cannot be decoded; as all below.
   __device__ __forceinline__ bool Decode(Kvc1TileResult* used) {
     if (tile_.exact_rows != 0) {
       Window window(windows_, lane_);
       StoreExact(p, tile_, &window, lane_);
       if (tile_.exact_rows >= tile_.tokens) return true;
     }
+    if (!Begin()) return false;
+    for (uint32_t r = 0; r < Rounds(); ++r) {
+      if (!Next(used)) return false;
+      StoreNumbers(r);
+    }
+    return End(used);
+  }
+
+  // The same a round at a time, for who makes something else than rows of it.
+  __device__ __forceinline__ bool Begin() {
     if (__any_sync(kAllLanes, state_ < kStateMin || state_ >= kStateEnd)) {
       return false;
     }
-    const uint32_t rounds = (tile_.tokens + kWarp - 1) / kWarp;
-    const bool unpredict = kValues && tile_.order != nullptr &&
-                           tile_.cell_tables == nullptr;
     if (kValues && tile_.order != nullptr) parents_ = ParentsOf(tile_, lane_);
-    if constexpr (!kValues) BeginPlanes(rounds);
-    Escapes<int16_t> escapes(tile_.escapes, tile_.escape_count);
-    Escapes<uint8_t> exponents(tile_.escapes, tile_.escape_count);
-    for (Pass pass = Pass::kSymbols; pass != Pass::kEnd;) {
-      const Pass next = After(pass);
-      BeginPass(pass);
-      for (uint32_t r = 0; r < rounds; ++r) {
-        if (pass == Pass::kSymbols) {
-          if (!Symbols(r, &escapes, &exponents)) return false;
-        } else if constexpr (kValues) {
-          LoadNumbers(r);
-          if (pass == Pass::kEscapes) {
-            if (!MergeEscapes()) return false;
-          } else if (!Refine(pass)) {
-            return false;
-          }
-        }
-        if constexpr (kValues) {
-          if (unpredict && pass == (late_ ? Pass::kEscapes : Pass::kSymbols)) {
-            UnpredictRound(tile_, parents_, lane_, steps_);
-          }
-          if (next != Pass::kEnd) {
-            SaveNumbers(r);
-            continue;
-          }
-        }
-        if (!StoreNumbers(r)) return false;
+    if constexpr (!kValues) BeginPlanes(Rounds());
+    return true;
+  }
+  // The numbers of round 0, 1, ... or, of lossless planes, the elements' bits
+  // are then steps()[coefficient * kKvc1StepStride + lane]. Before the first all
+  // planes but the last are decoded.
+  __device__ __forceinline__ bool Next(Kvc1TileResult* used) {
+    for (;;) {
+      if (round_ == 0) BeginPass(pass_);
+      if (!Numbers(round_)) return false;
+      const Pass next = After(pass_);
+      if (next == Pass::kEnd) {
+        ++round_;
+        return MayBeTransformed();
       }
-      if (!EndPass(pass, escapes, exponents, used)) return false;
-      pass = next;
+      SaveNumbers(round_);
+      if (++round_ < Rounds()) continue;
+      if (!EndPass(used)) return false;
+      pass_ = next;
+      round_ = 0;
     }
-    return tile_.complete == 0 || EndsWhereEncodersBegin();
+  }
+  __device__ __forceinline__ bool End(Kvc1TileResult* used) {
+    return EndPass(used) && (tile_.complete == 0 || EndsWhereEncodersBegin());
   }
 
+  __device__ __forceinline__ uint32_t Rounds() const {
+    return (tile_.tokens + kWarp - 1) / kWarp;
+  }
+  __device__ __forceinline__ int16_t* steps() const {
+    return steps_;
+  }
   __device__ __forceinline__ uint32_t state() const {
     return state_;
   }
@@ -1105,34 +1112,31 @@ class TileDecoder {
   }
 
   // What is behind the words of the first plane begins the later ones.
-  __device__ __forceinline__ bool EndPass(Pass pass,
-                                          const Escapes<int16_t>& escapes,
-                                          const Escapes<uint8_t>& exponents,
-                                          Kvc1TileResult* used) {
+  __device__ __forceinline__ bool EndPass(Kvc1TileResult* used) {
     if constexpr (!kValues) {
       used->words_used = words_.used();
-      return (kContent != Kvc1Content::kLosslessBf16 || exponents.AtEnd()) &&
+      return (kContent != Kvc1Content::kLosslessBf16 || exponents_.AtEnd()) &&
              (tile_.complete == 0 || words_.AtEnd());
     }
     const bool listed = tile_.escapes_in == Kvc1Escapes::kList;
-    if (pass == Pass::kSymbols) {
+    if (pass_ == Pass::kSymbols) {
       used->words_used = words_.used();
       if (listed) {
-        return escapes.AtEnd() && (tile_.complete == 0 || words_.AtEnd());
+        return escapes_.AtEnd() && (tile_.complete == 0 || words_.AtEnd());
       }
       if (tile_.escapes_in == Kvc1Escapes::kInStates &&
           __any_sync(kAllLanes, state_ >> 12 != 1)) {
         return false;
       }
       behind_ = 2 * words_.used();
-      return late_ || (escapes.AtEnd() && EndEscapes());
+      return late_ || (escapes_.AtEnd() && EndEscapes());
     }
-    if (pass == Pass::kEscapes) {
+    if (pass_ == Pass::kEscapes) {
       return merged_ == tile_.escape_count && EndEscapes();
     }
-    if (pass == Pass::kCells) used->cell_words_used = words_.used();
-    if (pass == Pass::kFine) used->fine_words_used = words_.used();
-    if (pass == Pass::kRefine || pass == Pass::kNumbers) {
+    if (pass_ == Pass::kCells) used->cell_words_used = words_.used();
+    if (pass_ == Pass::kFine) used->fine_words_used = words_.used();
+    if (pass_ == Pass::kRefine || pass_ == Pass::kNumbers) {
       used->refine_words_used = words_.used();
     }
     return (listed && tile_.complete == 0) || words_.AtEnd();
@@ -1159,10 +1163,30 @@ class TileDecoder {
     return held || __all_sync(kAllLanes, state_ == kStateMin);
   }
 
+  // A round of this pass.
+  __device__ __forceinline__ bool Numbers(uint32_t r) {
+    if (pass_ == Pass::kSymbols) {
+      if (!Symbols(r)) return false;
+    } else if constexpr (kValues) {
+      LoadNumbers(r);
+      if (pass_ == Pass::kEscapes) {
+        if (!MergeEscapes()) return false;
+      } else if (!Refine()) {
+        return false;
+      }
+    }
+    if constexpr (kValues) {
+      if (tile_.order != nullptr && tile_.cell_tables == nullptr &&
+          pass_ == (late_ ? Pass::kEscapes : Pass::kSymbols)) {
+        UnpredictRound(tile_, parents_, lane_, steps_);
+      }
+    }
+    return true;
+  }
+
   // --- The first plane
 
-  __device__ __forceinline__ bool Symbols(uint32_t r, Escapes<int16_t>* escapes,
-                                          Escapes<uint8_t>* exponents) {
+  __device__ __forceinline__ bool Symbols(uint32_t r) {
     const uint32_t steps = kValues ? n_ + tile_.wide_count : n_;
     const uint32_t left = tile_.tokens - r * kWarp;
     const uint32_t lanes = tile_.packed != 0 && left < kWarp ? left : kWarp;
@@ -1174,12 +1198,12 @@ class TileDecoder {
       }
       if constexpr (!kValues) {
         steps_[c * kKvc1StepStride + lane_] =
-            static_cast<int16_t>(Bits(c, symbol, lanes, exponents));
+            static_cast<int16_t>(Bits(c, symbol, lanes));
       } else {
         int number = static_cast<int>(symbol) - kDirectMax;
         if (!late_) {
           const bool escaped = symbol == kEscapeSymbol;
-          const int16_t escape = escapes->Next(escaped, lane_);
+          const int16_t escape = escapes_.Next(escaped, lane_);
           if (escaped) number = escape;
         }
         if (c >= n_) {
@@ -1260,9 +1284,9 @@ class TileDecoder {
 
   // --- Later planes
 
-  __device__ __forceinline__ bool Refine(Pass pass) {
-    const bool cells = pass == Pass::kCells;
-    const bool nested = cells || pass == Pass::kNumbers;
+  __device__ __forceinline__ bool Refine() {
+    const bool cells = pass_ == Pass::kCells;
+    const bool nested = cells || pass_ == Pass::kNumbers;
     Walk walk;
     if (nested) walk.Begin(tile_, parents_, lane_);
     for (uint32_t i = 0; i < n_; ++i) {
@@ -1319,8 +1343,7 @@ class TileDecoder {
   // The element's bits, of which those of a step's `lanes` are in the planes; of
   // kLosslessF8 the high ones.
   __device__ __forceinline__ uint32_t Bits(uint32_t c, uint32_t symbol,
-                                           uint32_t lanes,
-                                           Escapes<uint8_t>* exponents) {
+                                           uint32_t lanes) {
     if constexpr (kContent == Kvc1Content::kLosslessF8) return symbol;
     const uint32_t byte = lane_ < lanes ? bytes_.Byte(lane_) : 0;
     bytes_.Skip(lanes);
@@ -1332,7 +1355,7 @@ class TileDecoder {
       const uint32_t offset =
           __shfl_sync(kAllLanes, offsets_, static_cast<int>(c % kWarp));
       const bool escaped = symbol == kEscapeSymbol;
-      const uint32_t listed = exponents->Next(escaped, lane_);
+      const uint32_t listed = exponents_.Next(escaped, lane_);
       const uint32_t exponent = escaped ? listed : (symbol + offset) & 255;
       return (byte & 0x80) << 8 | exponent << 7 | (byte & 0x7f);
     } else {
@@ -1350,21 +1373,23 @@ class TileDecoder {
 
   // --- Rows
 
-  // False if a number is too large to be transformed.
-  __device__ __forceinline__ bool StoreNumbers(uint32_t r) {
-    const bool transformed = kValues && tile_.klt != nullptr;
-    if (transformed) {
-      if (tile_.klt_input_max != 0) {
-        uint32_t most = 0;
-        for (uint32_t k = 0; k < n_; ++k) {
-          const int q = steps_[k * kKvc1StepStride + lane_];
-          const auto magnitude = static_cast<uint32_t>(q < 0 ? -q : q);
-          most = magnitude > most ? magnitude : most;
-        }
-        if (__any_sync(kAllLanes, most > tile_.klt_input_max)) return false;
-      }
-      TransformRound(tile_, lane_, steps_, values_);
+  // Whether no number is too large for that.
+  __device__ __forceinline__ bool MayBeTransformed() const {
+    if (!kValues || tile_.klt == nullptr || tile_.klt_input_max == 0) {
+      return true;
     }
+    uint32_t most = 0;
+    for (uint32_t k = 0; k < n_; ++k) {
+      const int q = steps_[k * kKvc1StepStride + lane_];
+      const auto magnitude = static_cast<uint32_t>(q < 0 ? -q : q);
+      most = magnitude > most ? magnitude : most;
+    }
+    return !__any_sync(kAllLanes, most > tile_.klt_input_max);
+  }
+
+  __device__ __forceinline__ void StoreNumbers(uint32_t r) {
+    const bool transformed = kValues && tile_.klt != nullptr;
+    if (transformed) TransformRound(tile_, lane_, steps_, values_);
 #ifndef LARDER_INJECT_NO_SYNCWARP_BEFORE_STORE
     __syncwarp();
 #endif
@@ -1384,13 +1409,16 @@ class TileDecoder {
     StoreRound<kContent>(p, tile_, round, lane_, &bytes_);
     // The steps are written again after LoadNumbers or Tables::Step have waited
     // for all lanes.
-    return true;
   }
 
   const Kvc1Decode& p;
   const Kvc1Tile& tile_;
   uint32_t lane_, n_, state_;
   bool late_;
+  Pass pass_ = Pass::kSymbols;
+  uint32_t round_ = 0;
+  Escapes<int16_t> escapes_;
+  Escapes<uint8_t> exponents_;
   Words words_;
   Tables tables_;
   unsigned char* windows_;

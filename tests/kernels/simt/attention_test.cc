@@ -96,6 +96,25 @@ TEST_P(AttentionTest, PartsMergeToTheWhole) {
   }
 }
 
+// A part that could not be attended (kernels/coded_attention.h) is taken for no
+// result, however often it is merged.
+TEST(AttentionMergeTest, WhatIsNoResultStaysNone) {
+  const simt::DeviceArray<float> outputs(std::vector<float>{1, NAN}),
+      maxima(std::vector<float>{2, INFINITY}),
+      sums(std::vector<float>{3, INFINITY});
+  PartialsMerge merge = {};
+  merge.outputs = merge.output = outputs.data();
+  merge.maxima = merge.max = maxima.data();
+  merge.sums = merge.sum = sums.data();
+  merge.parts = 2;
+  merge.items = merge.dim = 1;
+  for (int times = 0; times < 2; ++times) {
+    ASSERT_EQ(simt::Launch(PlanMergePartials(merge), merge), std::nullopt);
+    EXPECT_TRUE(std::isnan(outputs[0]));
+    outputs[1] = maxima[1] = sums[1] = 1;  // next time another part
+  }
+}
+
 // Sums may be any, one and less too: of a single token, or of who attended
 // elsewhere and measures from another maximum.
 TEST(AttentionMergeTest, SmallSums) {

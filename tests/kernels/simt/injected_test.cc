@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/paged_copy_types.h"
 #include "tests/kernels/simt/attention_case.h"
+#include "tests/kernels/simt/coded_attention_case.h"
 #include "tests/kernels/simt/kvc1_case.h"
 
 #if defined(__has_feature)
@@ -132,6 +133,29 @@ Found Merge(const simt::Schedule& schedule, const std::string& suffix) {
   return Judge(error, right);
 }
 
+const DeviceShape kCodedShape = {
+    .shape = {.kv_heads = 1, .block_heads = 1, .tokens = {{70}}},
+    .keys = {.rotary_dim = 64}};
+
+Found AttendCoded(const simt::Schedule& schedule, const std::string& suffix) {
+  CodedDeviceCase c(kCodedShape);
+  const CodedDeviceCase::Got got = c.Run(schedule, suffix);
+  if (got.error.has_value()) return Found::kError;
+  const CodedDeviceCase::Got want = c.Run();
+  return Judge(got.error, got.results.outputs == want.results.outputs &&
+                              got.results.maxima == want.results.maxima &&
+                              got.results.sums == want.results.sums);
+}
+
+Found AttendBadPiece(const simt::Schedule& schedule,
+                     const std::string& suffix) {
+  CodedDeviceCase c(kCodedShape);
+  --c.values(0).coded.word_count;
+  const CodedDeviceCase::Got got = c.Run(schedule, suffix);
+  return Judge(got.error,
+               got.decoded[0] == 0 && std::isnan(got.results.outputs[0]));
+}
+
 // --- The bugs ----------------------------------------------------------------
 
 struct Bug {
@@ -165,6 +189,12 @@ const Bug kBugs[] = {
     {"NO_SYNCTHREADS_BEFORE_READ", Attend, kNot, kWrong, false, true},
     {"NO_SYNCTHREADS_AFTER_READ", Attend, kNot, kWrong, false, true},
     {"NO_SYNCWARP_IN_MERGE", Merge, kNot, kNot, false, true},
+    {"CODED_NO_SYNCTHREADS_BEFORE_READ", AttendCoded, kWrong, kWrong, false,
+     true},
+    {"CODED_NO_SYNCTHREADS_AFTER_READ", AttendCoded, kWrong, kWrong, false,
+     true},
+    {"CODED_TAIL", AttendCoded, kNot, kNot, true, false},
+    {"CODED_BAD_PIECE", AttendBadPiece, kWrong, kWrong, false, false},
 };
 
 class InjectedTest : public testing::TestWithParam<Bug> {};
