@@ -6,9 +6,9 @@
 // attended, and never written out as rows. What is read from memory is what the
 // code takes, two to five bits for a number instead of sixteen.
 //
-// That is worth it where memory is short, or where KV is attended once or a few
-// times: decoding costs several times what attending does, and is done again
-// for every query token. kernels/README.md has figures.
+// That is worth it where memory is short, or where KV is attended once:
+// decoding costs several times what attending does, and is done again for every
+// query token. kernels/README.md has figures.
 //
 // The definition is attention.h's, over the rows that kernels/kvc1.h makes of
 // the tiles; results differ from it by at most twice what attention.h allows.
@@ -46,7 +46,7 @@ struct CodedPlane {
 // kvc1.h: words, states, escapes and their numbers. Trusted: all else.
 struct CodedTile {
   CodedContent content = CodedContent::kValues;
-  uint32_t tokens = 0;
+  uint32_t tokens = 0;  // at least 1
   uint32_t heads = 0;
   uint32_t head_dim = 0;
   // The first plane, as in DecodeStream. Tables: one for each coefficient
@@ -144,8 +144,7 @@ constexpr uint32_t CodedHeadBlocks(uint32_t kv_heads, uint32_t block_heads) {
   return (kv_heads + block_heads - 1) / block_heads;
 }
 
-// The most that a call needs. For tiles of 128 tokens by 256 channels 0.7 MiB,
-// of which a third is in use at a time unless there are planes to refine.
+// What a call needs: for tiles of 128 tokens by 256 channels 0.7 MiB.
 size_t CodedScratchBytes(const CodedAttention& attention);
 
 // True if all pieces were decoded. Thread-safe with a scratch for each caller;
