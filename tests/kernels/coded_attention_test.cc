@@ -153,19 +153,26 @@ TEST(CodedAttentionTest, WhatDoesNotDecodeIsTold) {
   const TileShape bf16 = {.content = CodedContent::kLosslessBf16};
   struct Fault {
     const TileShape* shape;
-    void (*put)(CodedTile&);
+    void (*put)(CodedTile&, TileMaker&);
   };
   const Fault kFaults[] = {
-      {&plain, [](CodedTile& t) { --t.words_count; }},
-      {&plain, [](CodedTile& t) { t.states[31] = kStateEnd; }},
-      {&plain, [](CodedTile& t) { t.states[0] = kStateMin - 1; }},
-      {&plain, [](CodedTile& t) { --t.escape_count; }},
-      {&refined, [](CodedTile& t) { --t.finer[0].words_count; }},
-      {&refined, [](CodedTile& t) { --t.finer[1].words_count; }},
-      {&nested, [](CodedTile& t) { --t.cells.words_count; }},
-      {&nested, [](CodedTile& t) { --t.finer[0].words_count; }},
-      {&transformed, [](CodedTile& t) { t.klt_input_max = 0; }},
-      {&bf16, [](CodedTile& t) { --t.escape_count; }},
+      {&plain, [](CodedTile& t, TileMaker&) { --t.words_count; }},
+      {&plain,
+       [](CodedTile& t, TileMaker& maker) {  // one more than are used
+         std::vector<std::byte> words(t.words, t.words + 2 * t.words_count);
+         words.resize(words.size() + 2);
+         t.words = maker.Keep(words);
+         ++t.words_count;
+       }},
+      {&plain, [](CodedTile& t, TileMaker&) { t.states[31] = kStateEnd; }},
+      {&plain, [](CodedTile& t, TileMaker&) { t.states[0] = kStateMin - 1; }},
+      {&plain, [](CodedTile& t, TileMaker&) { --t.escape_count; }},
+      {&refined, [](CodedTile& t, TileMaker&) { --t.finer[0].words_count; }},
+      {&refined, [](CodedTile& t, TileMaker&) { --t.finer[1].words_count; }},
+      {&nested, [](CodedTile& t, TileMaker&) { --t.cells.words_count; }},
+      {&nested, [](CodedTile& t, TileMaker&) { --t.finer[0].words_count; }},
+      {&transformed, [](CodedTile& t, TileMaker&) { t.klt_input_max = 0; }},
+      {&bf16, [](CodedTile& t, TileMaker&) { --t.escape_count; }},
   };
   for (const Fault& fault : kFaults) {
     for (const bool values : {false, true}) {
@@ -176,7 +183,7 @@ TEST(CodedAttentionTest, WhatDoesNotDecodeIsTold) {
       if (fault.shape == &bf16) shape.element = Element::kBf16;
       CodedCase c(shape);
       const uint64_t bad = c.PieceAt(0, 0, 1);
-      fault.put(values ? c.values(bad) : c.keys(bad));
+      fault.put(values ? c.values(bad) : c.keys(bad), c.maker());
       const uint64_t good[] = {c.PieceAt(0, 0, 0), c.PieceAt(0, 0, 2),
                                c.PieceAt(1, 0, 0)};
       for (const Level level : Levels()) {
