@@ -3,9 +3,9 @@
 
 // Decode attention over coded tiles (kernels/coded_attention.h) on a device: a
 // round of 32 tokens at a time is decoded into shared memory and attended
-// there. All pointers are to device memory. Results are as close to those of
-// the CPU's rows as cuda/attention_types.h has it, with twice the tolerance for
-// what adds up over pieces.
+// there. All pointers are to device memory. Results differ from the definition
+// by at most twice what attention.h allows, and no order of threads changes a
+// bit of them.
 //
 // A block has a part of a sequence's pieces for one block of KV heads. Its
 // first warp decodes keys, its second values; then each warp attends the round
@@ -61,8 +61,8 @@ struct CodedDeviceAttention {
   uint32_t coefficients_max;
   uint32_t with_klt;
   // Angle i of token t of a tile is cos[t * angle_token_stride + i *
-  // angle_pair_stride]. Tokens next to each other are asked for together: a
-  // token stride of 1 is four times as fast as one of rotary_dim / 2.
+  // angle_pair_stride]. A warp asks for one of 32 tokens at once, which with a
+  // token stride of 1 are whole sectors.
   uint32_t rotary_dim;  // even, at most dim
   RotaryPairs pairs;
   int64_t angle_token_stride;
