@@ -17,13 +17,13 @@ namespace larder::kernels::cuda {
 
 // Bytes of any alignment; 16 bytes at a time where they begin at a multiple of
 // 16.
-struct ChecksumRange {
+struct alignas(16) ChecksumRange {
   const void* bytes;
   uint64_t size;
 };
 
 // As store/types.h has a checksum.
-struct ChecksumResult {
+struct alignas(16) ChecksumResult {
   uint64_t low;
   uint64_t high;
 };
