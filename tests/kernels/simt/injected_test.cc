@@ -5,6 +5,7 @@
 #include "tests/kernels/simt/attention_case.h"
 #include "tests/kernels/simt/coded_attention_case.h"
 #include "tests/kernels/simt/kvc1_case.h"
+#include "tests/kernels/simt/kvc1_encode_case.h"
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -105,6 +106,20 @@ Found DecodeWithTooFewEscapes(const simt::Schedule& schedule,
   return Judge(got.error, got.results[0].ok == 0);
 }
 
+Found EncodeTiles(const simt::Schedule& schedule, const std::string& suffix) {
+  Kvc1EncodeCase c({.tokens = 40, .rotary_dim = 16, .spread = 12});
+  const Kvc1EncodeCase::Got got = c.Run(schedule, suffix);
+  return Judge(got.error, c.IsWanted(got, 0) && c.IsWanted(got, 1));
+}
+
+Found EncodeIntoSmallRoom(const simt::Schedule& schedule,
+                          const std::string& suffix) {
+  Kvc1EncodeCase c({.tiles = 1, .tokens = 40, .spread = 12});
+  c.tile(0).word_room = 32;
+  const Kvc1EncodeCase::Got got = c.Run(schedule, suffix);
+  return Judge(got.error, got.results[0].ok == 0);
+}
+
 Found Attend(const simt::Schedule& schedule, const std::string& suffix) {
   AttentionCase c({.lengths = {100}});
   const AttentionCase::Got got = c.Run(schedule, suffix);
@@ -183,6 +198,10 @@ const Bug kBugs[] = {
     {"NO_SYNCWARP_BEFORE_STORE", Decode, kNot, kNot, false, true},
     {"NO_SYNCWARP_BEFORE_TABLES", Decode, kNot, kNot, false, true},
     {"NO_SYNCWARP_AFTER_LOAD", DecodePlanes, kNot, kWrong, false, true},
+    {"WORD_ORDER", EncodeTiles, kWrong, kWrong, false, false},
+    {"WORD_ROOM", EncodeIntoSmallRoom, kNot, kNot, true, false},
+    {"NO_SYNCWARP_AFTER_ROWS", EncodeTiles, kWrong, kWrong, false, true},
+    {"NO_SYNCWARP_BEFORE_LEAVING", EncodeTiles, kWrong, kWrong, false, true},
     {"NARROW_MASK", Attend, kError, kError, false, false},
     {"EARLY_EXIT", Attend, kError, kError, false, false},
     {"CP_ASYNC_WAIT", Attend, kWrong, kWrong, false, false},

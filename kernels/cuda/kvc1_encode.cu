@@ -1,0 +1,15 @@
+#include "kernels/cuda/kvc1_encode.cuh"
+
+using larder::kernels::cuda::EncodeTiles;
+using larder::kernels::cuda::Kvc1Encode;
+using larder::kernels::cuda::Kvc1Source;
+
+LARDER_KERNEL(larder_kvc1_encode, Kvc1Encode, 32) {
+  EncodeTiles<Kvc1Source::kValues>(p);
+}
+LARDER_KERNEL(larder_kvc1_encode_lossless_f16, Kvc1Encode, 32) {
+  EncodeTiles<Kvc1Source::kLosslessF16>(p);
+}
+LARDER_KERNEL(larder_kvc1_encode_lossless_bf16, Kvc1Encode, 32) {
+  EncodeTiles<Kvc1Source::kLosslessBf16>(p);
+}
