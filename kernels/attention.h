@@ -18,7 +18,12 @@
 //   V * (1 + L) * 2^-18 in out,  (1 + L) * 2^-20 in max,
 //   sum * (1 + L) * 2^-18 in sum,
 // over up to 2^16 tokens. (That of logits is common to all who multiply in
-// single precision.)
+// single precision.) Of int8 and int4, AVX-512 rounds queries and weights to 24
+// bits of the largest and goes on in integers. There L is at least the largest
+// softmax_scale * sum over c of (1/8 of the largest |q|) * |k * scale|, and V
+// at least the largest |scale| times 128 (int8) or 8 (int4): what they are
+// anyway where rows are scaled to their elements' range and queries have no
+// outliers that all keys are blind to.
 //
 // Elements, scales and logits are finite; where one that is read is not, the
 // outputs of the query heads that read it are unspecified, others are not

@@ -3,9 +3,10 @@
 
 // Attention of the vector levels: tiles of tokens for some query heads at a
 // time, whose rows become floats in registers, or, where their elements or dims
-// are unusual, in the first cache; the softmax runs along (Milakov and
-// Gimelshein, "Online normalizer calculation for softmax", 2018). The rows of
-// the next tile are asked for while one is worked at.
+// are unusual, in the first cache, or stay integers where the level has
+// ByteTiles; the softmax runs along (Milakov and Gimelshein, "Online normalizer
+// calculation for softmax", 2018). The rows of the next tile are asked for
+// while one is worked at.
 //
 // Part of kernels/paged_loops_internal.h, which includes it.
 
@@ -28,6 +29,8 @@ constexpr uint32_t kDotRows = 4;
 constexpr uint32_t kAddRows = 16;
 // Scales that are asked for: tokens' tend to lie together.
 constexpr uint32_t kFactorStep = 4;
+// Of a float where elements stay integers.
+constexpr uint32_t kByteDigits = 3;
 
 using FBits __attribute__((vector_size(sizeof(F)))) = int32_t;
 
@@ -61,10 +64,14 @@ using FBits __attribute__((vector_size(sizeof(F)))) = int32_t;
   return (F)(((FBits)y + power) & ~small);
 }
 
-// Some tokens, by where they are.
+// Some tokens, by where they are: in runs that lie in a row.
 struct TokenTile {
   uint32_t tokens = 0;
-  TokenSpot spots[kTileTokens];
+  uint32_t runs = 0;
+  struct Run {
+    uint32_t tokens;
+    TokenSpot spot;
+  } run[kTileTokens];
 };
 
 // Walks the tokens of a part that are not skipped.
@@ -74,14 +81,12 @@ class TileSource {
       : places_(places), end_(end), run_(NextRun(places, begin, end)) {}
 
   void Fill(TokenTile* tile) {
-    uint32_t tokens = 0;
+    uint32_t tokens = 0, runs = 0;
     while (tokens < kTileTokens && run_.tokens != 0) {
       const uint64_t room = kTileTokens - tokens;
       const auto count =
           static_cast<uint32_t>(run_.tokens < room ? run_.tokens : room);
-      for (uint32_t i = 0; i < count; ++i) {
-        tile->spots[tokens + i] = {run_.spot.block, run_.spot.within + i};
-      }
+      tile->run[runs++] = {count, run_.spot};
       tokens += count;
       run_.first += count;
       run_.tokens -= count;
@@ -89,6 +94,7 @@ class TileSource {
       if (run_.tokens == 0) run_ = NextRun(places_, run_.first, end_);
     }
     tile->tokens = tokens;
+    tile->runs = runs;
   }
 
  private:
@@ -97,7 +103,23 @@ class TileSource {
   TokenRun run_;
 };
 
-// What the tokens of a tile have of one KV head.
+// Calls work(token of the tile, its row, tokens) for each run.
+template <typename Work>
+[[gnu::always_inline]] inline void ForRuns(const PagedPlane& plane,
+                                           const TokenTile& tile, uint32_t head,
+                                           const Work& work) {
+  uint32_t t = 0;
+  for (uint32_t r = 0; r < tile.runs; ++r) {
+    const TokenTile::Run& run = tile.run[r];
+    work(t,
+         static_cast<const char*>(plane.base) + OffsetOf(plane, run.spot, head),
+         run.tokens);
+    t += run.tokens;
+  }
+}
+
+// What the tokens of a tile have of one KV head. In place of rows that are not
+// there is the last one, unless there is none.
 struct RowsOfTile {
   uint32_t tokens = 0;
   const char* keys[kTileTokens];
@@ -107,20 +129,29 @@ struct RowsOfTile {
 void AskForFactors(const PagedPlane& plane, const TokenTile& tile,
                    uint32_t head) {
   if (plane.base == nullptr) return;
-  const char* const base = static_cast<const char*>(plane.base);
-  for (uint32_t t = 0; t < tile.tokens; t += kFactorStep) {
-    __builtin_prefetch(base + OffsetOf(plane, tile.spots[t], head), 0, 3);
-  }
+  const int64_t step = plane.token_stride * kFactorStep;
+  ForRuns(plane, tile, head, [=](uint32_t, const char* row, uint32_t tokens) {
+    for (uint32_t i = 0; i < tokens; i += kFactorStep, row += step) {
+      __builtin_prefetch(row, 0, 3);
+    }
+  });
 }
 
 // Their scales, which are few, are asked for at once.
 void FindRows(const DecodeAttention& attention, const TokenTile& tile,
               uint32_t head, RowsOfTile* rows) {
   rows->tokens = tile.tokens;
+  if (tile.tokens == 0) return;
   const auto find = [&](const PagedPlane& plane, const char** to) {
-    const char* const base = static_cast<const char*>(plane.base);
-    for (uint32_t t = 0; t < tile.tokens; ++t) {
-      to[t] = base + OffsetOf(plane, tile.spots[t], head);
+    const int64_t step = plane.token_stride;
+    ForRuns(plane, tile, head,
+            [=](uint32_t t, const char* row, uint32_t tokens) {
+              for (uint32_t i = 0; i < tokens; ++i, row += step) {
+                to[t + i] = row;
+              }
+            });
+    for (uint32_t t = tile.tokens; t < kTileTokens; ++t) {
+      to[t] = to[tile.tokens - 1];
     }
   };
   find(attention.keys.rows, rows->keys);
@@ -134,14 +165,19 @@ void FindRows(const DecodeAttention& attention, const TokenTile& tile,
 void TakeFactors(const PagedPlane& plane, const TokenTile& tile, uint32_t head,
                  float otherwise, float* factors) {
   if (plane.base == nullptr) {
-    for (uint32_t t = 0; t < tile.tokens; ++t) factors[t] = otherwise;
+    for (uint32_t t = 0; t < kTileTokens; ++t) factors[t] = otherwise;
     return;
   }
-  const char* const base = static_cast<const char*>(plane.base);
-  for (uint32_t t = 0; t < tile.tokens; ++t) {
-    memcpy(factors + t, base + OffsetOf(plane, tile.spots[t], head),
-           sizeof(float));
-  }
+  const int64_t step = plane.token_stride;
+  ForRuns(plane, tile, head, [=](uint32_t t, const char* row, uint32_t tokens) {
+    if (step == sizeof(float)) {
+      memcpy(factors + t, row, tokens * sizeof(float));
+      return;
+    }
+    for (uint32_t i = 0; i < tokens; ++i, row += step) {
+      memcpy(factors + t + i, row, sizeof(float));
+    }
+  });
 }
 
 // Rows that are needed soon.
@@ -257,7 +293,9 @@ template <Element kElement, uint32_t kHeads>
   }
 }
 
-// Some query heads next to each other, of one KV head or of several.
+// Some query heads next to each other, of one KV head or of several. `Tiles` is
+// the level's ByteTiles.
+template <typename Tiles>
 class HeadsAttention {
  public:
   HeadsAttention(const DecodeAttention& attention, uint32_t heads,
@@ -266,6 +304,13 @@ class HeadsAttention {
         heads_(heads),
         key_width_(Padded(attention.keys.dim)),
         value_width_(Padded(attention.values.dim)) {
+    if constexpr (Tiles::kBuilt) {
+      static_assert(Tiles::kTokens == kTileTokens &&
+                    Tiles::kDigits == kByteDigits);
+      key_bytes_ = Tiles::TakesKeys(attention.keys.element, attention.keys.dim);
+      value_bytes_ =
+          Tiles::TakesValues(attention.values.element, attention.values.dim);
+    }
     for (uint32_t h = 0; h < heads; ++h) {
       float* const query = queries_ + h * key_width_;
       ToFloatRow(attention.query_element,
@@ -275,6 +320,13 @@ class HeadsAttention {
       for (uint32_t c = 0; c < attention.keys.dim; ++c) sum += query[c];
       for (uint32_t c = attention.keys.dim; c < key_width_; ++c) query[c] = 0;
       query_sums_[h] = sum;
+      if constexpr (Tiles::kBuilt) {
+        if (key_bytes_) {
+          Tiles::Order(attention.keys.element, key_width_, query);
+          query_steps_[h] = Tiles::Cut(query, key_width_, QueryDigits(h),
+                                       query_digit_sums_[h]);
+        }
+      }
       maxima_[h] = -INFINITY;
       totals_[h] = 0;
       zeros_[h] = 0;
@@ -328,14 +380,41 @@ class HeadsAttention {
                uint32_t heads, const float* queries, float* sums,
                uint64_t key_bytes, uint64_t value_bytes) {
     float weights[kTileHeads * kTileTokens];
+    // Sums of floats are short of registers and time to ask for anything; those
+    // of integers are not, and too many requests at once wait for each other.
+    const auto ask_values = [&](uint32_t from, uint32_t to)
+        __attribute__((always_inline)) {
+      AskFor(next.values, from, to, next.tokens, value_bytes);
+    };
+    const auto ask_keys = [&](uint32_t from, uint32_t to)
+        __attribute__((always_inline)) {
+      AskFor(next.keys, from, to, next.tokens, key_bytes);
+      if (!value_bytes_) ask_values(from, to);
+    };
+    if (key_bytes_) {
+      MultiplyBytes(tile, begin, heads, ask_keys, weights);
+    } else {
+      Multiply(tile, heads, queries, ask_keys, weights);
+    }
+    for (uint32_t h = 0; h < heads; ++h) {
+      Weigh(tile.tokens, begin + h, weights + h * kTileTokens);
+    }
+    if (value_bytes_) {
+      SumBytes(tile, heads, weights, ask_values, sums);
+    } else {
+      Sum(tile, heads, weights, sums);
+    }
+  }
+
+  template <typename Ask>
+  [[gnu::always_inline]] inline void Multiply(const RowsOfTile& tile,
+                                              uint32_t heads,
+                                              const float* queries,
+                                              const Ask& ask, float* weights) {
     for (uint32_t t = 0; t < tile.tokens; t += kDotRows) {
-      AskFor(next.keys, t, t + kDotRows, next.tokens, key_bytes);
-      AskFor(next.values, t, t + kDotRows, next.tokens, value_bytes);
-      // The products of rows that are not there are made of the last one.
+      ask(t, t + kDotRows);
       const char* rows[kDotRows];
-      for (uint32_t i = 0; i < kDotRows; ++i) {
-        rows[i] = tile.keys[t + i < tile.tokens ? t + i : tile.tokens - 1];
-      }
+      for (uint32_t i = 0; i < kDotRows; ++i) rows[i] = tile.keys[t + i];
       const Element element =
           AsFloats(attention_.keys, key_width_, kDotRows, rows);
       const auto dots = [&](auto as) __attribute__((always_inline)) {
@@ -353,9 +432,10 @@ class HeadsAttention {
       };
       Dispatch(element, dots);
     }
-    for (uint32_t h = 0; h < heads; ++h) {
-      Weigh(tile.tokens, begin + h, weights + h * kTileTokens);
-    }
+  }
+
+  [[gnu::always_inline]] inline void Sum(const RowsOfTile& tile, uint32_t heads,
+                                         const float* weights, float* sums) {
     for (uint32_t t = 0; t < tile.tokens; t += kAddRows) {
       const uint32_t left = tile.tokens - t;
       const uint32_t count = left < kAddRows ? left : kAddRows;
@@ -377,6 +457,90 @@ class HeadsAttention {
         }
       };
       Dispatch(element, add);
+    }
+  }
+
+  // Those of bytes; `rows_` has the tile.
+  int8_t* QueryDigits(uint32_t h) {
+    return query_digits_ + uint64_t{h} * kByteDigits * key_width_;
+  }
+  template <typename Work>
+  [[gnu::always_inline]] static inline void DispatchBytes(Element element,
+                                                          const Work& work) {
+    if (element == Element::kInt8) return work(As<Element::kInt8>());
+    work(As<Element::kInt4>());
+  }
+
+  template <typename Ask>
+  [[gnu::always_inline]] inline void MultiplyBytes(const RowsOfTile& tile,
+                                                   uint32_t begin,
+                                                   uint32_t heads,
+                                                   const Ask& ask,
+                                                   float* weights) {
+    if constexpr (Tiles::kBuilt) {
+      if (heads == 1 && Tiles::TakesRows(attention_.keys.element, key_width_)) {
+        Tiles::DotsOfRows(tile.keys, key_width_, QueryDigits(begin),
+                          query_digit_sums_[begin], query_steps_[begin], ask,
+                          weights);
+        return;
+      }
+      auto* const bytes = reinterpret_cast<uint8_t*>(rows_);
+      const auto multiply = [&](auto as) __attribute__((always_inline)) {
+        constexpr Element kElement = decltype(as)::kElement;
+        const auto row_bytes =
+            static_cast<uint32_t>(RowBytes(kElement, key_width_));
+        for (uint32_t at = 0; at < row_bytes; at += 16) {
+          ask(at * kTileTokens / row_bytes,
+              (at + 16) * kTileTokens / row_bytes);
+          Tiles::template TurnKeys<kElement>(tile.keys, at, bytes);
+        }
+        for (uint32_t h = 0; h < heads; ++h) {
+          Tiles::template Dots<kElement>(
+              bytes, key_width_, QueryDigits(begin + h),
+              query_digit_sums_[begin + h], query_steps_[begin + h],
+              weights + h * kTileTokens);
+        }
+      };
+      DispatchBytes(attention_.keys.element, multiply);
+    }
+  }
+
+  template <typename Ask>
+  [[gnu::always_inline]] inline void SumBytes(const RowsOfTile& tile,
+                                              uint32_t heads,
+                                              const float* weights,
+                                              const Ask& ask, float* sums) {
+    if constexpr (Tiles::kBuilt) {
+      auto* const bytes = reinterpret_cast<uint8_t*>(rows_);
+      const bool by_rows =
+          heads == 1 &&
+          Tiles::TakesRows(attention_.values.element, value_width_);
+      const auto sum = [&](auto as) __attribute__((always_inline)) {
+        constexpr Element kElement = decltype(as)::kElement;
+        const auto row_bytes =
+            static_cast<uint32_t>(RowBytes(kElement, value_width_));
+        for (uint32_t quad = 0; !by_rows && quad < kTileTokens / 4; ++quad) {
+          ask(4 * quad, 4 * quad + 4);
+          for (uint32_t at = 0; at < row_bytes; at += 64) {
+            Tiles::template TurnValues<kElement>(tile.values + 4 * quad, at,
+                                                 quad, bytes);
+          }
+        }
+        for (uint32_t h = 0; h < heads; ++h) {
+          int8_t digits[kByteDigits * kTileTokens];
+          int32_t digit_sums[kByteDigits];
+          const float step = Tiles::Cut(weights + h * kTileTokens, kTileTokens,
+                                        digits, digit_sums);
+          if (by_rows) {
+            Tiles::AddRows(tile.values, value_width_, digits, digit_sums, step,
+                           ask, sums);
+            return;
+          }
+          Tiles::template Add<kElement>(bytes, value_width_, digits, digit_sums,
+                                        step, sums + h * value_width_);
+        }
+      };
+      DispatchBytes(attention_.values.element, sum);
     }
   }
 
@@ -427,8 +591,8 @@ class HeadsAttention {
       const F logits = LoadF(weights + t);
       most = logits > most ? logits : most;
     }
-    float max = maxima_[h];
-    for (uint32_t i = 0; i < kWidth; ++i) max = most[i] > max ? most[i] : max;
+    const float tile_max = Largest(most);
+    const float max = tile_max > maxima_[h] ? tile_max : maxima_[h];
     if (max > maxima_[h]) {
       const float less = expf(maxima_[h] - max);
       totals_[h] *= less;
@@ -444,15 +608,18 @@ class HeadsAttention {
       zero = Fma(weight, LoadF(factors_.value_zeros + t), zero);
       StoreF(weights + t, weight * LoadF(factors_.value_scales + t));
     }
-    for (uint32_t i = 0; i < kWidth; ++i) {
-      totals_[h] += total[i];
-      zeros_[h] += zero[i];
-    }
+    const F both[4] = {total, zero};
+    float more[4];
+    Sum4(both, more);
+    totals_[h] += more[0];
+    zeros_[h] += more[1];
   }
 
   const DecodeAttention& attention_;
   const uint32_t heads_;
   const uint32_t key_width_, value_width_;
+  // Whether keys and values stay integers.
+  bool key_bytes_ = false, value_bytes_ = false;
   // Of the KV head at work; those of tokens that are not there are of earlier
   // ones, finite.
   struct Factors {
@@ -463,6 +630,9 @@ class HeadsAttention {
   } factors_;
   float query_sums_[kPassHeads], maxima_[kPassHeads], totals_[kPassHeads],
       zeros_[kPassHeads];
+  float query_steps_[kPassHeads];
+  int32_t query_digit_sums_[kPassHeads][kByteDigits];
+  alignas(64) int8_t query_digits_[kByteDigits * kPassFloats];
   alignas(64) float queries_[kPassFloats];
   alignas(64) float sums_[kPassFloats];
   alignas(64) float rows_[kAddRows * kAttentionDimMax];
@@ -474,7 +644,7 @@ void AttendHeads(const DecodeAttention& attention, const TokenPlaces& places,
                  uint32_t begin, uint32_t heads, float* outputs, float* maxima,
                  float* sums) {
   const uint32_t group = attention.query_heads / attention.kv_heads;
-  HeadsAttention state(attention, heads, queries);
+  HeadsAttention<ByteTiles> state(attention, heads, queries);
   TileSource source(places, first, end);
   TokenTile tiles[2];
   RowsOfTile rows[2];

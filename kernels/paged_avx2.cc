@@ -44,6 +44,13 @@ constexpr uint32_t kWidth = 8;
                                _mm256_extractf128_ps(all, 1)));
 }
 
+[[gnu::always_inline]] inline float Largest(F values) {
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(values),
+                           _mm256_extractf128_ps(values, 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
+
 [[gnu::always_inline]] inline F LoadHalves(const char* from) {
   return _mm256_cvtph_ps(
       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
@@ -58,6 +65,11 @@ constexpr uint32_t kWidth = 8;
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
       _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
+
+// Eight-bit products here saturate: all becomes floats.
+struct ByteTiles {
+  static constexpr bool kBuilt = false;
+};
 
 [[gnu::always_inline]] inline void HalvesToFloats(const char* halves,
                                                   float* floats) {

@@ -3,9 +3,11 @@
 #include "kernels/paged_internal.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    defined(__AVX512DQ__)
+    defined(__AVX512DQ__) && defined(__AVX512VNNI__)
 
 #include <immintrin.h>
+
+#include "kernels/attention_vnni_internal.h"
 
 namespace larder::kernels::internal {
 namespace {
@@ -40,6 +42,10 @@ constexpr uint32_t kWidth = 16;
                                     _mm256_hadd_ps(halves[2], halves[3]));
   _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all),
                                _mm256_extractf128_ps(all, 1)));
+}
+
+[[gnu::always_inline]] inline float Largest(F values) {
+  return _mm512_reduce_max_ps(values);
 }
 
 [[gnu::always_inline]] inline F LoadHalves(const char* from) {

@@ -7,9 +7,11 @@
 //   LoadLine, StoreLine, StreamLine, StreamFence    64 bytes of any alignment,
 //                     but for StreamLine's
 //   F, kWidth         so many floats, of the compiler's vectors
-//   Fma, Sum4         a * b + c; the sums of four F as four floats
+//   Fma, Sum4, Largest    a * b + c; the sums of four F as four floats; the
+//                     largest of an F
 //   HalvesToFloats, FloatsToHalves    kWidth of them
 //   LoadHalves, LoadBf16, LoadInt8    kWidth of them as F
+//   ByteTiles         attention over integers, if kBuilt
 //
 // Included by paged_avx2.cc and paged_avx512.cc alone, after those. Everything
 // here is local to them.

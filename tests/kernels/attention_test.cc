@@ -300,18 +300,30 @@ Expected Formula(const DecodeAttention& a, uint32_t s, uint32_t h,
     }
     return numbers;
   };
+  // What integers are rounded by, as attention.h has it.
+  const auto integers = [](const AttentionPlane& plane) {
+    return plane.element == Element::kInt8 || plane.element == Element::kInt4;
+  };
+  double largest_query = 0;
+  for (uint32_t c = 0; c < a.keys.dim; ++c) {
+    largest_query = std::max<double>(
+        largest_query, std::fabs(internal::LoadAs(a.query_element, query, c)));
+  }
   std::vector<double> logits, magnitudes;
   std::vector<std::vector<double>> values;
   for (uint64_t t = begin; t < end; ++t) {
     internal::TokenSpot spot;
     if (!internal::Locate(places, t, &spot)) continue;
     const std::vector<double> key = row(a.keys, spot, magnitudes);
-    double dot = 0, reach = 0;
+    const double key_zero = std::fabs(factor(a.keys.zeros, spot, 0));
+    double dot = 0, reach = 0, rounded = 0;
     for (uint32_t c = 0; c < a.keys.dim; ++c) {
       const double q = internal::LoadAs(a.query_element, query, c);
       dot += q * key[c];
       reach += std::fabs(q) * magnitudes[c];
+      rounded += largest_query / 8 * (magnitudes[c] - key_zero);
     }
+    if (integers(a.keys)) reach = std::max(reach, rounded);
     logits.push_back(dot * a.softmax_scale);
     e.largest_logit =
         std::max(e.largest_logit, reach * std::fabs(a.softmax_scale));
@@ -319,6 +331,11 @@ Expected Formula(const DecodeAttention& a, uint32_t s, uint32_t h,
     values.push_back(row(a.values, spot, magnitudes));
     for (const double v : magnitudes) {
       e.largest_value = std::max(e.largest_value, v);
+    }
+    if (integers(a.values)) {
+      const double range = a.values.element == Element::kInt8 ? 128 : 8;
+      e.largest_value = std::max(
+          e.largest_value, range * std::fabs(factor(a.values.scales, spot, 1)));
     }
   }
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -507,6 +524,62 @@ TEST_P(AttentionTest, ValuesMayBePartOfKeys) {
   have.To(a);
   kernel_->attend(a);
   CheckParts(a, have);
+}
+
+// Shapes of which all stays integers, of which keys or values alone do, and
+// other dims than theirs.
+TEST_P(AttentionTest, IntegersOfManyDims) {
+  Random random(12);
+  for (const Element element : {Element::kInt8, Element::kInt4}) {
+    for (const uint32_t key_dim : {16u, 32u, 128u, 200u, 256u, 1024u}) {
+      Case c;
+      c.element = element;
+      c.query_heads = 2 * (key_dim == 128 ? 9 : 2);
+      c.key_dim = key_dim;
+      c.value_dim = key_dim == 32 ? 512 : key_dim;
+      c.scales = true;
+      c.zeros = key_dim != 128;
+      c.skip_one_in = 5;
+      c.lengths = {key_dim == 1024 ? 5u : 70u, 33};
+      SCOPED_TRACE(testing::Message()
+                   << static_cast<int>(element) << " of " << key_dim);
+      Check(c, random);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Scales of either sign and far apart, queries from 0 to very large ones, one
+// much larger than the others.
+TEST_P(AttentionTest, IntegersOfManySizes) {
+  Random random(13);
+  for (const float deviation : {0.0f, 1e-35f, 1e-3f, 1e3f, 1e15f}) {
+    for (const bool outlier : {false, true}) {
+      Case c;
+      c.element = Element::kInt8;
+      c.key_dim = c.value_dim = 128;
+      c.scales = true;
+      c.lengths = {90};
+      c.query_deviation = deviation;
+      c.softmax_scale = 1;
+      const Cache cache(c, random);
+      DecodeAttention a = cache.Describe();
+      if (outlier) {
+        auto* const first = static_cast<float*>(const_cast<void*>(a.queries));
+        *first *= 1000;
+      }
+      constexpr float kScales[] = {0.01f, -3, 0, 1e-6f, 0.5f};
+      std::vector<float> scales(2 * c.block_tokens);
+      for (float& scale : scales) scale = kScales[random() % 5];
+      a.values.scales = {scales.data(), 0, 4, int64_t{4} * c.block_tokens};
+      const Results have(a);
+      have.To(a);
+      kernel_->attend(a);
+      SCOPED_TRACE(testing::Message() << deviation << outlier);
+      CheckParts(a, have);
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 TEST_P(AttentionTest, OneScaleForAllTokensOfAHead) {
