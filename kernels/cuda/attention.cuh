@@ -46,9 +46,11 @@ __device__ __forceinline__ float Factor(const PagedPlane& plane,
 __device__ __forceinline__ float LoadQuery(Element element,
                                            const unsigned char* row,
                                            uint32_t i) {
-  if (element == Element::kF16) return LoadElement<Element::kF16>(row, i);
-  if (element == Element::kBf16) return LoadElement<Element::kBf16>(row, i);
-  return LoadElement<Element::kF32>(row, i);
+  if (element == Element::kF32) {
+    return __ldg(reinterpret_cast<const float*>(row) + i);
+  }
+  const uint16_t half = __ldg(reinterpret_cast<const uint16_t*>(row) + i);
+  return element == Element::kF16 ? F32FromF16(half) : F32FromBf16(half);
 }
 
 // The elements of 16 bytes of shared memory.
@@ -63,23 +65,23 @@ __device__ __forceinline__ void Widen16(uint4 bytes, float* values) {
   }
 }
 
-// A lane's kCount elements of a row in shared memory.
+// kCount elements of a row in shared memory, from element kCount * `at`.
 template <Element kElement, uint32_t kCount>
-__device__ __forceinline__ void WidenLane(const unsigned char* row,
-                                          uint32_t lane, float* values) {
+__device__ __forceinline__ void WidenLane(const unsigned char* row, uint32_t at,
+                                          float* values) {
   constexpr uint32_t kBits = BitsOf<kElement>();
   constexpr uint32_t kLaneBits = kBits * kCount;
   uint32_t words[2] = {0, 0};
   if constexpr (kLaneBits == 64) {
-    const uint2 both = reinterpret_cast<const uint2*>(row)[lane];
+    const uint2 both = reinterpret_cast<const uint2*>(row)[at];
     words[0] = both.x, words[1] = both.y;
   } else if constexpr (kLaneBits == 32) {
-    words[0] = reinterpret_cast<const uint32_t*>(row)[lane];
+    words[0] = reinterpret_cast<const uint32_t*>(row)[at];
   } else if constexpr (kLaneBits == 16) {
-    words[0] = reinterpret_cast<const uint16_t*>(row)[lane];
+    words[0] = reinterpret_cast<const uint16_t*>(row)[at];
   } else {
     static_assert(kLaneBits == 8);
-    words[0] = row[lane];
+    words[0] = row[at];
   }
 #pragma unroll
   for (uint32_t i = 0; i < kCount; ++i) {
@@ -88,24 +90,60 @@ __device__ __forceinline__ void WidenLane(const unsigned char* row,
   }
 }
 
-// Block (x, y, z) attends part x of sequence y for the query heads of KV head
-// z; warp w those that are w modulo the number of warps.
-template <Element kElement, uint32_t kDim, uint32_t kHeads>
+__device__ __forceinline__ void StoreFloats(float* to, const float* from) {
+  StoreStream16(to, make_uint4(__float_as_uint(from[0]),
+                               __float_as_uint(from[1]),
+                               __float_as_uint(from[2]),
+                               __float_as_uint(from[3])));
+}
+
+// A row of a warp's floats, of which lane l has kCount from kCount * l.
+template <uint32_t kCount>
+__device__ __forceinline__ void StoreRow(float* to, uint32_t lane,
+                                         const float* from) {
+  if constexpr (kCount == 2) {
+    float four[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      const int owner = static_cast<int>(2 * lane + i / 2) % 32;
+      four[i] = __shfl_sync(kAllLanes, from[i % 2], owner);
+    }
+    if (lane < 16) StoreFloats(to + 4 * lane, four);
+  } else {
+    static_assert(kCount == 4);
+    StoreFloats(to + 4 * lane, from);
+  }
+}
+
+// Block (x, y, z) attends part x of sequence y for query heads of one KV head,
+// in order of z, as AttentionHeads cuts groups; warp w for those that are w
+// modulo the number of warps. Where V is the beginning of K's rows (kLatent),
+// rows are copied once.
+template <Element kElement, uint32_t kDim, uint32_t kHeads,
+          uint32_t kValueDim = kDim, bool kLatent = false>
 __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
   constexpr uint32_t kRowBytes = kDim * BitsOf<kElement>() / 8;
   constexpr uint32_t kKeyRow = kRowBytes + kAttentionRowPad;
+  constexpr uint32_t kValueRow = kLatent ? kKeyRow : kRowBytes;
   constexpr uint32_t kPieces = kRowBytes / 16;
   constexpr uint32_t kPieceDims = 128 / BitsOf<kElement>();
-  constexpr uint32_t kLaneDims = kDim / kWarp;
+  // A lane has neighbouring dims of V, of every 128.
+  constexpr uint32_t kLaneDims = kValueDim / kWarp;
+  constexpr uint32_t kRun = kLaneDims < 4 ? kLaneDims : 4;
   LARDER_DYNAMIC_SHARED(unsigned char, keys);
-  unsigned char* const values = keys + 2 * kAttentionTokens * kKeyRow;
-  float* const queries =
-      reinterpret_cast<float*>(values + 2 * kAttentionTokens * kRowBytes);
+  unsigned char* const values =
+      kLatent ? keys : keys + 2 * kAttentionTokens * kKeyRow;
+  float* const queries = reinterpret_cast<float*>(
+      keys + 2 * kAttentionTokens * (kKeyRow + (kLatent ? 0 : kValueRow)));
 
-  const uint32_t part = blockIdx.x, sequence = blockIdx.y, kv = blockIdx.z;
+  const uint32_t part = blockIdx.x, sequence = blockIdx.y;
   const uint32_t threads = blockDim.x, warps = threads / kWarp;
   const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const uint32_t group = p.query_heads / p.kv_heads;
+  const uint32_t all = p.query_heads / p.kv_heads;
+  const uint32_t each = AttentionHeads(all, kLatent ? kLatentHeads : kAttentionHeads);
+  const uint32_t cuts = (all + each - 1) / each;
+  const uint32_t kv = blockIdx.z / cuts, first = blockIdx.z % cuts * each;
+  const uint32_t group = all - first < each ? all - first : each;
 
   TokenPlaces places = p.places;
   places.places += sequence * p.places_stride;
@@ -126,7 +164,8 @@ __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
     const auto* const row =
         static_cast<const unsigned char*>(p.queries) +
         static_cast<int64_t>(sequence) * p.query_sequence_stride +
-        static_cast<int64_t>(kv * group + i / kDim) * p.query_head_stride;
+        static_cast<int64_t>(kv * all + first + i / kDim) *
+            p.query_head_stride;
     queries[i] = LoadQuery(p.query_element, row, i % kDim);
   }
 
@@ -141,8 +180,10 @@ __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
       if (place.skipped) continue;
       CpAsync16(keys + (half + t) * kKeyRow + piece,
                 RowAt(p.keys.rows, place, kv) + piece);
-      CpAsync16(values + (half + t) * kRowBytes + piece,
-                RowAt(p.values.rows, place, kv) + piece);
+      if constexpr (!kLatent) {
+        CpAsync16(values + (half + t) * kValueRow + piece,
+                  RowAt(p.values.rows, place, kv) + piece);
+      }
     }
     CpAsyncCommit();
   };
@@ -243,11 +284,15 @@ __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
       for (uint32_t left = mask; left != 0; left &= left - 1) {
         const int t = __ffs(static_cast<int>(left)) - 1;
         const float w = __shfl_sync(kAllLanes, scaled, t);
-        float v[kLaneDims];
-        WidenLane<kElement, kLaneDims>(
-            values + (half + static_cast<uint32_t>(t)) * kRowBytes, lane, v);
+        const unsigned char* const row =
+            values + (half + static_cast<uint32_t>(t)) * kValueRow;
 #pragma unroll
-        for (uint32_t i = 0; i < kLaneDims; ++i) out[h][i] += w * v[i];
+        for (uint32_t i = 0; i < kLaneDims; i += kRun) {
+          float v[kRun];
+          WidenLane<kElement, kRun>(row, i / kRun * kWarp + lane, v);
+#pragma unroll
+          for (uint32_t j = 0; j < kRun; ++j) out[h][i + j] += w * v[j];
+        }
       }
     }
 #ifndef LARDER_INJECT_NO_SYNCTHREADS_AFTER_READ
@@ -260,13 +305,17 @@ __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
     const uint32_t head = warp + h * warps;
     if (head >= group) continue;
     const uint64_t item =
-        (uint64_t{part} * p.sequences + sequence) * p.query_heads + kv * group +
-        head;
+        (uint64_t{part} * p.sequences + sequence) * p.query_heads + kv * all +
+        first + head;
     const float inverse = sum[h] > 0 ? 1 / sum[h] : 0;
-    float* const to = p.outputs + item * kDim + lane * kLaneDims;
 #pragma unroll
     for (uint32_t i = 0; i < kLaneDims; ++i) {
-      to[i] = (out[h][i] + zero[h]) * inverse;
+      out[h][i] = (out[h][i] + zero[h]) * inverse;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kLaneDims; i += kRun) {
+      StoreRow<kRun>(p.outputs + item * kValueDim + i * kWarp, lane,
+                     out[h] + i);
     }
     if (lane == 0) {
       p.maxima[item] = max[h];
@@ -292,14 +341,34 @@ __device__ __forceinline__ void MergeItems(const PartialsMerge& p) {
       sum += p.sums[at] * FastExp2((p.maxima[at] - max) * kLog2E);
   }
   const float inverse = sum > 0 ? 1 / sum : 0;
-  for (uint32_t d = lane; d < p.dim; d += kWarp) {
-    float out = 0;
+  const auto merge = [&](auto add) {
     for (uint64_t part = 0; part < p.parts; ++part) {
       const uint64_t at = part * p.items + item;
       if (p.sums[at] == 0) continue;
-      out += p.sums[at] * FastExp2((p.maxima[at] - max) * kLog2E) *
-             p.outputs[at * p.dim + d];
+      add(p.sums[at] * FastExp2((p.maxima[at] - max) * kLog2E),
+          p.outputs + at * p.dim);
     }
+  };
+  const bool wide = ((reinterpret_cast<uintptr_t>(p.outputs) |
+                      reinterpret_cast<uintptr_t>(p.output)) %
+                         16 |
+                     p.dim % 4) == 0;
+  for (uint32_t d = 4 * lane; wide && d < p.dim; d += 4 * kWarp) {
+    float out[4] = {0, 0, 0, 0};
+    merge([&](float weight, const float* from) {
+      const uint4 four = Load16(from + d);
+      out[0] += weight * __uint_as_float(four.x);
+      out[1] += weight * __uint_as_float(four.y);
+      out[2] += weight * __uint_as_float(four.z);
+      out[3] += weight * __uint_as_float(four.w);
+    });
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) out[i] *= inverse;
+    StoreFloats(p.output + item * p.dim + d, out);
+  }
+  for (uint32_t d = lane; !wide && d < p.dim; d += kWarp) {
+    float out = 0;
+    merge([&](float weight, const float* from) { out += weight * from[d]; });
     p.output[item * p.dim + d] = out * inverse;
   }
   // The result may lie where a part does, which other lanes still read.

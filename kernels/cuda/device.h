@@ -8,8 +8,9 @@
 //
 // Kernels use only what an sm_80 has and the executor knows: barriers, warp
 // votes and shuffles with full spelling of masks, integer and float atomics,
-// cp.async, loads and stores of 16 bytes. Where a result is promised to the
-// bit, operations are spelled __fmul_rn and __fadd_rn, which no compiler fuses.
+// cp.async, mma of 16 bits, loads and stores of 16 bytes. Where a result is
+// promised to the bit, operations are spelled __fmul_rn and __fadd_rn, which no
+// compiler fuses.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -65,6 +66,31 @@ __device__ __forceinline__ void CpAsyncCommit() {
 template <int kGroups>
 __device__ __forceinline__ void CpAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// c += a * b on tensor cores, by a whole warp: A is 16 by 16, B 16 by 8, C 16
+// by 8 (PTX ISA, "Matrix fragments for mma.m16n8k16"). With row = lane / 4 and
+// column = lane % 4 * 2 a lane has, of A, rows `row` and `row` + 8 of columns
+// `column` and the next (a[0], a[1]), and of those 8 further on (a[2], a[3]);
+// of B, column `row` of rows `column` and the next (b0), and 8 further on (b1);
+// of C, `column` and the next of row `row` (c[0], c[1]) and `row` + 8.
+// Products are exact; in which order and how finely a device sums 16 of them is
+// its own.
+__device__ __forceinline__ void MmaF16(float* c, const uint32_t* a, uint32_t b0,
+                                       uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void MmaBf16(float* c, const uint32_t* a,
+                                        uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 2^x with a relative error below 2^-21; 0 for minus infinity.

@@ -616,4 +616,8 @@ std::optional<uint64_t> ComputeAtomic(const Instruction& i, uint64_t old,
   return Compute(plain, {old, b, 0, 0});
 }
 
+double ToDouble(Type type, uint64_t bits) {
+  return Widen(bits, type, false);
+}
+
 }  // namespace larder::kernels::ptx

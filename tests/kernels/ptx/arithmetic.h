@@ -33,6 +33,9 @@ std::optional<bool> Compare(const Instruction& instruction, uint64_t a,
 std::optional<uint64_t> ComputeAtomic(const Instruction& instruction,
                                       uint64_t old, uint64_t b, uint64_t c);
 
+// A number of a floating-point type of at most 32 bits.
+double ToDouble(Type type, uint64_t bits);
+
 uint64_t Mask(uint64_t value, int bits);
 uint64_t SignExtend(uint64_t value, int bits);
 

@@ -797,10 +797,18 @@ class Run {
 
   static bool IsCollective(Op op) {
     return op == Op::kVote || op == Op::kShfl || op == Op::kBarrierWarp ||
-           op == Op::kMatchAny || op == Op::kMatchAll || op == Op::kRedux;
+           op == Op::kMatchAny || op == Op::kMatchAll || op == Op::kRedux ||
+           op == Op::kMma;
   }
 
   static const Operand& MemberMask(const Instruction& i) {
+    static const Operand& all = *new Operand([] {
+      Operand mask;
+      mask.kind = Operand::Kind::kImmediate;
+      mask.value = 0xffffffff;
+      return mask;
+    }());
+    if (i.op == Op::kMma) return all;
     if (i.op == Op::kBarrierWarp) return i.sources[0];
     return i.op == Op::kShfl ? i.sources[3] : i.sources[1];
   }
@@ -867,6 +875,9 @@ class Run {
         return;
       case Op::kRedux:
         Reduce(i, warp, members);
+        return;
+      case Op::kMma:
+        MultiplyMatrices(i, warp, members);
         return;
       default:
         Match(i, warp, members);
@@ -939,6 +950,51 @@ class Run {
     });
     ForLanes(members,
              [&](unsigned lane) { Write(i.d.reg, warp, lane, *result); });
+  }
+
+  // d = a * b + c, summed from k = 0 to 15 and rounded after each product; as
+  // "Matrix fragments for mma.m16n8k16" has it: a lane's row is lane / 4, and
+  // of columns lane % 4 * 2 and the next.
+  void MultiplyMatrices(const Instruction& i, Warp& warp, uint32_t members) {
+    if (members != ~0u) {
+      Fail(i, warp, 0, "mma by a warp that is not whole");
+      return;
+    }
+    const auto number = [&i](uint64_t pair, unsigned n) {
+      const auto bits = static_cast<uint16_t>(pair >> n % 2 * 16);
+      return ToDouble(i.source_type, bits);
+    };
+    double a[16][16];
+    double b[16][8];
+    for (unsigned lane = 0; lane < kLanes; ++lane) {
+      const unsigned row = lane / 4;
+      const unsigned column = lane % 4 * 2;
+      for (unsigned n = 0; n < 8; ++n) {
+        a[row + n / 2 % 2 * 8][column + n / 4 * 8 + n % 2] =
+            number(ReadElement(i.sources[0].elements[n / 2], warp, lane), n);
+      }
+      for (unsigned n = 0; n < 4; ++n) {
+        b[column + n / 2 * 8 + n % 2][row] =
+            number(ReadElement(i.sources[1].elements[n / 2], warp, lane), n);
+      }
+    }
+    for (unsigned lane = 0; lane < kLanes; ++lane) {
+      std::array<float, 4> sums;
+      for (unsigned n = 0; n < 4; ++n) {
+        const unsigned row = lane / 4 + n / 2 * 8;
+        const unsigned column = lane % 4 * 2 + n % 2;
+        float sum = std::bit_cast<float>(static_cast<uint32_t>(
+            ReadElement(i.sources[2].elements[n], warp, lane)));
+        for (unsigned k = 0; k < 16; ++k) {
+          sum = static_cast<float>(sum + a[row][k] * b[k][column]);
+        }
+        sums[n] = sum;
+      }
+      for (unsigned n = 0; n < 4; ++n) {
+        Write(i.d.elements[n].reg, warp, lane,
+              std::bit_cast<uint32_t>(sums[n]));
+      }
+    }
   }
 
   void Match(const Instruction& i, Warp& warp, uint32_t members) {

@@ -3,6 +3,7 @@
 
 #include "tests/kernels/ptx/machine.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -211,6 +212,52 @@ TEST_F(PtxMachineTest, Collectives) {
     EXPECT_EQ(out_[160 + n], 0u);
     EXPECT_EQ(out_[192 + n], 0xffffffffu);
   }
+}
+
+// One element of A and one of B, by hand from the figures of the PTX ISA: which
+// element of C they meet in.
+TEST_F(PtxMachineTest, FragmentsOfMatrices) {
+  const auto body = [](absl::string_view type) {
+    return absl::StrCat(R"(
+  mul.wide.u32 %d2, %r0, 16;
+  add.u64 %d3, %d0, %d2;
+  ld.global.v4.u32 {%r2, %r3, %r4, %r5}, [%d3];
+  mul.wide.u32 %d4, %r0, 8;
+  add.u64 %d5, %d0, %d4;
+  ld.global.v2.u32 {%r6, %r7}, [%d5+512];
+  mov.f32 %f0, 0f3F000000;
+  mma.sync.aligned.m16n8k16.row.col.f32.)",
+                        type, ".", type, R"(.f32 {%f1, %f2, %f3, %f4},
+    {%r2, %r3, %r4, %r5}, {%r6, %r7}, {%f0, %f0, %f0, %f0};
+  add.u64 %d6, %d1, %d2;
+  st.global.v4.f32 [%d6], {%f1, %f2, %f3, %f4};
+)");
+  };
+  struct {
+    uint32_t a_lane, a_register, a_half;
+    uint32_t b_lane, b_register, b_half;
+    uint32_t c_lane, c_register;
+  } const kCases[] = {
+      {0, 0, 0, 4, 0, 0, 0, 1},     // A[0][0] * B[0][1]
+      {31, 1, 1, 3, 0, 1, 28, 2},   // A[15][7] * B[7][0]
+      {5, 2, 0, 25, 1, 0, 7, 0},    // A[1][10] * B[10][6]
+      {14, 3, 1, 30, 1, 1, 15, 3},  // A[11][13] * B[13][7]
+  };
+  for (const absl::string_view type : {"f16", "bf16"}) {
+    const uint32_t three = type == "f16" ? 0x4200 : 0x4040;
+    for (const auto& c : kCases) {
+      std::fill_n(in_, kWords, 0);
+      in_[c.a_lane * 4 + c.a_register] = 0x4000u << c.a_half * 16;  // 2
+      in_[128 + c.b_lane * 2 + c.b_register] = three << c.b_half * 16;
+      ASSERT_EQ(Fault(body(type), 32), "none");
+      for (uint32_t i = 0; i < 128; ++i) {
+        const bool met = i == c.c_lane * 4 + c.c_register;
+        ASSERT_EQ(out_[i], met ? 0x40d00000 : 0x3f000000) << i;  // 6.5, 0.5
+      }
+    }
+  }
+  EXPECT_THAT(Fault(body("f16"), 48), HasSubstr("a warp that is not whole"));
+  EXPECT_THAT(Fault(body("f32"), 32), HasSubstr("not modelled"));
 }
 
 TEST_F(PtxMachineTest, Bounds) {

@@ -41,59 +41,33 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"abs", Op::kAbs, "ds"},
-    {"activemask", Op::kActiveMask, "d"},
-    {"add", Op::kAdd, "dss"},
-    {"and", Op::kAnd, "dss"},
-    {"atom", Op::kAtom, "dms|s"},
-    {"bfe", Op::kBfe, "dsss"},
-    {"bfi", Op::kBfi, "dssss"},
-    {"bfind", Op::kBfind, "ds"},
-    {"brev", Op::kBrev, "ds"},
-    {"clz", Op::kClz, "ds"},
-    {"cos", Op::kCos, "ds"},
-    {"cvt", Op::kCvt, "ds|s"},
-    {"cvta", Op::kCvta, "ds"},
-    {"div", Op::kDiv, "dss"},
-    {"dp2a", Op::kDp2a, "dsss"},
-    {"dp4a", Op::kDp4a, "dsss"},
-    {"ex2", Op::kEx2, "ds"},
-    {"exit", Op::kExit, ""},
-    {"fence", Op::kFence, ""},
-    {"fma", Op::kFma, "dsss"},
-    {"ld", Op::kLd, "vm"},
-    {"ldu", Op::kLd, "vm"},
-    {"lg2", Op::kLg2, "ds"},
-    {"lop3", Op::kLop3, "dssss"},
-    {"mad", Op::kMad, "dsss"},
-    {"max", Op::kMax, "dss"},
-    {"membar", Op::kFence, ""},
-    {"min", Op::kMin, "dss"},
-    {"mov", Op::kMov, "vx"},
-    {"mul", Op::kMul, "dss"},
-    {"neg", Op::kNeg, "ds"},
-    {"not", Op::kNot, "ds"},
-    {"or", Op::kOr, "dss"},
-    {"popc", Op::kPopc, "ds"},
-    {"prefetch", Op::kPrefetch, "m"},
-    {"prmt", Op::kPrmt, "dsss"},
-    {"rcp", Op::kRcp, "ds"},
-    {"red", Op::kRed, "ms"},
-    {"redux", Op::kRedux, "dss"},
-    {"rem", Op::kRem, "dss"},
-    {"ret", Op::kExit, ""},
-    {"rsqrt", Op::kRsqrt, "ds"},
-    {"sad", Op::kSad, "dsss"},
-    {"selp", Op::kSelp, "dsss"},
-    {"shf", Op::kShf, "dsss"},
-    {"shl", Op::kShl, "dss"},
-    {"shr", Op::kShr, "dss"},
-    {"sin", Op::kSin, "ds"},
-    {"sqrt", Op::kSqrt, "ds"},
-    {"st", Op::kSt, "mx"},
-    {"sub", Op::kSub, "dss"},
-    {"tanh", Op::kTanh, "ds"},
-    {"trap", Op::kTrap, ""},
+    {"abs", Op::kAbs, "ds"},      {"activemask", Op::kActiveMask, "d"},
+    {"add", Op::kAdd, "dss"},     {"and", Op::kAnd, "dss"},
+    {"atom", Op::kAtom, "dms|s"}, {"bfe", Op::kBfe, "dsss"},
+    {"bfi", Op::kBfi, "dssss"},   {"bfind", Op::kBfind, "ds"},
+    {"brev", Op::kBrev, "ds"},    {"clz", Op::kClz, "ds"},
+    {"cos", Op::kCos, "ds"},      {"cvt", Op::kCvt, "ds|s"},
+    {"cvta", Op::kCvta, "ds"},    {"div", Op::kDiv, "dss"},
+    {"dp2a", Op::kDp2a, "dsss"},  {"dp4a", Op::kDp4a, "dsss"},
+    {"ex2", Op::kEx2, "ds"},      {"exit", Op::kExit, ""},
+    {"fence", Op::kFence, ""},    {"fma", Op::kFma, "dsss"},
+    {"ld", Op::kLd, "vm"},        {"ldu", Op::kLd, "vm"},
+    {"lg2", Op::kLg2, "ds"},      {"lop3", Op::kLop3, "dssss"},
+    {"mad", Op::kMad, "dsss"},    {"max", Op::kMax, "dss"},
+    {"membar", Op::kFence, ""},   {"min", Op::kMin, "dss"},
+    {"mma", Op::kMma, "vxxx"},    {"mov", Op::kMov, "vx"},
+    {"mul", Op::kMul, "dss"},     {"neg", Op::kNeg, "ds"},
+    {"not", Op::kNot, "ds"},      {"or", Op::kOr, "dss"},
+    {"popc", Op::kPopc, "ds"},    {"prefetch", Op::kPrefetch, "m"},
+    {"prmt", Op::kPrmt, "dsss"},  {"rcp", Op::kRcp, "ds"},
+    {"red", Op::kRed, "ms"},      {"redux", Op::kRedux, "dss"},
+    {"rem", Op::kRem, "dss"},     {"ret", Op::kExit, ""},
+    {"rsqrt", Op::kRsqrt, "ds"},  {"sad", Op::kSad, "dsss"},
+    {"selp", Op::kSelp, "dsss"},  {"shf", Op::kShf, "dsss"},
+    {"shl", Op::kShl, "dss"},     {"shr", Op::kShr, "dss"},
+    {"sin", Op::kSin, "ds"},      {"sqrt", Op::kSqrt, "ds"},
+    {"st", Op::kSt, "mx"},        {"sub", Op::kSub, "dss"},
+    {"tanh", Op::kTanh, "ds"},    {"trap", Op::kTrap, ""},
     {"xor", Op::kXor, "dss"},
 };
 
@@ -904,6 +878,19 @@ class Parser {
         Fail(i.line, absl::StrCat("not modelled: .", words[n], " of ", name));
       }
     }
+    if (i.op == Op::kMma) {
+      // d, a, b and c.
+      const Type sum = {Kind::kFloat, 32};
+      if (types.size() != 4 || types[0] != sum || types[3] != sum ||
+          types[1] != types[2] || types[1].bits != 16 ||
+          (types[1].kind != Kind::kFloat && types[1].kind != Kind::kBfloat) ||
+          !has("sync") || !has("aligned") || !has("m16n8k16") || !has("row") ||
+          !has("col")) {
+        Unknown(i, name);
+        return "";
+      }
+      types.resize(2);
+    }
     if (types.size() > 3 || (types.size() == 3 && i.op != Op::kCvtPack)) {
       Unknown(i, name);
       return "";
@@ -1019,6 +1006,10 @@ class Parser {
         (word == "sync" || word == "aligned" || word == "warp" ||
          word == "cta" || word == "any" || word == "all")) {
       return true;
+    }
+    if (is({Op::kMma})) {
+      return word == "sync" || word == "aligned" || word == "m16n8k16" ||
+             word == "row" || word == "col";
     }
     if (is({Op::kShf})) {
       if (word == "l") return set(i.variant, Variant::kLeft, true);
@@ -1145,6 +1136,12 @@ class Parser {
         }
         return;
       }
+      case Op::kMma:
+        if (i.d.count != 4 || i.sources[0].count != 4 ||
+            i.sources[1].count != 2 || i.sources[2].count != 4) {
+          Unknown(i, name);
+        }
+        return;
       case Op::kMov: {
         const bool to = i.d.kind == Operand::Kind::kVector;
         const bool from = i.sources[0].kind == Operand::Kind::kVector;

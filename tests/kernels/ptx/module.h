@@ -3,9 +3,9 @@
 
 // PTX, the assembly that nvcc makes of CUDA C++ (NVIDIA, "PTX ISA", version
 // 9.0), as instructions that machine.h executes. Modelled is what nvcc makes of
-// this project's kernels: sm_80-class code without tensor cores, textures,
-// clusters and calls. Whatever else is met is an error that names the line;
-// nothing is skipped in silence.
+// this project's kernels: sm_80-class code, of tensor cores mma.m16n8k16 of 16
+// bits, without textures, clusters and calls. Whatever else is met is an error
+// that names the line; nothing is skipped in silence.
 
 #include <array>
 #include <cstdint>
@@ -57,6 +57,7 @@ enum class Op : uint8_t {
   kMatchAny,
   kMax,
   kMin,
+  kMma,  // m16n8k16 of f16 or bf16, sums of f32
   kMov,
   kMul,
   kNeg,

@@ -11,8 +11,10 @@
 
 #include "gtest/gtest.h"
 
+#include "kernels/convert.h"
 #include "kernels/cuda/attention_types.h"
 #include "kernels/kvc1_internal.h"
+#include "kernels/paged_internal.h"
 #include "tests/kernels/simt/launch.h"
 
 namespace larder::kernels::cuda {
@@ -29,6 +31,7 @@ struct AttentionShape {
   bool slots = false;  // a slot mapping, in which some tokens are skipped
   bool hnd = false;
   Element query_element = Element::kF32;
+  uint32_t value_dim = 0;  // not 0: V is so much of K's rows
 };
 
 class AttentionCase {
@@ -75,6 +78,10 @@ class AttentionCase {
       if (shape.scales) plane->scales = Plane(Factors(rows, 0.02f), 4);
       if (shape.zeros) plane->zeros = Plane(Factors(rows, 0.5f), 4);
     }
+    if (shape.value_dim != 0) {
+      attention_.values = attention_.keys;
+      attention_.values.dim = shape.value_dim;
+    }
     std::normal_distribution<float> normal;
     for (uint32_t i = 0; i < sequences * attention_.query_heads * shape.dim;
          ++i) {
@@ -104,6 +111,7 @@ class AttentionCase {
   }
 
   const DecodeAttention& attention() const { return attention_; }
+  uint32_t value_dim() const { return attention_.values.dim; }
   uint32_t items() const {
     return attention_.sequences * attention_.query_heads;
   }
@@ -114,7 +122,7 @@ class AttentionCase {
   };
   Got Run(const simt::Schedule& schedule = {}, const std::string& suffix = "") {
     const size_t items = size_t{shape_.parts} * this->items();
-    const simt::DeviceArray<float> outputs(items * shape_.dim), maxima(items),
+    const simt::DeviceArray<float> outputs(items * value_dim()), maxima(items),
         sums(items);
     attention_.outputs = outputs.data();
     attention_.maxima = maxima.data();
@@ -139,7 +147,7 @@ class AttentionCase {
     const uint32_t head = item % attention_.query_heads / shape_.group;
     const float* const q = queries_.data() + size_t{item} * shape_.dim;
     Want want;
-    want.output.assign(shape_.dim, 0);
+    want.output.assign(value_dim(), 0);
     std::vector<double> logits;
     std::vector<int64_t> slots;
     for (uint64_t t = begin; t < end; ++t) {
@@ -165,7 +173,7 @@ class AttentionCase {
     for (size_t i = 0; i < logits.size(); ++i) {
       const double weight = std::exp(logits[i] - want.max);
       want.sum += weight;
-      for (uint32_t c = 0; c < shape_.dim; ++c) {
+      for (uint32_t c = 0; c < value_dim(); ++c) {
         const double v = Value(attention_.values, slots[i], head, c);
         want.output[c] += weight * v;
         want.largest_value = std::max(want.largest_value, std::abs(v));
@@ -185,7 +193,7 @@ class AttentionCase {
         const uint64_t begin = part * tokens;
         const Want want = Attend(item, begin, std::min(begin + tokens, length));
         const size_t at = size_t{part} * items() + item;
-        CheckOne(want, got.outputs.data() + at * shape_.dim, got.maxima[at],
+        CheckOne(want, got.outputs.data() + at * value_dim(), got.maxima[at],
                  got.sums[at]);
       }
     }
@@ -200,7 +208,7 @@ class AttentionCase {
       EXPECT_NEAR(max, want.max, slack * 0x1p-20);
       EXPECT_NEAR(sum, want.sum, want.sum * slack * 0x1p-17);
     }
-    for (uint32_t c = 0; c < shape_.dim; ++c) {
+    for (uint32_t c = 0; c < value_dim(); ++c) {
       ASSERT_NEAR(output[c], want.output[c],
                   want.largest_value * slack * 0x1p-17);
     }
@@ -214,11 +222,9 @@ class AttentionCase {
     return array->data();
   }
   uint32_t RowBytes() const {
-    return shape_.element == Element::kInt4   ? shape_.dim / 2
-           : shape_.element == Element::kInt8 ? shape_.dim
-                                              : shape_.dim * 2;
+    return static_cast<uint32_t>(kernels::RowBytes(shape_.element, shape_.dim));
   }
-  // Any bits of integers; halves of some size.
+  // Any bits of integers; halves of some size; fp8 but NaNs.
   std::vector<uint8_t> Noise(size_t bytes) {
     std::vector<uint8_t> noise(bytes);
     std::normal_distribution<float> normal;
@@ -228,6 +234,8 @@ class AttentionCase {
         half = kernels::internal::F16FromF32(normal(random_));
       } else if (shape_.element == Element::kBf16) {
         half = kernels::internal::Bf16FromF32(normal(random_));
+      } else if (shape_.element == Element::kE4m3) {
+        half &= 0xbfbf;  // below 2, so that they have a second digit too
       }
       memcpy(noise.data() + i, &half, 2);
     }
@@ -270,6 +278,9 @@ class AttentionCase {
       case Element::kBf16:
         memcpy(&half, row + 2 * c, 2);
         value = kernels::internal::F32FromBf16(half);
+        break;
+      case Element::kE4m3:
+        value = kernels::internal::F32FromE4m3(static_cast<uint8_t>(row[c]));
         break;
       case Element::kInt8:
         value = static_cast<int8_t>(row[c]);

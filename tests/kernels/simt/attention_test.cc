@@ -46,6 +46,47 @@ const Named kCases[] = {
       .slots = true}},
     {"Int4Dim128",
      {.element = Element::kInt4, .dim = 128, .parts = 2, .scales = true}},
+    {"E4m3", {.element = Element::kE4m3, .scales = true}},
+    {"E4m3Dim128Group9",
+     {.element = Element::kE4m3, .dim = 128, .group = 9, .lengths = {40}}},
+    {"F16Dim256", {.dim = 256, .group = 2, .lengths = {40}}},
+    {"Int4Dim256Group17",
+     {.element = Element::kInt4,
+      .dim = 256,
+      .group = 17,
+      .lengths = {40},
+      .scales = true}},
+    // On tensor cores.
+    {"Bf16Dim128Group5",
+     {.element = Element::kBf16,
+      .dim = 128,
+      .group = 5,
+      .lengths = {150, 0, 3},
+      .parts = 2,
+      .scales = true,
+      .zeros = true,
+      .slots = true,
+      .query_element = Element::kBf16}},
+    {"F16Dim256Group6", {.dim = 256, .group = 6, .lengths = {70}}},
+    {"Bf16Dim64Group16",
+     {.element = Element::kBf16, .group = 16, .lengths = {200}, .hnd = true}},
+    // 2 blocks of 18, 17 heads for a KV head.
+    {"Int8Group35",
+     {.element = Element::kInt8,
+      .kv_heads = 2,
+      .group = 35,
+      .lengths = {20},
+      .scales = true}},
+    {"F16Latent", {.dim = 576, .group = 13, .lengths = {40}, .value_dim = 512}},
+    {"E4m3Latent",
+     {.element = Element::kE4m3,
+      .dim = 576,
+      .group = 8,
+      .lengths = {70},
+      .parts = 2,
+      .scales = true,
+      .zeros = true,
+      .value_dim = 512}},
 };
 
 class AttentionTest : public testing::TestWithParam<Named> {};
@@ -82,7 +123,7 @@ TEST_P(AttentionTest, PartsMergeToTheWhole) {
   merge.sums = sums.data();
   merge.parts = shape.parts;
   merge.items = c.items();
-  merge.dim = shape.dim;
+  merge.dim = c.value_dim();
   // In place, where the first part was.
   merge.output = outputs.data();
   merge.max = maxima.data();
@@ -91,7 +132,7 @@ TEST_P(AttentionTest, PartsMergeToTheWhole) {
             std::nullopt);
   for (uint32_t item = 0; item < c.items(); ++item) {
     const uint32_t length = shape.lengths[item / c.attention().query_heads];
-    c.CheckOne(c.Attend(item, 0, length), outputs.data() + item * shape.dim,
+    c.CheckOne(c.Attend(item, 0, length), outputs.data() + item * c.value_dim(),
                maxima[item], sums[item]);
   }
 }
@@ -156,6 +197,8 @@ TEST(AttentionMergeTest, SmallSums) {
 TEST(AttentionPlanTest, SaysWhatThereIsNoKernelFor) {
   AttentionCase c({});
   DecodeAttention a = c.attention();
+  EXPECT_STREQ(PlanAttention(a).entry, "larder_attend_f16_64_mma");
+  a.kv_heads = a.query_heads;
   EXPECT_STREQ(PlanAttention(a).entry, "larder_attend_f16_64_1");
   const auto refused = [&](auto change) {
     DecodeAttention changed = c.attention();
@@ -164,7 +207,8 @@ TEST(AttentionPlanTest, SaysWhatThereIsNoKernelFor) {
   };
   EXPECT_TRUE(refused([](auto& x) { x.keys.dim = x.values.dim = 96; }));
   EXPECT_TRUE(refused([](auto& x) { x.values.element = Element::kInt8; }));
-  EXPECT_TRUE(refused([](auto& x) { x.query_heads = 33; }));
+  EXPECT_TRUE(refused([](auto& x) { x.outputs += 1; }));
+  EXPECT_TRUE(refused([](auto& x) { x.query_head_stride += 2; }));
   EXPECT_TRUE(refused([](auto& x) { x.keys.rows.token_stride += 8; }));
   EXPECT_TRUE(refused([](auto& x) { x.keys.element = Element::kE4m3; }));
   EXPECT_TRUE(refused([](auto& x) { x.sequences = 0; }));

@@ -121,7 +121,7 @@ Found EncodeIntoSmallRoom(const simt::Schedule& schedule,
 }
 
 Found Attend(const simt::Schedule& schedule, const std::string& suffix) {
-  AttentionCase c({.lengths = {100}});
+  AttentionCase c({.group = 3, .lengths = {100}});
   const AttentionCase::Got got = c.Run(schedule, suffix);
   if (got.error.has_value()) return Found::kError;
   const AttentionCase::Got want = c.Run();

@@ -115,6 +115,7 @@ enum class Fault : uint8_t {
   kLaneExited,
   kWarpOpsDiffer,
   kShuffleOutside,
+  kMmaOfPart,
   kMisaligned,
   kTooManyCopies,
   kTooMuchShared,
@@ -325,6 +326,8 @@ std::string Executor::Told() const {
       return where + " is in another warp operation than " + other;
     case Fault::kShuffleOutside:
       return where + " shuffles from a lane outside the mask";
+    case Fault::kMmaOfPart:
+      return where + " multiplies matrices in a block without whole warps";
     case Fault::kMisaligned:
       return where + " accesses 16 bytes at an address that is no multiple";
     case Fault::kTooManyCopies:
@@ -590,8 +593,52 @@ void Executor::BlockSync(Site site) {
 #endif
 }
 
+// What lanes have of two matrices to what they have of the product.
+void MultiplyMatrices(MmaFragments* const* lanes) {
+  const bool bf16 = lanes[0]->bf16;
+  const auto number = [bf16](uint32_t pair, uint32_t i) {
+    const auto bits = static_cast<uint16_t>(pair >> i % 2 * 16);
+    if (bf16) return __uint_as_float(uint32_t{bits} << 16);
+    return larder::kernels::cuda::WidenF16(bits);
+  };
+  float a[16][16], b[16][8];
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    const uint32_t row = lane / 4, column = lane % 4 * 2;
+    for (uint32_t i = 0; i < 8; ++i) {
+      a[row + i / 2 % 2 * 8][column + i / 4 * 8 + i % 2] =
+          number(lanes[lane]->a[i / 2], i);
+    }
+    for (uint32_t i = 0; i < 4; ++i) {
+      b[column + i / 2 * 8 + i % 2][row] = number(lanes[lane]->b[i / 2], i);
+    }
+  }
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      float sum = lanes[lane]->c[i];
+      for (uint32_t k = 0; k < 16; ++k) {
+        // A product of two of bf16 may be too small for f32.
+        sum = static_cast<float>(sum + double{a[row][k]} * b[k][column]);
+      }
+      lanes[lane]->c[i] = sum;
+    }
+  }
+}
+
 // All lanes of the mask are there: gives each its result.
 void Executor::Meet(uint32_t first, uint32_t mask) {
+  if (fibers_[first + static_cast<uint32_t>(__builtin_ctz(mask))].op ==
+      Op::kMma) {
+    MmaFragments* lanes[kLanes];
+    if (mask != 0xffffffff) Fail(Fault::kMmaOfPart, current_->site);
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] =
+          reinterpret_cast<MmaFragments*>(fibers_[first + lane].value);
+    }
+    MultiplyMatrices(lanes);
+    for (uint32_t lane = 0; lane < kLanes; ++lane) Wake(first + lane);
+    return;
+  }
   uint64_t votes = 0;
   for (uint32_t lane = 0; lane < kLanes; ++lane) {
     if ((mask >> lane & 1) != 0) {
@@ -605,6 +652,7 @@ void Executor::Meet(uint32_t first, uint32_t mask) {
     uint32_t from = lane;
     switch (f.op) {
       case Op::kSyncWarp:
+      case Op::kMma:
         continue;
       case Op::kBallot:
         f.result = votes;

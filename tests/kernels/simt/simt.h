@@ -74,10 +74,17 @@ enum class Op : uint8_t {
   kShuffleDown,
   kShuffleXor,
   kMatchAny,
+  kMma,
 };
 struct Site {
   const char* file;
   int line;
+};
+// A lane's part of a product of matrices, the value of Op::kMma: its address.
+struct MmaFragments {
+  uint32_t a[4], b[2];
+  bool bf16;
+  float c[4];
 };
 uint64_t WarpOp(Op op, uint32_t mask, uint64_t value, uint32_t argument,
                 uint32_t width, Site site);
@@ -322,6 +329,26 @@ void CpAsyncWait() {
   while (simt::NextCopy(kGroups, &copy)) {
     *static_cast<uint4*>(copy.to) = *static_cast<const uint4*>(copy.from);
   }
+}
+
+// c is summed from k = 0 to 15, rounded to f32 after each product.
+inline void Mma(bool bf16, float* c, const uint32_t* a, uint32_t b0,
+                uint32_t b1, simt::Site site) {
+  simt::MmaFragments fragments = {
+      {a[0], a[1], a[2], a[3]}, {b0, b1}, bf16, {c[0], c[1], c[2], c[3]}};
+  simt::WarpOp(simt::Op::kMma, 0xffffffff,
+               reinterpret_cast<uint64_t>(&fragments), 0, 32, site);
+  for (int i = 0; i < 4; ++i) c[i] = fragments.c[i];
+}
+inline void MmaF16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1,
+                   const char* file = __builtin_FILE(),
+                   int line = __builtin_LINE()) {
+  Mma(false, c, a, b0, b1, {file, line});
+}
+inline void MmaBf16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1,
+                    const char* file = __builtin_FILE(),
+                    int line = __builtin_LINE()) {
+  Mma(true, c, a, b0, b1, {file, line});
 }
 
 inline float FastExp2(float x) {

@@ -21,6 +21,8 @@ using larder::kernels::cuda::CpAsyncCommit;
 using larder::kernels::cuda::CpAsyncWait;
 using larder::kernels::cuda::kAllLanes;
 using larder::kernels::cuda::Load16;
+using larder::kernels::cuda::MmaBf16;
+using larder::kernels::cuda::MmaF16;
 
 struct Params {
   uint32_t* out;
@@ -53,6 +55,20 @@ LARDER_KERNEL(test_collectives, Params, 64) {
   out[4] = __match_any_sync(kAllLanes, lane / 8);
   out[5] = 0;
   if (lane < 4) out[5] = __shfl_sync(0xf, lane, 3);
+}
+
+// A of a lane from in[lane * 6], B behind it; C begins as 0.5.
+LARDER_KERNEL(test_mma, Params, 64) {
+  const uint32_t* const in = p.in + threadIdx.x * 6;
+  float c[4] = {0.5f, 0.5f, 0.5f, 0.5f};
+  if (p.variant == 0) {
+    MmaF16(c, in, in[4], in[5]);
+  } else {
+    MmaBf16(c, in, in[4], in[5]);
+  }
+  for (uint32_t i = 0; i < 4; ++i) {
+    p.out[threadIdx.x * 4 + i] = __float_as_uint(c[i]);
+  }
 }
 
 LARDER_KERNEL(test_copy, Params, 32) {
@@ -244,6 +260,41 @@ TEST(SimtTest, FaultsAreToldWithTheirPlace) {
   // And nothing is left of them.
   EXPECT_EQ(Execute("test_faults", 2, 64, {out.data(), in.data(), 9}),
             std::nullopt);
+}
+
+// One element of A and one of B, by hand from the figures of the PTX ISA: which
+// element of C they meet in.
+TEST(SimtTest, FragmentsOfMatrices) {
+  struct {
+    uint32_t a_lane, a_register, a_half;
+    uint32_t b_lane, b_register, b_half;
+    uint32_t c_lane, c_register;
+  } const kCases[] = {
+      {0, 0, 0, 4, 0, 0, 0, 1},     // A[0][0] * B[0][1]
+      {31, 1, 1, 3, 0, 1, 28, 2},   // A[15][7] * B[7][0]
+      {5, 2, 0, 25, 1, 0, 7, 0},    // A[1][10] * B[10][6]
+      {14, 3, 1, 30, 1, 1, 15, 3},  // A[11][13] * B[13][7]
+  };
+  for (const uint32_t variant : {0u, 1u}) {
+    const uint32_t three = variant == 0 ? 0x4200 : 0x4040;
+    for (const auto& c : kCases) {
+      std::vector<uint32_t> in(32 * 6);
+      in[c.a_lane * 6 + c.a_register] = 0x4000u << c.a_half * 16;  // 2
+      in[c.b_lane * 6 + 4 + c.b_register] = three << c.b_half * 16;
+      const DeviceArray<uint32_t> from(in), out(32 * 4);
+      ASSERT_EQ(Execute("test_mma", 1, 32, {out.data(), from.data(), variant},
+                        {true, 3}),
+                std::nullopt);
+      for (uint32_t i = 0; i < 32 * 4; ++i) {
+        const float want = i == c.c_lane * 4 + c.c_register ? 6.5f : 0.5f;
+        ASSERT_EQ(__uint_as_float(out[i]), want) << i;
+      }
+    }
+  }
+  const DeviceArray<uint32_t> from(std::vector<uint32_t>(48 * 6)), out(48 * 4);
+  EXPECT_THAT(
+      Execute("test_mma", 1, 48, {out.data(), from.data(), 0}).value_or(""),
+      testing::HasSubstr("without whole warps"));
 }
 
 TEST(SimtTest, BadLaunchesAreRefused) {
