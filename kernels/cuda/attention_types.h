@@ -6,7 +6,10 @@
 // by no more than attention.h allows, but twice that in `out` and `sum`:
 // exponentials are the device's (ex2.approx).
 //
-// Groups of 4 query heads and more of f16 and bf16 go to tensor cores.
+// Groups of 4 query heads and more of f16 and bf16, but not latents, go to
+// tensor cores: within the same on the executor, which sums 16 products in f32
+// one by one. How devices do it is not documented; four times as much is what
+// is allowed there, and no device has been measured.
 //
 // Blocks of tokens are copied to shared memory two deep while the ones before
 // are attended; a warp has up to four query heads of a KV head, a lane a token

@@ -41,33 +41,59 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"abs", Op::kAbs, "ds"},      {"activemask", Op::kActiveMask, "d"},
-    {"add", Op::kAdd, "dss"},     {"and", Op::kAnd, "dss"},
-    {"atom", Op::kAtom, "dms|s"}, {"bfe", Op::kBfe, "dsss"},
-    {"bfi", Op::kBfi, "dssss"},   {"bfind", Op::kBfind, "ds"},
-    {"brev", Op::kBrev, "ds"},    {"clz", Op::kClz, "ds"},
-    {"cos", Op::kCos, "ds"},      {"cvt", Op::kCvt, "ds|s"},
-    {"cvta", Op::kCvta, "ds"},    {"div", Op::kDiv, "dss"},
-    {"dp2a", Op::kDp2a, "dsss"},  {"dp4a", Op::kDp4a, "dsss"},
-    {"ex2", Op::kEx2, "ds"},      {"exit", Op::kExit, ""},
-    {"fence", Op::kFence, ""},    {"fma", Op::kFma, "dsss"},
-    {"ld", Op::kLd, "vm"},        {"ldu", Op::kLd, "vm"},
-    {"lg2", Op::kLg2, "ds"},      {"lop3", Op::kLop3, "dssss"},
-    {"mad", Op::kMad, "dsss"},    {"max", Op::kMax, "dss"},
-    {"membar", Op::kFence, ""},   {"min", Op::kMin, "dss"},
-    {"mma", Op::kMma, "vxxx"},    {"mov", Op::kMov, "vx"},
-    {"mul", Op::kMul, "dss"},     {"neg", Op::kNeg, "ds"},
-    {"not", Op::kNot, "ds"},      {"or", Op::kOr, "dss"},
-    {"popc", Op::kPopc, "ds"},    {"prefetch", Op::kPrefetch, "m"},
-    {"prmt", Op::kPrmt, "dsss"},  {"rcp", Op::kRcp, "ds"},
-    {"red", Op::kRed, "ms"},      {"redux", Op::kRedux, "dss"},
-    {"rem", Op::kRem, "dss"},     {"ret", Op::kExit, ""},
-    {"rsqrt", Op::kRsqrt, "ds"},  {"sad", Op::kSad, "dsss"},
-    {"selp", Op::kSelp, "dsss"},  {"shf", Op::kShf, "dsss"},
-    {"shl", Op::kShl, "dss"},     {"shr", Op::kShr, "dss"},
-    {"sin", Op::kSin, "ds"},      {"sqrt", Op::kSqrt, "ds"},
-    {"st", Op::kSt, "mx"},        {"sub", Op::kSub, "dss"},
-    {"tanh", Op::kTanh, "ds"},    {"trap", Op::kTrap, ""},
+    {"abs", Op::kAbs, "ds"},
+    {"activemask", Op::kActiveMask, "d"},
+    {"add", Op::kAdd, "dss"},
+    {"and", Op::kAnd, "dss"},
+    {"atom", Op::kAtom, "dms|s"},
+    {"bfe", Op::kBfe, "dsss"},
+    {"bfi", Op::kBfi, "dssss"},
+    {"bfind", Op::kBfind, "ds"},
+    {"brev", Op::kBrev, "ds"},
+    {"clz", Op::kClz, "ds"},
+    {"cos", Op::kCos, "ds"},
+    {"cvt", Op::kCvt, "ds|s"},
+    {"cvta", Op::kCvta, "ds"},
+    {"div", Op::kDiv, "dss"},
+    {"dp2a", Op::kDp2a, "dsss"},
+    {"dp4a", Op::kDp4a, "dsss"},
+    {"ex2", Op::kEx2, "ds"},
+    {"exit", Op::kExit, ""},
+    {"fence", Op::kFence, ""},
+    {"fma", Op::kFma, "dsss"},
+    {"ld", Op::kLd, "vm"},
+    {"ldu", Op::kLd, "vm"},
+    {"lg2", Op::kLg2, "ds"},
+    {"lop3", Op::kLop3, "dssss"},
+    {"mad", Op::kMad, "dsss"},
+    {"max", Op::kMax, "dss"},
+    {"membar", Op::kFence, ""},
+    {"min", Op::kMin, "dss"},
+    {"mov", Op::kMov, "vx"},
+    {"mul", Op::kMul, "dss"},
+    {"neg", Op::kNeg, "ds"},
+    {"not", Op::kNot, "ds"},
+    {"or", Op::kOr, "dss"},
+    {"popc", Op::kPopc, "ds"},
+    {"prefetch", Op::kPrefetch, "m"},
+    {"prmt", Op::kPrmt, "dsss"},
+    {"rcp", Op::kRcp, "ds"},
+    {"red", Op::kRed, "ms"},
+    {"redux", Op::kRedux, "dss"},
+    {"rem", Op::kRem, "dss"},
+    {"ret", Op::kExit, ""},
+    {"rsqrt", Op::kRsqrt, "ds"},
+    {"sad", Op::kSad, "dsss"},
+    {"selp", Op::kSelp, "dsss"},
+    {"shf", Op::kShf, "dsss"},
+    {"shl", Op::kShl, "dss"},
+    {"shr", Op::kShr, "dss"},
+    {"sin", Op::kSin, "ds"},
+    {"sqrt", Op::kSqrt, "ds"},
+    {"st", Op::kSt, "mx"},
+    {"sub", Op::kSub, "dss"},
+    {"tanh", Op::kTanh, "ds"},
+    {"trap", Op::kTrap, ""},
     {"xor", Op::kXor, "dss"},
 };
 
@@ -835,6 +861,11 @@ class Parser {
       i.op = has("all") ? Op::kMatchAll : Op::kMatchAny;
       shape = has("all") ? "pss" : "dss";
       known = has("sync");
+    } else if (words[0] == "mma") {
+      i.op = Op::kMma;
+      shape = "vxxx";
+      known = has("sync") && has("aligned") && has("m16n8k16") && has("row") &&
+              has("col");
     } else if (words[0] == "setp") {
       i.op = Op::kSetp;
       shape = "pss|s";
@@ -883,9 +914,7 @@ class Parser {
       const Type sum = {Kind::kFloat, 32};
       if (types.size() != 4 || types[0] != sum || types[3] != sum ||
           types[1] != types[2] || types[1].bits != 16 ||
-          (types[1].kind != Kind::kFloat && types[1].kind != Kind::kBfloat) ||
-          !has("sync") || !has("aligned") || !has("m16n8k16") || !has("row") ||
-          !has("col")) {
+          (types[1].kind != Kind::kFloat && types[1].kind != Kind::kBfloat)) {
         Unknown(i, name);
         return "";
       }

@@ -200,7 +200,11 @@ class AttentionCase {
   }
   void CheckOne(const Want& want, const float* output, float max,
                 float sum) const {
-    const double slack = 1 + want.largest_logit;
+    double slack = 1 + want.largest_logit;
+#ifdef LARDER_TESTS_ON_GPU
+    // Tensor cores sum as they like.
+    if (shape_.group >= kAttentionMmaGroup) slack *= 4;
+#endif
     if (want.sum == 0) {
       EXPECT_EQ(max, -INFINITY);
       EXPECT_EQ(sum, 0);

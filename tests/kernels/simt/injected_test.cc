@@ -120,14 +120,22 @@ Found EncodeIntoSmallRoom(const simt::Schedule& schedule,
   return Judge(got.error, got.results[0].ok == 0);
 }
 
-Found Attend(const simt::Schedule& schedule, const std::string& suffix) {
-  AttentionCase c({.group = 3, .lengths = {100}});
+Found AttendGroup(uint32_t group, const simt::Schedule& schedule,
+                  const std::string& suffix) {
+  AttentionCase c({.group = group, .lengths = {100}});
   const AttentionCase::Got got = c.Run(schedule, suffix);
   if (got.error.has_value()) return Found::kError;
   const AttentionCase::Got want = c.Run();
   return Judge(got.error, got.outputs == want.outputs &&
                               got.maxima == want.maxima &&
                               got.sums == want.sums);
+}
+
+Found Attend(const simt::Schedule& schedule, const std::string& suffix) {
+  return AttendGroup(3, schedule, suffix);
+}
+Found AttendMma(const simt::Schedule& schedule, const std::string& suffix) {
+  return AttendGroup(4, schedule, suffix);
 }
 
 Found Merge(const simt::Schedule& schedule, const std::string& suffix) {
@@ -207,6 +215,8 @@ const Bug kBugs[] = {
     {"CP_ASYNC_WAIT", Attend, kWrong, kWrong, false, false},
     {"NO_SYNCTHREADS_BEFORE_READ", Attend, kNot, kWrong, false, true},
     {"NO_SYNCTHREADS_AFTER_READ", Attend, kNot, kWrong, false, true},
+    {"NO_SYNCWARP_BEFORE_MMA", AttendMma, kWrong, kWrong, false, true},
+    {"NO_SYNCTHREADS_BEFORE_MERGE", AttendMma, kWrong, kWrong, false, true},
     {"NO_SYNCWARP_IN_MERGE", Merge, kNot, kNot, false, true},
     {"CODED_NO_SYNCTHREADS_BEFORE_READ", AttendCoded, kWrong, kWrong, false,
      true},
