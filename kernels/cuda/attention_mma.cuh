@@ -76,6 +76,7 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
   constexpr uint32_t kKeyRow = kDim * 2 + kAttentionMmaKeyPad;
   constexpr uint32_t kValueRow = kDim * 2 + kAttentionMmaValuePad;
   constexpr uint32_t kStage = kMmaTokens * (kKeyRow + kValueRow);
+  constexpr uint32_t kResultRow = kDim + 4;  // floats; again for banks
   LARDER_DYNAMIC_SHARED(unsigned char, queries);  // [part][row]
   float* const query_units =
       reinterpret_cast<float*>(queries + kParts * kMmaRows * kKeyRow);
@@ -353,7 +354,7 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
   // what the largest logit is and the sum.
   __syncthreads();
   float* const results = reinterpret_cast<float*>(stages);
-  float* const maxima = results + kWarps * kMmaRows * kDim;
+  float* const maxima = results + kWarps * kMmaRows * kResultRow;
   float* const sums = maxima + kWarps * kMmaRows;
 #pragma unroll
   for (uint32_t r = 0; r < 2; ++r) {
@@ -372,7 +373,7 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
         for (uint32_t j = 0; j < 4; ++j) {
           o[j] = out[s][j][2 * r + half] * (unit / kWeightUnit) + row_zero;
         }
-        Store16(results + at * kDim + s * 32 + four * 8 + half * 4,
+        Store16(results + at * kResultRow + s * 32 + four * 8 + half * 4,
                 make_uint4(__float_as_uint(o[0]), __float_as_uint(o[1]),
                            __float_as_uint(o[2]), __float_as_uint(o[3])));
       }
@@ -399,7 +400,7 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
       if (!(sums[at] > 0)) continue;
       const float weight = FastExp2((maxima[at] - most) * kLog2E);
       total += sums[at] * weight;
-      const uint4 more = Load16(results + at * kDim + d);
+      const uint4 more = Load16(results + at * kResultRow + d);
       o[0] += weight * __uint_as_float(more.x);
       o[1] += weight * __uint_as_float(more.y);
       o[2] += weight * __uint_as_float(more.z);
