@@ -91,10 +91,9 @@ __device__ __forceinline__ void WidenLane(const unsigned char* row, uint32_t at,
 }
 
 __device__ __forceinline__ void StoreFloats(float* to, const float* from) {
-  StoreStream16(to, make_uint4(__float_as_uint(from[0]),
-                               __float_as_uint(from[1]),
-                               __float_as_uint(from[2]),
-                               __float_as_uint(from[3])));
+  StoreStream16(to,
+                make_uint4(__float_as_uint(from[0]), __float_as_uint(from[1]),
+                           __float_as_uint(from[2]), __float_as_uint(from[3])));
 }
 
 // A row of a warp's floats, of which lane l has kCount from kCount * l.
@@ -140,7 +139,8 @@ __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
   const uint32_t threads = blockDim.x, warps = threads / kWarp;
   const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const uint32_t all = p.query_heads / p.kv_heads;
-  const uint32_t each = AttentionHeads(all, kLatent ? kLatentHeads : kAttentionHeads);
+  const uint32_t each =
+      AttentionHeads(all, kLatent ? kLatentHeads : kAttentionHeads);
   const uint32_t cuts = (all + each - 1) / each;
   const uint32_t kv = blockIdx.z / cuts, first = blockIdx.z % cuts * each;
   const uint32_t group = all - first < each ? all - first : each;
@@ -164,8 +164,7 @@ __device__ __forceinline__ void AttendPart(const DecodeAttention& p) {
     const auto* const row =
         static_cast<const unsigned char*>(p.queries) +
         static_cast<int64_t>(sequence) * p.query_sequence_stride +
-        static_cast<int64_t>(kv * all + first + i / kDim) *
-            p.query_head_stride;
+        static_cast<int64_t>(kv * all + first + i / kDim) * p.query_head_stride;
     queries[i] = LoadQuery(p.query_element, row, i % kDim);
   }
 

@@ -76,7 +76,7 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
   constexpr uint32_t kKeyRow = kDim * 2 + kAttentionMmaKeyPad;
   constexpr uint32_t kValueRow = kDim * 2 + kAttentionMmaValuePad;
   constexpr uint32_t kStage = kMmaTokens * (kKeyRow + kValueRow);
-  constexpr uint32_t kResultRow = kDim + 4;  // floats; again for banks
+  constexpr uint32_t kResultRow = kDim + 4;       // floats; again for banks
   LARDER_DYNAMIC_SHARED(unsigned char, queries);  // [part][row]
   float* const query_units =
       reinterpret_cast<float*>(queries + kParts * kMmaRows * kKeyRow);
@@ -141,8 +141,8 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
       float left = q[i] * up;
 #pragma unroll
       for (uint32_t n = 0; n < kParts; ++n) {
-        reinterpret_cast<uint16_t*>(
-            queries + (n * kMmaRows + head) * kKeyRow)[lane + i * kWarp] =
+        reinterpret_cast<uint16_t*>(queries + (n * kMmaRows + head) *
+                                                  kKeyRow)[lane + i * kWarp] =
             static_cast<uint16_t>(TakePart<kElement>(&left));
       }
     }
@@ -273,9 +273,8 @@ __device__ __forceinline__ void AttendPartMma(const DecodeAttention& p) {
         float& logit = logits[i / 2][r * 2 + i % 2];
         const uint32_t head = row + 8 * r;
         logit = (mask >> t & 1) != 0
-                    ? p.softmax_scale *
-                          (logit * query_units[head] * scale +
-                           offset * query_sums[head])
+                    ? p.softmax_scale * (logit * query_units[head] * scale +
+                                         offset * query_sums[head])
                     : MinusInfinity();
         most[r] = logit > most[r] ? logit : most[r];
       }

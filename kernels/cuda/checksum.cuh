@@ -23,14 +23,14 @@ constexpr uint32_t kSecretWords = 24;
 __device__
 #endif
     const uint64_t kSecret[kSecretWords] = {
-    0xbe4ba423396cfeb8, 0x1cad21f72c81017c, 0xdb979083e96dd4de,
-    0x1f67b3b7a4a44072, 0x78e5c0cc4ee679cb, 0x2172ffcc7dd05a82,
-    0x8e2443f7744608b8, 0x4c263a81e69035e0, 0xcb00c391bb52283c,
-    0xa32e531b8b65d088, 0x4ef90da297486471, 0xd8acdea946ef1938,
-    0x3f349ce33f76faa8, 0x1d4f0bc7c7bbdcf9, 0x3159b4cd4be0518a,
-    0x647378d9c97e9fc8, 0xc3ebd33483acc5ea, 0xeb6313faffa081c5,
-    0x49daf0b751dd0d17, 0x9e68d429265516d3, 0xfca1477d58be162b,
-    0xce31d07ad1b8f88f, 0x280416958f3acb45, 0x7e404bbbcafbd7af};
+        0xbe4ba423396cfeb8, 0x1cad21f72c81017c, 0xdb979083e96dd4de,
+        0x1f67b3b7a4a44072, 0x78e5c0cc4ee679cb, 0x2172ffcc7dd05a82,
+        0x8e2443f7744608b8, 0x4c263a81e69035e0, 0xcb00c391bb52283c,
+        0xa32e531b8b65d088, 0x4ef90da297486471, 0xd8acdea946ef1938,
+        0x3f349ce33f76faa8, 0x1d4f0bc7c7bbdcf9, 0x3159b4cd4be0518a,
+        0x647378d9c97e9fc8, 0xc3ebd33483acc5ea, 0xeb6313faffa081c5,
+        0x49daf0b751dd0d17, 0x9e68d429265516d3, 0xfca1477d58be162b,
+        0xce31d07ad1b8f88f, 0x280416958f3acb45, 0x7e404bbbcafbd7af};
 
 constexpr uint32_t kStripeBytes = 64;
 constexpr uint32_t kBlockStripes = 16;
@@ -80,13 +80,13 @@ __device__ __forceinline__ uint64_t SwapBytes(uint64_t x) {
 
 __device__ __forceinline__ uint64_t Mix16(const unsigned char* at,
                                           uint32_t secret) {
-  return Fold(Read(at, 8) ^ Secret(secret), Read(at + 8, 8) ^ Secret(secret + 8));
+  return Fold(Read(at, 8) ^ Secret(secret),
+              Read(at + 8, 8) ^ Secret(secret + 8));
 }
 
 __device__ __forceinline__ void Mix32(ChecksumResult& sum,
                                       const unsigned char* a,
-                                      const unsigned char* b,
-                                      uint32_t secret) {
+                                      const unsigned char* b, uint32_t secret) {
   sum.low += Mix16(a, secret);
   sum.low ^= Read(b, 8) + Read(b + 8, 8);
   sum.high += Mix16(b, secret + 16);
@@ -110,16 +110,16 @@ __device__ ChecksumResult ShortChecksum(const unsigned char* at,
     const uint32_t low = static_cast<uint32_t>(__ldg(at)) << 16 |
                          static_cast<uint32_t>(__ldg(at + size / 2)) << 24 |
                          __ldg(at + size - 1) | size << 8;
-    const uint32_t swapped = low << 24 | (low & 0xff00) << 8 |
-                             (low >> 8 & 0xff00) | low >> 24;
+    const uint32_t swapped =
+        low << 24 | (low & 0xff00) << 8 | (low >> 8 & 0xff00) | low >> 24;
     const uint32_t high = swapped << 13 | swapped >> 19;
     const uint64_t first = Secret(0), second = Secret(8);
     return {Avalanche64(low ^ ((first ^ first >> 32) & 0xffffffff)),
             Avalanche64(high ^ ((second ^ second >> 32) & 0xffffffff))};
   }
   if (size <= 8) {
-    const uint64_t keyed = (Read(at, 4) | Read(at + size - 4, 4) << 32) ^
-                           Secret(16) ^ Secret(24);
+    const uint64_t keyed =
+        (Read(at, 4) | Read(at + size - 4, 4) << 32) ^ Secret(16) ^ Secret(24);
     const uint64_t factor = kPrime64_1 + (uint64_t{size} << 2);
     uint64_t low = keyed * factor;
     uint64_t high = __umul64hi(keyed, factor);
@@ -188,10 +188,10 @@ __device__ __forceinline__ void Accumulate(Sums& sums, const TwoWords& data,
 }
 
 __device__ __forceinline__ uint64_t ShuffleXor(uint64_t value, int lanes) {
-  const auto low = __shfl_xor_sync(kAllLanes, static_cast<uint32_t>(value),
-                                   lanes);
-  const auto high = __shfl_xor_sync(kAllLanes,
-                                    static_cast<uint32_t>(value >> 32), lanes);
+  const auto low =
+      __shfl_xor_sync(kAllLanes, static_cast<uint32_t>(value), lanes);
+  const auto high =
+      __shfl_xor_sync(kAllLanes, static_cast<uint32_t>(value >> 32), lanes);
   return low | uint64_t{high} << 32;
 }
 
@@ -246,7 +246,8 @@ __device__ __forceinline__ ChecksumResult LongChecksum(const unsigned char* at,
   }
   const uint64_t blocks = (size - 1) / kBlockBytes;
   TwoWords now[2];
-  if (blocks != 0) now[0] = Load(mine, aligned), now[1] = Load(mine + 512, aligned);
+  if (blocks != 0)
+    now[0] = Load(mine, aligned), now[1] = Load(mine + 512, aligned);
   for (uint64_t block = 0; block < blocks; ++block) {
     // The next one is on its way while this one is summed.
     TwoWords next[2] = {now[0], now[1]};
@@ -262,14 +263,17 @@ __device__ __forceinline__ ChecksumResult LongChecksum(const unsigned char* at,
     now[0] = next[0], now[1] = next[1];
   }
   // Whole stripes of what is left, but for the last one, which ends the range.
-  const auto left = static_cast<uint32_t>(
-      (size - 1 - blocks * kBlockBytes) / kStripeBytes);
+  const auto left =
+      static_cast<uint32_t>((size - 1 - blocks * kBlockBytes) / kStripeBytes);
   if (stripe < left) Accumulate(sums, Load(mine, aligned), first);
   if (stripe + 8 < left) Accumulate(sums, Load(mine + 512, aligned), second);
   if (stripe == 0) {
     const TwoWords last = {Secret(121 + 16 * quarter),
                            Secret(121 + 16 * quarter + 8)};
-    Accumulate(sums, Load(at + size - kStripeBytes + 16 * quarter, aligned && size % 16 == 0), last);
+    Accumulate(sums,
+               Load(at + size - kStripeBytes + 16 * quarter,
+                    aligned && size % 16 == 0),
+               last);
   }
   sums = Reduce(sums);
   return {Merged(sums, quarter, 11, size * kPrime64_1),
@@ -281,8 +285,8 @@ __device__ __forceinline__ void ChecksumRanges(const Checksums& c) {
       blockIdx.x * (kChecksumThreads / 32) + threadIdx.x / 32;
   if (index >= c.count) return;
   const uint4 range = LoadConst16(c.ranges + index);
-  const auto* const bytes = reinterpret_cast<const unsigned char*>(
-      range.x | uint64_t{range.y} << 32);
+  const auto* const bytes =
+      reinterpret_cast<const unsigned char*>(range.x | uint64_t{range.y} << 32);
   const uint64_t size = range.z | uint64_t{range.w} << 32;
   ChecksumResult sum;
   if (size > 240) {

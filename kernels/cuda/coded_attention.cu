@@ -5,10 +5,10 @@ using larder::kernels::cuda::AttendCodedPart;
 using larder::kernels::cuda::CodedDeviceAttention;
 using larder::kernels::cuda::Kvc1Content;
 
-#define LARDER_ATTEND_CODED(name, kContent, kElement, dim)                  \
-  LARDER_KERNEL(larder_attend_coded_##name##_##dim, CodedDeviceAttention,   \
-                256) {                                                      \
-    AttendCodedPart<Kvc1Content::kContent, Element::kElement, dim>(p);      \
+#define LARDER_ATTEND_CODED(name, kContent, kElement, dim)                \
+  LARDER_KERNEL(larder_attend_coded_##name##_##dim, CodedDeviceAttention, \
+                256) {                                                    \
+    AttendCodedPart<Kvc1Content::kContent, Element::kElement, dim>(p);    \
   }
 
 LARDER_ATTEND_CODED(f16, kValues, kF16, 64)

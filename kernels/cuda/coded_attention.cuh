@@ -28,9 +28,9 @@ class RoundRows {
         steps_(steps),
         rows_(rows) {}
 
-  // Of round r. Tokens that there are not are 0: what is decoded for them may be
-  // anything. What the rows are made of may lie where they do, if there is no
-  // transform.
+  // Of round r. Tokens that there are not are 0: what is decoded for them may
+  // be anything. What the rows are made of may lie where they do, if there is
+  // no transform.
   __device__ __forceinline__ void Make(uint32_t r) const {
     const uint32_t token = r * kWarp + lane_;
 #ifndef LARDER_INJECT_CODED_TAIL
@@ -224,8 +224,7 @@ class RoundAttention {
 #pragma unroll
       for (uint32_t h = 0; h < kHeads; ++h) {
         if (h >= heads) continue;
-        const float w0 =
-            __shfl_sync(kAllLanes, weight[h], static_cast<int>(t));
+        const float w0 = __shfl_sync(kAllLanes, weight[h], static_cast<int>(t));
         const float w1 =
             __shfl_sync(kAllLanes, weight[h], static_cast<int>(t + 1));
 #pragma unroll
@@ -240,8 +239,8 @@ class RoundAttention {
   // Of `heads` query heads from `item` on; not ok: nobody may take them for
   // results.
   __device__ __forceinline__ void Finish(const CodedDeviceAttention& p,
-                                         uint64_t item, uint32_t heads,
-                                         bool ok, uint32_t lane) const {
+                                         uint64_t item, uint32_t heads, bool ok,
+                                         uint32_t lane) const {
     const float infinity = __uint_as_float(0x7f800000);
     const float nan = __uint_as_float(0x7fc00000);
 #pragma unroll
@@ -303,14 +302,14 @@ __device__ __forceinline__ void AttendCodedPart(const CodedDeviceAttention& p) {
       static_cast<int64_t>(sequence) * p.query_sequence_stride;
   for (uint32_t i = threadIdx.x; i < kv_heads * group * kDim; i += blockDim.x) {
     const int64_t head = first_kv * group + i / kDim;
-    queries[i] = LoadQuery(p.query_element, from + head * p.query_head_stride,
-                           i % kDim);
+    queries[i] =
+        LoadQuery(p.query_element, from + head * p.query_head_stride, i % kDim);
   }
 
   // What this warp attends.
   const uint32_t kv = warp / chunks;
   const uint32_t first = warp % chunks * kHeads;  // query head of the KV head
-  const uint32_t heads = kv >= kv_heads            ? 0
+  const uint32_t heads = kv >= kv_heads           ? 0
                          : group - first < kHeads ? group - first
                                                   : kHeads;
   const float* const own_queries = queries + (kv * group + first) * kDim;

@@ -27,12 +27,12 @@ LARDER_CONVERT_FROM(e4m3, kE4m3)
 LARDER_CONVERT_FROM(int8, kInt8)
 LARDER_CONVERT_FROM(int4, kInt4)
 
-#define LARDER_DECODE_GROUPED(codes, kCodes, to, kTo)             \
+#define LARDER_DECODE_GROUPED(codes, kCodes, to, kTo)              \
   LARDER_KERNEL(larder_decode_grouped_##codes##_##to, GroupedRows, \
-                kConvertThreads) {                                \
-    DecodeGroupedRows<Element::kCodes, Element::kTo>(p);          \
+                kConvertThreads) {                                 \
+    DecodeGroupedRows<Element::kCodes, Element::kTo>(p);           \
   }
-#define LARDER_DECODE_GROUPED_OF(codes, kCodes)   \
+#define LARDER_DECODE_GROUPED_OF(codes, kCodes)     \
   LARDER_DECODE_GROUPED(codes, kCodes, f16, kF16)   \
   LARDER_DECODE_GROUPED(codes, kCodes, bf16, kBf16) \
   LARDER_DECODE_GROUPED(codes, kCodes, f32, kF32)

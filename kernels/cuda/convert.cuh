@@ -164,7 +164,8 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c,
   for (uint64_t first = (uint64_t{blockIdx.x} * warps + threadIdx.x / 32) * 32;
        first < pieces; first += uint64_t{gridDim.x} * warps * 32) {
     const auto row = static_cast<uint32_t>(first / narrow_per_row);
-    const auto at = static_cast<uint32_t>(first - uint64_t{row} * narrow_per_row);
+    const auto at =
+        static_cast<uint32_t>(first - uint64_t{row} * narrow_per_row);
     const uint32_t count =
         pieces - first < 32 ? static_cast<uint32_t>(pieces - first) : 32;
     const PiecePlace mine = PieceAt(row, at, lane, narrow_per_row);
@@ -173,8 +174,8 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c,
     Piece narrow = {};
     if constexpr (kWidens) {
       if (lane < count) {
-        narrow = LoadPiece(src + int64_t{mine.row} * c.src_stride +
-                           mine.piece * 16);
+        narrow =
+            LoadPiece(src + int64_t{mine.row} * c.src_stride + mine.piece * 16);
       }
     }
     Piece wide[kRatio];
@@ -265,8 +266,8 @@ __device__ __forceinline__ void ConvertPieces(const RowsConversion& c,
   }
 }
 
-// Any rows, a thread kConvertElements at a time: of int4 no two threads have the
-// same byte.
+// Any rows, a thread kConvertElements at a time: of int4 no two threads have
+// the same byte.
 template <Element kFrom, Element kTo, typename Meaning>
 __device__ __forceinline__ void ConvertElements(const RowsConversion& c,
                                                 const Meaning& meaning) {
@@ -277,9 +278,8 @@ __device__ __forceinline__ void ConvertElements(const RowsConversion& c,
     const auto row = static_cast<uint32_t>(i / runs);
     const uint32_t first =
         static_cast<uint32_t>(i - uint64_t{row} * runs) * kConvertElements;
-    const uint32_t end = c.width - first < kConvertElements
-                             ? c.width
-                             : first + kConvertElements;
+    const uint32_t end =
+        c.width - first < kConvertElements ? c.width : first + kConvertElements;
     const unsigned char* const src =
         static_cast<const unsigned char*>(c.src) + int64_t{row} * c.src_stride;
     unsigned char* const dst =
@@ -296,8 +296,8 @@ __device__ __forceinline__ void ConvertElements(const RowsConversion& c,
 // Whether all of both sides is in pieces.
 template <Element kFrom, Element kTo>
 __device__ __forceinline__ bool InPieces(const RowsConversion& c) {
-  constexpr uint32_t kNarrow = BitsOf<kFrom>() < BitsOf<kTo>() ? BitsOf<kFrom>()
-                                                               : BitsOf<kTo>();
+  constexpr uint32_t kNarrow =
+      BitsOf<kFrom>() < BitsOf<kTo>() ? BitsOf<kFrom>() : BitsOf<kTo>();
   return c.width % (128 / kNarrow) == 0 &&
          ((reinterpret_cast<uintptr_t>(c.src) |
            reinterpret_cast<uintptr_t>(c.dst) |

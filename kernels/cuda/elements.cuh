@@ -66,8 +66,8 @@ __device__ __forceinline__ uint32_t Narrow(float value) {
       if (nan) return sign | 0x7f;
       if (magnitude >= 0x43e00000) return sign | 0x7e;  // 448
       if (magnitude < 0x3c800000) {                     // 2^-6: subnormal
-        return sign | RoundToInteger(
-                          __fmul_rn(__uint_as_float(magnitude), 512.0f));
+        return sign |
+               RoundToInteger(__fmul_rn(__uint_as_float(magnitude), 512.0f));
       }
       const uint32_t rounded = magnitude + 0x7ffff + (magnitude >> 20 & 1);
       return sign | ((rounded >> 20) - (120u << 3));

@@ -44,17 +44,15 @@ class Window {
   // Two bytes from there.
   __device__ __forceinline__ uint32_t Word(uint32_t i) const {
     if (position_ % 2 == 0) {
-      return *reinterpret_cast<const uint16_t*>(
-          shared_ + (position_ + i) % kKvc1WindowBytes);
+      return *reinterpret_cast<const uint16_t*>(shared_ + (position_ + i) %
+                                                              kKvc1WindowBytes);
     }
     return Byte(i) | Byte(i + 1) << 8;
   }
   __device__ __forceinline__ uint32_t used() const {
     return position_ - begin_;
   }
-  __device__ __forceinline__ uint32_t left() const {
-    return end_ - position_;
-  }
+  __device__ __forceinline__ uint32_t left() const { return end_ - position_; }
 
   // REQUIRES: at most 512.
   __device__ __forceinline__ void Skip(uint32_t bytes) {
@@ -391,8 +389,8 @@ struct EscapeBits {
     return __ballot_sync(kAllLanes, (from & 1) != 0);
   }
 
-  // How many bytes behind the words are in the first `used` bits. False if there
-  // are not as many, or not only zeros follow in the states.
+  // How many bytes behind the words are in the first `used` bits. False if
+  // there are not as many, or not only zeros follow in the states.
   __device__ __forceinline__ bool End(uint32_t used, uint32_t lane,
                                       uint32_t* taken) const {
     const uint32_t end = (used + 7) / 8 * 8;
@@ -416,8 +414,7 @@ __device__ __forceinline__ bool DecodeEscape(uint32_t window, int32_t* value,
   constexpr uint32_t kOrder = 2;
   constexpr uint32_t kZerosMost = 14;
   const uint32_t code = window >> 1;
-  const auto zeros =
-      static_cast<uint32_t>(__ffs(static_cast<int>(code)) - 1);
+  const auto zeros = static_cast<uint32_t>(__ffs(static_cast<int>(code)) - 1);
   if (zeros > kZerosMost) return false;
   const uint32_t bits = zeros + kOrder;
   const uint32_t magnitude =
@@ -501,9 +498,8 @@ __device__ __forceinline__ void UnpredictRound(const Kvc1Tile& tile,
       number = static_cast<int16_t>(number + guess);
       continue;
     }
-    number = static_cast<int16_t>((guess & 1) == walk.s
-                                      ? guess + 2 * number
-                                      : guess + 1 - 2 * number);
+    number = static_cast<int16_t>(
+        (guess & 1) == walk.s ? guess + 2 * number : guess + 1 - 2 * number);
     walk.Pass(number);
   }
 }
@@ -530,7 +526,8 @@ struct NestedNumber {
     context = static_cast<uint32_t>(HoldWithin(past, -24, 23) + 24) / 3;
   }
   __device__ __forceinline__ int Estimate(int half, uint32_t symbol) const {
-    const int middle = Wrapped(6 * Wrapped(3 * cell + static_cast<int>(symbol) - 1));
+    const int middle =
+        Wrapped(6 * Wrapped(3 * cell + static_cast<int>(symbol) - 1));
     return HoldWithin(Wrapped(half + 1) >> 1, Wrapped(middle - 2),
                       Wrapped(middle + 1));
   }
@@ -606,8 +603,8 @@ struct Round {
   const int32_t* values;  // null: no transform
   uint32_t first_token;   // of the launch's
   uint32_t tokens;
-  uint32_t stored;   // a bit for each
-  int64_t row;       // the lane's token's: of its first head
+  uint32_t stored;  // a bit for each
+  int64_t row;      // the lane's token's: of its first head
 };
 
 __device__ __forceinline__ float ValueOf(const Round& round, uint32_t c,
@@ -699,8 +696,9 @@ __device__ __forceinline__ unsigned char* RowOf(const Kvc1Decode& p,
          static_cast<int64_t>(head) * p.rows.head_stride;
 }
 
-__device__ __forceinline__ void StoreValues8(Element element, unsigned char* row,
-                                             uint32_t d, const float* values) {
+__device__ __forceinline__ void StoreValues8(Element element,
+                                             unsigned char* row, uint32_t d,
+                                             const float* values) {
   if (element == Element::kF16) {
     Store8<Element::kF16>(row + size_t{d} * 2, values);
   } else if (element == Element::kBf16) {
@@ -821,8 +819,10 @@ __device__ __forceinline__ void StoreAny(const Kvc1Decode& p,
           const uint64_t bit =
               3 * ((uint64_t{head} * tile.tokens + token) * p.head_dim + d);
           uint32_t low = __ldg(tile.bytes + bit / 8);
-          if (bit % 8 > 5) low |= uint32_t{__ldg(tile.bytes + bit / 8 + 1)} << 8;
-          row[d] = static_cast<unsigned char>(number << 3 | (low >> bit % 8 & 7));
+          if (bit % 8 > 5)
+            low |= uint32_t{__ldg(tile.bytes + bit / 8 + 1)} << 8;
+          row[d] =
+              static_cast<unsigned char>(number << 3 | (low >> bit % 8 & 7));
         } else {
           row[2 * d] = static_cast<unsigned char>(number);
           row[2 * d + 1] = static_cast<unsigned char>(number >> 8);
@@ -839,13 +839,13 @@ __device__ __forceinline__ bool LowBitsAreWide(const Kvc1Decode& p) {
   return p.head_dim % 8 == 0 && 3 * p.head_dim <= Window::kHalf;
 }
 
-// Rows of elements whose bits are in the steps: 16 bytes of a lane, four lanes a
-// token's.
+// Rows of elements whose bits are in the steps: 16 bytes of a lane, four lanes
+// a token's.
 template <Kvc1Content kContent>
 __device__ __forceinline__ void StoreElements(const Kvc1Decode& p,
                                               const Kvc1Tile& tile,
-                                              const Round& round,
-                                              uint32_t lane, Window* low) {
+                                              const Round& round, uint32_t lane,
+                                              Window* low) {
   constexpr bool kF8 = kContent == Kvc1Content::kLosslessF8;
   constexpr uint32_t kBytes = kF8 ? 1 : 2;
   constexpr uint32_t kDims = 16 / kBytes;
@@ -899,8 +899,8 @@ __device__ __forceinline__ void StoreRound(const Kvc1Decode& p,
       StoreValues(p, tile, round, lane);
       return;
     }
-  } else if (RowsAreWide(p) && (kContent != Kvc1Content::kLosslessF8 ||
-                                LowBitsAreWide(p))) {
+  } else if (RowsAreWide(p) &&
+             (kContent != Kvc1Content::kLosslessF8 || LowBitsAreWide(p))) {
     StoreElements<kContent>(p, tile, round, lane, low);
     return;
   }
@@ -937,11 +937,9 @@ __device__ __forceinline__ void StoreExact(const Kvc1Decode& p,
     const uint32_t offset = at - row * row_bytes;
     const Place place = PlaceOf(p.places, tile.first_token + row / heads);
     if (place.skipped) continue;
-    auto* const to =
-        reinterpret_cast<unsigned char*>(
-            RowAt(p.rows, place,
-                  tile.first_head + row % heads)) +
-        offset;
+    auto* const to = reinterpret_cast<unsigned char*>(
+                         RowAt(p.rows, place, tile.first_head + row % heads)) +
+                     offset;
     if (piece == 16) {
       StoreStream16(to, make_uint4(words[0], words[1], words[2], words[3]));
       continue;
@@ -1017,8 +1015,8 @@ class TileDecoder {
     return true;
   }
   // The numbers of round 0, 1, ... or, of lossless planes, the elements' bits
-  // are then steps()[coefficient * kKvc1StepStride + lane]. Before the first all
-  // planes but the last are decoded.
+  // are then steps()[coefficient * kKvc1StepStride + lane]. Before the first
+  // all planes but the last are decoded.
   __device__ __forceinline__ bool Next(Kvc1TileResult* used) {
     for (;;) {
       if (round_ == 0) BeginPass(pass_);
@@ -1042,12 +1040,8 @@ class TileDecoder {
   __device__ __forceinline__ uint32_t Rounds() const {
     return (tile_.tokens + kWarp - 1) / kWarp;
   }
-  __device__ __forceinline__ int16_t* steps() const {
-    return steps_;
-  }
-  __device__ __forceinline__ uint32_t state() const {
-    return state_;
-  }
+  __device__ __forceinline__ int16_t* steps() const { return steps_; }
+  __device__ __forceinline__ uint32_t state() const { return state_; }
 
  private:
   static __device__ __forceinline__ constexpr uint32_t WindowsBytes() {
@@ -1261,7 +1255,8 @@ class TileDecoder {
     for (uint32_t step = lane_ / 4; step < n_; step += 8) {
       const auto* const from = reinterpret_cast<const uint32_t*>(
           steps_ + step * kKvc1StepStride + lane_ % 4 * 8);
-      Store16(ScratchOf(r, step), make_uint4(from[0], from[1], from[2], from[3]));
+      Store16(ScratchOf(r, step),
+              make_uint4(from[0], from[1], from[2], from[3]));
     }
   }
   __device__ __forceinline__ void LoadNumbers(uint32_t r) {
@@ -1340,8 +1335,8 @@ class TileDecoder {
     }
   }
 
-  // The element's bits, of which those of a step's `lanes` are in the planes; of
-  // kLosslessF8 the high ones.
+  // The element's bits, of which those of a step's `lanes` are in the planes;
+  // of kLosslessF8 the high ones.
   __device__ __forceinline__ uint32_t Bits(uint32_t c, uint32_t symbol,
                                            uint32_t lanes) {
     if constexpr (kContent == Kvc1Content::kLosslessF8) return symbol;

@@ -20,7 +20,8 @@ extern "C" __global__ void __launch_bounds__(128)
   at[3] = value.w;
 }
 
-// 96 numbers live at once, and 32 registers; 64 where two such blocks cannot be.
+// 96 numbers live at once, and 32 registers; 64 where two such blocks cannot
+// be.
 extern "C" __global__ void __launch_bounds__(1024, 2)
     spills(const float* from, float* to) {
   float values[96];
