@@ -10,6 +10,7 @@
 
 #include "codec/kvc1/fixed.h"
 #include "codec/kvc1/layer_context.h"
+#include "codec/kvc1/layer_reader.h"
 #include "codec/selection.h"
 
 namespace larder::kvc1 {
@@ -19,20 +20,15 @@ Status Corrupt(absl::string_view what) {
   return absl::DataLossError(absl::StrCat("kvc1: ", what));
 }
 
-bool IsSteps(TileMode mode) {
-  return mode >= TileMode::kSteps && !IsFixed(mode);
-}
-
 class LayerDecoder {
  public:
   LayerDecoder(const CodedLayer& layer, Element element)
-      : context_(layer, element), box_(layer, {}) {}
+      : reader_(layer, element), box_(layer, {}) {}
 
   Status Open(ByteSpan encoded) {
-    LARDER_ASSIGN_OR_RETURN(index_,
-                            ReadIndex(context_.grid, encoded, encoded.size()));
-    encoded_ = encoded;
-    return FindProfile();
+    LARDER_RETURN_IF_ERROR(reader_.Open(encoded));
+    reader_.Rotate();
+    return absl::OkStatus();
   }
 
   // To `places`, or, if there are none, to `plain`.
@@ -42,9 +38,7 @@ class LayerDecoder {
     box_ = SelectedBox(context_.layer, selection);
     places_ = places;
     bytes_ = PlainBytes(context_.layer, selection);
-    planes_ = selection.planes != 0
-                  ? std::min(selection.planes, index_.header.planes)
-                  : index_.header.planes;
+    planes_ = reader_.PlanesOf(selection.planes);
     plain_ = plain;
     for (uint32_t i = 0; i < grid.count(); ++i) {
       const TileGrid::Tile tile = grid.At(i);
@@ -68,41 +62,6 @@ class LayerDecoder {
  private:
   static constexpr size_t kTogether = StepsEncoder::kTogether;
   static_assert(LosslessDecoder::kTogether == kTogether);
-
-  Status FindProfile() {
-    const LayerHeader& header = index_.header;
-    const CodedLayer& layer = context_.layer;
-    if (header.profile != std::array<uint8_t, 32>{}) {
-      if (layer.profile == nullptr ||
-          layer.profile->id().bytes != header.profile) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("kvc1: needs profile ",
-                         ToHex(header.profile.data(), header.profile.size())));
-      }
-      context_.UseProfile(*layer.profile);
-    }
-    if (!header.unrotated) return absl::OkStatus();
-    uint64_t fingerprint = 0;
-    LARDER_ASSIGN_OR_RETURN(
-        auto rope, RopeOf(layer, context_.grid.head_dim(false), fingerprint));
-    if (fingerprint != header.rope) {
-      return absl::FailedPreconditionError(
-          "kvc1: keys were turned back by another rotation than this build "
-          "derives from the space");
-    }
-    context_.UseRotation(std::move(rope));
-    return absl::OkStatus();
-  }
-
-  StatusOr<ByteSpan> Plane(uint32_t i, int plane) const {
-    const TileEntry& entry = index_.entries[i];
-    const ByteSpan bytes =
-        encoded_.subspan(index_.Offset(plane, i), entry.PlaneBytes(plane));
-    if (PlaneCheck(bytes) != entry.checks[plane]) {
-      return Corrupt("a tile does not match its checksum");
-    }
-    return bytes;
-  }
 
   // A tile that lies whole in what is wanted is written in place.
   bool InPlace(const TileGrid::Tile& tile) const {
@@ -181,7 +140,7 @@ class LayerDecoder {
   Status DecodeExact(uint32_t i, const TileGrid::Tile& tile) {
     const TileGrid& grid = context_.grid;
     const TileEntry& entry = index_.entries[i];
-    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, Plane(i, 0));
+    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, reader_.Plane(i, 0));
     const PlainRows rows = RowsFor(tile);
     const size_t element_bytes = ElementBytes(grid.element());
     const size_t head_bytes = tile.head_dim * element_bytes;
@@ -213,7 +172,7 @@ class LayerDecoder {
     if (ElementBytes(grid.element()) != 2) {
       return Corrupt("a lossy tile of elements that have none");
     }
-    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, Plane(i, 0));
+    LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, reader_.Plane(i, 0));
     const uint32_t exact = tile.row_begin == 0 ? index_.header.exact_rows : 0;
     const size_t exact_bytes = RawBytes(grid, tile, exact);
     if (exact >= tile.row_count ||
@@ -232,45 +191,8 @@ class LayerDecoder {
   }
 
   Status QueueSteps(uint32_t i, const TileGrid::Tile& tile) {
-    const TileGrid& grid = context_.grid;
-    const TileEntry& entry = index_.entries[i];
-    if (ElementBytes(grid.element()) != 2) {
-      return Corrupt("a lossy tile of elements that have none");
-    }
-    Queued& queued = work_.queue[queued_];
-    queued.tile = tile;
-    queued.exact_rows = tile.row_begin == 0 ? index_.header.exact_rows : 0;
-    StepsDecoder::Input& input = inputs_[queued_];
-    input = {};
-    for (int plane = 0; plane < planes_; ++plane) {
-      LARDER_ASSIGN_OR_RETURN(input.planes[plane], Plane(i, plane));
-    }
-    const size_t exact_bytes = RawBytes(grid, tile, queued.exact_rows);
-    ByteSpan& plane0 = input.planes[0];
-    if (queued.exact_rows > tile.row_count || plane0.size() < exact_bytes) {
-      return Corrupt("a tile is too short");
-    }
-    queued.exact = plane0.first(exact_bytes);
-    plane0 = plane0.subspan(exact_bytes);
-    const int all_planes = index_.header.planes;
-    if (entry.mode == TileMode::kStepsOwn) {
-      const uint64_t own_bytes = OwnSteps::Bytes(tile);
-      if (plane0.size() < own_bytes) return Corrupt("a tile is too short");
-      LARDER_RETURN_IF_ERROR(
-          PlanFromOwn(tile, plane0.first(own_bytes), all_planes, queued.plan));
-      plane0 = plane0.subspan(own_bytes);
-    } else {
-      const TensorProfile* tensor = context_.tensors[tile.values];
-      if (tensor == nullptr ||
-          !PlanFromProfile(*tensor, index_.header.level, all_planes,
-                           context_.layer.shape.head_begin, tile, entry.mode,
-                           queued.plan)) {
-        return Corrupt("the profile does not describe a tile that needs it");
-      }
-    }
-    input.tile = &queued.tile;
-    input.plan = &queued.plan;
-    input.escapes = entry.escapes;
+    LARDER_RETURN_IF_ERROR(reader_.ReadSteps(
+        i, tile, planes_, work_.queue[queued_], inputs_[queued_]));
     ++queued_;
     return absl::OkStatus();
   }
@@ -302,7 +224,7 @@ class LayerDecoder {
     LosslessDecoder::Input& input = lossless_[kept_];
     kept_tiles_[kept_] = tile;
     input.tile = &kept_tiles_[kept_];
-    LARDER_ASSIGN_OR_RETURN(input.bytes, Plane(i, 0));
+    LARDER_ASSIGN_OR_RETURN(input.bytes, reader_.Plane(i, 0));
     input.escapes = index_.entries[i].escapes;
     input.rows = RowsFor(tile, kept_);
     input.stream = Streams(tile);
@@ -318,9 +240,9 @@ class LayerDecoder {
     return absl::OkStatus();
   }
 
-  LayerContext context_;
-  LayerIndex index_;
-  ByteSpan encoded_;
+  LayerReader reader_;
+  const LayerContext& context_ = reader_.context();
+  const LayerIndex& index_ = reader_.index();
   MutableByteSpan plain_;
   const CodedPlaces* places_ = nullptr;
   uint64_t bytes_ = 0;

@@ -465,19 +465,18 @@ void LosslessEncoder::Write(const Job& job, size_t i, Element element,
   }
 }
 
-Status LosslessDecoder::Begin(const Input& input, Element element,
-                              LosslessRoom& room, Parts& parts,
-                              kernels::DecodeStream& stream) {
-  const TileGrid::Tile& tile = *input.tile;
+Status ReadLossless(const TileGrid::Tile& tile, Element element, ByteSpan bytes,
+                    uint16_t escapes, LosslessRoom& room,
+                    LosslessParts& parts) {
   const size_t channels = tile.channels();
   const bool wide = ElementBytes(element) == 2;
   const size_t fixed =
-      wide ? FixedWide(tile, element, input.escapes) : FixedNarrow(tile);
-  if (input.bytes.size() < fixed || (input.bytes.size() - fixed) % 2 != 0 ||
-      (element != Element::kBf16 && input.escapes != 0)) {
+      wide ? FixedWide(tile, element, escapes) : FixedNarrow(tile);
+  if (bytes.size() < fixed || (bytes.size() - fixed) % 2 != 0 ||
+      (element != Element::kBf16 && escapes != 0)) {
     return Corrupt("wrong size");
   }
-  const std::byte* at = input.bytes.data();
+  const std::byte* at = bytes.data();
   if (wide) {
     const int tile_first = static_cast<int>(*at++);
     UseTables(element, tile_first, reinterpret_cast<const uint8_t*>(at),
@@ -491,25 +490,37 @@ Status LosslessDecoder::Begin(const Input& input, Element element,
     }
     UseOwnTables(tile, room);
   }
-  ReadStates(at, stream.states);
+  uint32_t states[kLanes];
+  ReadStates(at, states);
+  std::copy_n(states, kLanes, parts.states.begin());
   at += kStateBytes;
   parts.kept = at;
   at += wide ? KeptBytes(tile, 1, 8) : LowBytes(tile);
   parts.bits = at;
   if (element == Element::kF16) at += KeptBytes(tile, 3, 1);
   parts.escapes = at;
-  at += input.escapes;
-  stream.words = at;
-  stream.words_count = (input.bytes.size() - fixed) / 2;
+  at += escapes;
+  parts.words = {at, bytes.size() - fixed};
+  return absl::OkStatus();
+}
+
+Status LosslessDecoder::Begin(const Input& input, Element element,
+                              LosslessRoom& room, LosslessParts& parts,
+                              kernels::DecodeStream& stream) {
+  LARDER_RETURN_IF_ERROR(ReadLossless(*input.tile, element, input.bytes,
+                                      input.escapes, room, parts));
+  std::copy_n(parts.states.begin(), kLanes, stream.states);
+  stream.words = parts.words.data();
+  stream.words_count = parts.words.size() / 2;
   stream.tables = room.tables.data();
-  stream.channels = channels;
-  stream.rounds = tile.rounds();
-  stream.symbols = room.symbols.Get(stream.rounds * channels * kLanes);
+  stream.channels = input.tile->channels();
+  stream.rounds = input.tile->rounds();
+  stream.symbols = room.symbols.Get(stream.rounds * stream.channels * kLanes);
   return absl::OkStatus();
 }
 
 Status LosslessDecoder::Finish(const Input& input, Element element,
-                               LosslessRoom& room, const Parts& parts,
+                               LosslessRoom& room, const LosslessParts& parts,
                                const kernels::DecodeStream& stream) {
   const TileGrid::Tile& tile = *input.tile;
   const std::array<uint32_t, kLanes> end = kernels::InitialStates();
@@ -550,7 +561,7 @@ Status LosslessDecoder::Finish(const Input& input, Element element,
 }
 
 Status LosslessDecoder::Decode(std::span<const Input> inputs, Element element) {
-  std::array<Parts, kTogether> parts;
+  std::array<LosslessParts, kTogether> parts;
   streams_.clear();
   for (size_t i = 0; i < inputs.size(); ++i) {
     LARDER_RETURN_IF_ERROR(Begin(inputs[i], element, rooms_[i], parts[i],

@@ -43,6 +43,18 @@ struct LosslessRoom {
   std::vector<kernels::SymbolTable> own_tables;  // fp8
 };
 
+// Where the parts of an encoded tile lie.
+struct LosslessParts {
+  std::array<uint32_t, kLanes> states{};
+  // Bytes of lanes, or low bits; f16's words of bits; bf16's escapes.
+  const std::byte *kept = nullptr, *bits = nullptr, *escapes = nullptr;
+  ByteSpan words;
+};
+// Takes an encoded tile, untrusted, apart: its tables (and offsets of bf16)
+// into the room. DataLoss.
+Status ReadLossless(const TileGrid::Tile& tile, Element element, ByteSpan bytes,
+                    uint16_t escapes, LosslessRoom& room, LosslessParts& parts);
+
 // Both code several tiles at a time, since the coder is bound by latency, and
 // keep their room.
 class LosslessEncoder {
@@ -88,13 +100,11 @@ class LosslessDecoder {
   Status Decode(std::span<const Input> inputs, Element element);
 
  private:
-  struct Parts {
-    const std::byte *kept = nullptr, *bits = nullptr, *escapes = nullptr;
-  };
   Status Begin(const Input& input, Element element, LosslessRoom& room,
-               Parts& parts, kernels::DecodeStream& stream);
+               LosslessParts& parts, kernels::DecodeStream& stream);
   Status Finish(const Input& input, Element element, LosslessRoom& room,
-                const Parts& parts, const kernels::DecodeStream& stream);
+                const LosslessParts& parts,
+                const kernels::DecodeStream& stream);
 
   std::array<LosslessRoom, kTogether> rooms_;
   std::vector<kernels::DecodeStream> streams_;

@@ -21,6 +21,7 @@
 #include "codec/profile.h"
 #include "kernels/kvc1_internal.h"
 #include "store/checksum.h"
+#include "tests/codec/device_decode.h"
 
 namespace larder::kvc1 {
 namespace {
@@ -355,6 +356,21 @@ TEST_P(Kvc1GoldenTest, Layer) {
   EXPECT_EQ(description->tiles_by_mode[static_cast<size_t>(golden.mode)],
             description->tiles);
   EXPECT_EQ(DecodedSha(layer, stored), golden.decoded);
+  for (int planes = 1; planes <= description->planes; ++planes) {
+    Bytes rows(PlainBytes(layer));
+    const CodedSelection selection{.planes = static_cast<uint8_t>(planes)};
+    ASSERT_TRUE(LosslessCodec().Decode(layer, selection, stored, rows).ok());
+    for (const bool head_major : {false, true}) {
+      const auto decoded =
+          DecodeOnDevice(layer, stored, selection.planes, head_major);
+      if (IsFixed(golden.mode)) {
+        EXPECT_TRUE(absl::IsUnimplemented(decoded.status()));
+        continue;
+      }
+      ASSERT_TRUE(decoded.ok()) << decoded.status();
+      EXPECT_EQ(*decoded, rows) << "planes " << planes;
+    }
+  }
 }
 
 std::string Name(const testing::TestParamInfo<Golden>& golden) {
