@@ -305,6 +305,7 @@ struct DeviceOptions {
   void* stream = nullptr;           // CUstream
   uint64_t ready_word = 0;          // address of a uint32_t
   std::vector<void*> layer_events;  // CUevents
+  bool decode_on_host = false;      // what kernels could decode
 };
 
 namespace internal {
@@ -316,6 +317,7 @@ inline larder_device_opts ToC(const DeviceOptions& options) {
   opts.ready_word = options.ready_word;
   opts.layer_events = options.layer_events.data();
   opts.layer_event_count = static_cast<uint32_t>(options.layer_events.size());
+  if (options.decode_on_host) opts.flags = LARDER_DEVICE_DECODE_ON_HOST;
   return opts;
 }
 

@@ -703,6 +703,11 @@ typedef struct larder_stream_opts {
 /* larder_device_opts.ready_word after a miss: more than any layer. */
 #define LARDER_READY_POISON 0x40000000u
 
+/* larder_device_opts.flags */
+/* A load decodes on the host what it could have a kernel decode: KV that KVC1
+ * or the lossless codec made, into blocks and slots. The same bits. */
+#define LARDER_DEVICE_DECODE_ON_HOST 1u
+
 /* KV in the memory of a CUDA device: the bases of a view's planes (and its
  * segments) are addresses there, in the process's primary context, which
  * frameworks use too. The driver is opened by the first call with such options;
@@ -723,10 +728,14 @@ typedef struct larder_device_opts {
   /* Of a load: layer_event_count CUevents, the i-th recorded behind layer i. A
    * layer is on the stream, and its event recorded, once
    * larder_load_wait_layer says so: work that is put behind the event, or on
-   * the same stream, from then on finds it there. NULL = none. */
+   * the same stream, from then on finds it there. A layer that kernels decode
+   * is told of (by this, the ready word and larder_load_wait_layer) only after
+   * the host saw that all of it could be decoded, so that nobody is ever told
+   * of rows that are not there: a piece later than others, and on a stream of
+   * the engine's not before the engine's own work on it. NULL = none. */
   void* const* layer_events;
   uint32_t layer_event_count;
-  uint32_t reserved;
+  uint32_t flags; /* LARDER_DEVICE_* */
 } larder_device_opts;
 
 typedef struct larder_load_opts {

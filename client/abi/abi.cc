@@ -200,9 +200,9 @@ larder_status TakeDevice(const larder_device_opts* opts,
                          core::DeviceTarget& out) {
   larder_device_opts raw;
   if (const larder_status bad = Take(opts, raw); bad != LARDER_OK) return bad;
-  if (raw.reserved != 0) {
+  if ((raw.flags & ~LARDER_DEVICE_DECODE_ON_HOST) != 0) {
     return Refuse(LARDER_E_UNSUPPORTED,
-                  "a field of a newer version of larder_c.h is set");
+                  "a flag of a newer version of larder_c.h is set");
   }
   if (raw.ready_word != 0 && raw.stream != nullptr) {
     return Invalid(
@@ -220,6 +220,7 @@ larder_status TakeDevice(const larder_device_opts* opts,
   out.device = *device;
   out.stream = static_cast<kernels::cuda::Stream>(raw.stream);
   out.ready_word = raw.ready_word;
+  out.decode_on_host = (raw.flags & LARDER_DEVICE_DECODE_ON_HOST) != 0;
   for (uint32_t i = 0; i < raw.layer_event_count; ++i) {
     out.layer_events.push_back(
         static_cast<kernels::cuda::Event>(raw.layer_events[i]));

@@ -105,17 +105,41 @@ StatusOr<Device*> Device::Open(int ordinal) {
         "toolkit is (cmake -DLARDER_CUDA=ON) [",
         error.ToString(), "]"));
   }
+  const cuda::Image decode = cuda::FindImage("kvc1_decode");
+  cuda::Error no_decoder;
+  device->decoder_ = cuda::Launcher::Load(
+      *device->context_, decode.data != nullptr ? decode.data : kNoKernels,
+      {"larder_kvc1_decode", "larder_kvc1_decode_lossless_f16",
+       "larder_kvc1_decode_lossless_bf16", "larder_kvc1_decode_lossless_f8"},
+      &no_decoder);
   return device.release();
+}
+
+std::optional<Device::Idle> Device::Reuse(IdleList& list, uint64_t bytes) {
+  auto best = list.end();
+  for (auto it = list.begin(); it != list.end(); ++it) {
+    if (it->bytes < bytes || it->bytes / kFitFactor > bytes) continue;
+    if (best == list.end() || it->bytes < best->bytes) best = it;
+  }
+  if (best == list.end()) return std::nullopt;
+  const Idle taken = *best;
+  list.erase(best);
+  return taken;
+}
+
+bool Device::Keep(IdleList& list, const Idle& idle) {
+  uint64_t bytes = idle.bytes;
+  for (const Idle& other : list) bytes += other.bytes;
+  if (list.size() >= kIdleMax || bytes > kIdleBytesMax) return false;
+  list.push_back(idle);
+  return true;
 }
 
 Device::Pinned::~Pinned() {
   if (device_ == nullptr) return;
   {
     absl::MutexLock lock(&device_->mu_);
-    uint64_t idle = host_.size();
-    for (const Idle& other : device_->idle_) idle += other.host.size();
-    if (device_->idle_.size() < kIdleMax && idle <= kIdleBytesMax) {
-      device_->idle_.push_back({host_, address_});
+    if (Keep(device_->idle_pinned_, {host_.data(), address_, host_.size()})) {
       return;
     }
   }
@@ -127,17 +151,8 @@ StatusOr<Device::Pinned> Device::TakePinned(uint64_t bytes) {
   bytes = RoundUp(bytes, kPageBytes);
   {
     absl::MutexLock lock(&mu_);
-    auto best = idle_.end();
-    for (auto it = idle_.begin(); it != idle_.end(); ++it) {
-      if (it->host.size() < bytes || it->host.size() / kFitFactor > bytes) {
-        continue;
-      }
-      if (best == idle_.end() || it->host.size() < best->host.size()) best = it;
-    }
-    if (best != idle_.end()) {
-      const Idle taken = *best;
-      idle_.erase(best);
-      return Pinned(this, taken.host, taken.address);
+    if (const auto idle = Reuse(idle_pinned_, bytes)) {
+      return Pinned(this, {idle->host, idle->bytes}, idle->address);
     }
   }
   const cuda::Context::Scope scope(*context_);
@@ -152,6 +167,31 @@ StatusOr<Device::Pinned> Device::TakePinned(uint64_t bytes) {
     return ToStatus(error);
   }
   return Pinned(this, {static_cast<std::byte*>(host), bytes}, address);
+}
+
+Device::Memory::~Memory() {
+  if (device_ == nullptr) return;
+  {
+    absl::MutexLock lock(&device_->mu_);
+    if (Keep(device_->idle_memory_, {nullptr, address_, bytes_})) return;
+  }
+  const cuda::Context::Scope scope(device_->context());
+  (void)device_->driver().mem_free(address_);
+}
+
+StatusOr<Device::Memory> Device::TakeMemory(uint64_t bytes) {
+  bytes = RoundUp(bytes, kPageBytes);
+  {
+    absl::MutexLock lock(&mu_);
+    if (const auto idle = Reuse(idle_memory_, bytes)) {
+      return Memory(this, idle->address, idle->bytes);
+    }
+  }
+  const cuda::Context::Scope scope(*context_);
+  LARDER_RETURN_IF_ERROR(ToStatus(scope.error()));
+  cuda::DevicePtr address = 0;
+  LARDER_RETURN_IF_ERROR(ToStatus(driver().mem_alloc(&address, bytes)));
+  return Memory(this, address, bytes);
 }
 
 StatusOr<std::unique_ptr<Device::Registration>> Device::Register(

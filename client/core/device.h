@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -46,6 +48,8 @@ class Device {
   const kernels::cuda::Driver& driver() const { return context_->driver(); }
   const kernels::cuda::Context& context() const { return *context_; }
   const kernels::cuda::Launcher& launcher() const { return *launcher_; }
+  // Kernels that decode KVC1; null where this build or the device has none.
+  const kernels::cuda::Launcher* decoder() const { return decoder_.get(); }
 
   // Page-locked memory. Unset when default-made.
   class Pinned {
@@ -76,6 +80,32 @@ class Device {
   // content with it: page-locking takes milliseconds.
   StatusOr<Pinned> TakePinned(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Memory of the device, of any content. Unset when default-made.
+  class Memory {
+   public:
+    Memory() = default;
+    Memory(Device* device, kernels::cuda::DevicePtr address, uint64_t bytes)
+        : device_(device), address_(address), bytes_(bytes) {}
+    Memory(Memory&& other) noexcept { *this = std::move(other); }
+    Memory& operator=(Memory&& other) noexcept {
+      std::swap(device_, other.device_);
+      std::swap(address_, other.address_);
+      std::swap(bytes_, other.bytes_);
+      return *this;
+    }
+    ~Memory();
+
+    kernels::cuda::DevicePtr address() const { return address_; }
+    uint64_t bytes() const { return bytes_; }
+
+   private:
+    Device* device_ = nullptr;
+    kernels::cuda::DevicePtr address_ = 0;
+    uint64_t bytes_ = 0;
+  };
+  // Likewise, and kept likewise: giving memory back waits for the device.
+  StatusOr<Memory> TakeMemory(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
+
   // Page-locks memory of the caller's while the result lives, which must end
   // before the memory does.
   class Registration {
@@ -102,13 +132,23 @@ class Device {
   std::unique_ptr<const kernels::cuda::Driver> driver_;
   std::unique_ptr<kernels::cuda::Context> context_;
   std::unique_ptr<kernels::cuda::Launcher> launcher_;
+  std::unique_ptr<kernels::cuda::Launcher> decoder_;
+
+  // What waits for its next use.
+  struct Idle {
+    std::byte* host = nullptr;  // null: memory of the device
+    kernels::cuda::DevicePtr address = 0;
+    uint64_t bytes = 0;
+  };
+  using IdleList = std::vector<Idle>;
+  // Nothing: none fits.
+  static std::optional<Idle> Reuse(IdleList& list, uint64_t bytes);
+  // False: there is enough of it.
+  static bool Keep(IdleList& list, const Idle& idle);
 
   absl::Mutex mu_;
-  struct Idle {
-    MutableByteSpan host;
-    kernels::cuda::DevicePtr address = 0;
-  };
-  std::vector<Idle> idle_ ABSL_GUARDED_BY(mu_);
+  IdleList idle_pinned_ ABSL_GUARDED_BY(mu_);
+  IdleList idle_memory_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace larder::client

@@ -1,10 +1,12 @@
 #include "client/core/device_load.h"
 
 #include <algorithm>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <utility>
 
+#include "client/core/device_decode.h"
 #include "client/core/loader.h"
 #include "client/core/reader.h"
 
@@ -27,6 +29,8 @@ class DeviceRun {
         cancelled_(cancelled),
         observer_(observer),
         scope_(target_.device->context()),
+        decodes_(request.device->device->decoder() != nullptr &&
+                 !request.device->decode_on_host),
         stop_at_(request.ids.size()) {
     outcome_.reasons.assign(request.ids.size(), kMissNotTried);
     outcome_.chunk_tokens.assign(request.ids.size(), 0);
@@ -58,6 +62,8 @@ class DeviceRun {
     cuda::DevicePtr address = 0;
     cuda::Event done = nullptr;
     bool used = false;
+    size_t piece = 0;                      // counted over the load
+    std::unique_ptr<DeviceDecode> decode;  // null: on the host
   };
 
   Status Prepare() {
@@ -93,16 +99,21 @@ class DeviceRun {
     return TakeMemory();
   }
 
-  // Most that a chunk's share of one layer takes.
+  // Most that a chunk's share of one layer of a view takes; encoded it may be a
+  // little larger.
+  uint64_t ShareBytes(const View& view) const {
+    PartShape box = view.box();
+    box.layer_count = 1;
+    uint64_t bytes = SegmentBytes(view.descriptor(), box,
+                                  request_.space->descriptor().chunk_tokens);
+    if (decodes_) bytes += bytes / 32 + kCodedFront;
+    return RoundUp(bytes, kRowAlignment);
+  }
+  // Of all views.
   uint64_t ChunkBytes(uint32_t layer) const {
     uint64_t bytes = 0;
     for (const View& view : request_.views) {
-      if (!Has(view, layer)) continue;
-      PartShape box = view.box();
-      box.layer_count = 1;
-      bytes += RoundUp(SegmentBytes(view.descriptor(), box,
-                                    request_.space->descriptor().chunk_tokens),
-                       kRowAlignment);
+      if (Has(view, layer)) bytes += ShareBytes(view);
     }
     return bytes;
   }
@@ -127,11 +138,13 @@ class DeviceRun {
     LARDER_ASSIGN_OR_RETURN(pinned_, target_.device->TakePinned(
                                          places_bytes + kSlots * slot_bytes_));
 
+    if (decodes_) angles_.emplace(target_.device, request_.views);
     auto* const slots = reinterpret_cast<int64_t*>(pinned_.host().data());
     uint64_t at = 0;
     for (const View& view : request_.views) {
       places_at_.push_back(pinned_.address() + at * sizeof(int64_t));
       const uint64_t count = PlacesOf(view);
+      places_.push_back(count);
       for (uint64_t token = 0; token < count; ++token) {
         slots[at + token] = view.Slot(token);
       }
@@ -139,11 +152,19 @@ class DeviceRun {
     }
     for (size_t i = 0; i < kSlots; ++i) {
       const uint64_t begin = places_bytes + i * slot_bytes_;
-      slots_.push_back({pinned_.host().subspan(begin, slot_bytes_),
-                        pinned_.address() + begin});
+      Slot& slot = slots_.emplace_back();
+      slot.host = pinned_.host().subspan(begin, slot_bytes_);
+      slot.address = pinned_.address() + begin;
       LARDER_RETURN_IF_ERROR(ToStatus(driver_.event_create(
-          &slots_.back().done,
-          cuda::kEventDisableTiming | cuda::kEventBlockingSync)));
+          &slot.done, cuda::kEventDisableTiming | cuda::kEventBlockingSync)));
+      if (!decodes_) continue;
+      DeviceDecode::Target target;
+      target.device = target_.device;
+      target.views = &request_.views;
+      target.slots = &places_at_;
+      target.slot_counts = &places_;
+      target.angles = &*angles_;
+      slot.decode = std::make_unique<DeviceDecode>(target);
     }
     return absl::OkStatus();
   }
@@ -171,6 +192,32 @@ class DeviceRun {
         LARDER_RETURN_IF_ERROR(Piece(layer, begin, end));
         begin = end;
       }
+      LARDER_RETURN_IF_ERROR(Landed(layer));
+    }
+    // What is still being decoded.
+    for (size_t i = 0; i < kSlots; ++i) {
+      LARDER_RETURN_IF_ERROR(WaitFor(slots_[next_slot_++ % kSlots]));
+    }
+    return absl::OkStatus();
+  }
+
+  // All pieces of a layer are on the stream.
+  Status Landed(uint32_t layer) {
+    unannounced_.push_back({layer, next_slot_});
+    return Announce();
+  }
+
+  // Layers of which nothing is being decoded any more, or never was.
+  Status Announce() {
+    while (!unannounced_.empty()) {
+      const auto [layer, pieces] = unannounced_.front();
+      for (const Slot& slot : slots_) {
+        if (slot.used && slot.piece < pieces && slot.decode != nullptr &&
+            slot.decode->launched()) {
+          return absl::OkStatus();
+        }
+      }
+      unannounced_.pop_front();
       LARDER_RETURN_IF_ERROR(Announce(layer));
     }
     return absl::OkStatus();
@@ -192,73 +239,145 @@ class DeviceRun {
 
   // Chunks [begin, end) of one layer.
   Status Piece(uint32_t layer, size_t begin, size_t end) {
-    Slot& slot = slots_[next_slot_++ % kSlots];
+    Slot& slot = slots_[next_slot_ % kSlots];
     LARDER_RETURN_IF_ERROR(WaitFor(slot));
-
-    LoadRequest part;
-    part.space = request_.space;
-    part.ids.assign(request_.ids.begin() + static_cast<ptrdiff_t>(begin),
-                    request_.ids.begin() + static_cast<ptrdiff_t>(end));
-    part.each = request_.each;
-    part.worst_lineage = request_.worst_lineage;
-    part.threads = request_.threads;
-    part.deadline = request_.deadline;
-    part.hold = hold_;
-    part.hold_first = hold_first_ + begin;
+    slot.piece = next_slot_++;
     const uint64_t chunk_bytes = ChunkBytes(layer);
+    std::vector<DeviceDecode::Area> areas;
     uint64_t offset = 0;
-    std::vector<std::pair<size_t, uint64_t>> sources;  // view, offset
     for (size_t v = 0; v < request_.views.size(); ++v) {
-      const View& view = request_.views[v];
-      if (!Has(view, layer)) continue;
-      ViewSpec spec;
-      spec.group = view.group();
-      spec.box = view.box();
-      spec.box.layer_begin = static_cast<uint16_t>(layer);
-      spec.box.layer_count = 1;
-      for (size_t i = begin; i < end; ++i) {
-        spec.segments.push_back(Wants(view, layer, i)
-                                    ? slot.host.data() +
-                                          (i - begin) * chunk_bytes + offset
-                                    : nullptr);
-      }
-      sources.emplace_back(v, offset);
-      offset += RoundUp(SegmentBytes(view.descriptor(), spec.box,
-                                     request_.space->descriptor().chunk_tokens),
-                        kRowAlignment);
-      LARDER_ASSIGN_OR_RETURN(
-          View one, View::Make(request_.space->descriptor(), std::move(spec)));
-      part.views.push_back(std::move(one));
+      if (!Has(request_.views[v], layer)) continue;
+      const uint64_t bytes = ShareBytes(request_.views[v]);
+      areas.push_back({v, offset, bytes});
+      offset += bytes;
     }
-    const LoadOutcome read = RunLoad(part, cancelled_, nullptr);
-    outcome_.bytes += read.bytes;
+    DeviceDecode* const decode = slot.decode.get();
+    if (decode != nullptr) {
+      decode->Begin(layer, begin, end - begin, slot.host, chunk_bytes, areas);
+    }
+    const auto at = [&](size_t i, const DeviceDecode::Area& area) {
+      return (i - begin) * chunk_bytes + area.offset;
+    };
+    const auto read = [&](size_t first, size_t last,
+                          DeviceDecode* taker) -> StatusOr<LoadOutcome> {
+      LoadRequest part;
+      part.space = request_.space;
+      part.ids.assign(request_.ids.begin() + static_cast<ptrdiff_t>(first),
+                      request_.ids.begin() + static_cast<ptrdiff_t>(last));
+      part.each = request_.each;
+      part.worst_lineage = request_.worst_lineage;
+      part.threads = request_.threads;
+      part.deadline = request_.deadline;
+      part.hold = hold_;
+      part.hold_first = hold_first_ + first;
+      for (const DeviceDecode::Area& area : areas) {
+        const View& view = request_.views[area.view];
+        ViewSpec spec;
+        spec.group = view.group();
+        spec.box = view.box();
+        spec.box.layer_begin = static_cast<uint16_t>(layer);
+        spec.box.layer_count = 1;
+        for (size_t i = first; i < last; ++i) {
+          spec.segments.push_back(
+              Wants(view, layer, i) ? slot.host.data() + at(i, area) : nullptr);
+        }
+        LARDER_ASSIGN_OR_RETURN(
+            View one,
+            View::Make(request_.space->descriptor(), std::move(spec)));
+        part.views.push_back(std::move(one));
+      }
+      if (taker != nullptr) {
+        taker->ReadWith(part.views);
+        part.taker = taker;
+      }
+      return RunLoad(part, cancelled_, nullptr);
+    };
+    LARDER_ASSIGN_OR_RETURN(LoadOutcome got, read(begin, end, decode));
+    LARDER_RETURN_IF_ERROR(Decoded());
+    outcome_.bytes += got.bytes;
+    // Those that cannot be decoded on the device are read again.
+    const auto again = [&](size_t in) -> Status {
+      decode->Drop(in);
+      LARDER_ASSIGN_OR_RETURN(const LoadOutcome one,
+                              read(begin + in, begin + in + 1, nullptr));
+      got.reasons[in] = one.reasons[0];
+      got.chunk_tokens[in] = one.chunk_tokens[0];
+      if (got.status.ok()) got.status = one.status;
+      return absl::OkStatus();
+    };
+    for (size_t in = 0; in < end - begin; ++in) {
+      if (got.reasons[in] != MissReason::kNone) continue;
+      for (const View& view : request_.views) {
+        if (!view.Fits(begin + in, got.chunk_tokens[in])) {
+          got.reasons[in] = kMissNotTried;
+        }
+      }
+    }
+    if (decode != nullptr) {
+      for (size_t in = 0; in < end - begin; ++in) {
+        if (got.reasons[in] != MissReason::kNone || Failed(begin + in)) {
+          decode->Drop(in);
+        } else if (decode->Overflowed(in)) {
+          LARDER_RETURN_IF_ERROR(again(in));
+        }
+      }
+      size_t failed = 0;
+      for (Status described = decode->Describe(stream_, failed);
+           !described.ok(); described = decode->Describe(stream_, failed)) {
+        if (absl::IsUnimplemented(described)) {
+          LARDER_RETURN_IF_ERROR(again(failed));
+        } else if (absl::IsResourceExhausted(described)) {
+          for (size_t in = 0; in < end - begin; ++in) {
+            if (decode->Any(in)) LARDER_RETURN_IF_ERROR(again(in));
+          }
+        } else if (absl::IsDataLoss(described)) {
+          decode->Drop(failed);
+          got.reasons[failed] = Corrupt(begin + failed);
+        } else if (absl::IsFailedPrecondition(described)) {
+          decode->Drop(failed);
+          got.reasons[failed] = MissReason::kUnavailable;
+        } else {
+          return described;
+        }
+      }
+    }
     for (size_t i = begin; i < end; ++i) {
       const size_t in = i - begin;
-      const bool failed_before = outcome_.reasons[i] != kMissNotTried &&
-                                 outcome_.reasons[i] != MissReason::kNone;
-      if (failed_before) continue;
-      MissReason why = read.reasons[in];
+      if (Failed(i)) continue;
+      const MissReason why = got.reasons[in];
       if (why == MissReason::kNone) {
-        outcome_.chunk_tokens[i] = read.chunk_tokens[in];
-        for (const View& view : request_.views) {
-          if (!view.Fits(i, read.chunk_tokens[in])) why = kMissNotTried;
-        }
+        outcome_.chunk_tokens[i] = got.chunk_tokens[in];
       }
       outcome_.reasons[i] = why;
       if (why != MissReason::kNone) {
         Miss(i);
         continue;
       }
-      outcome_.lineage = std::max(outcome_.lineage, read.lineage);
-      for (const auto& [v, at] : sources) {
-        LARDER_RETURN_IF_ERROR(Place(v, layer, i,
-                                     slot.address + in * chunk_bytes + at,
-                                     slot.host.data() + in * chunk_bytes + at));
+      outcome_.lineage = std::max(outcome_.lineage, got.lineage);
+      for (const DeviceDecode::Area& area : areas) {
+        if (decode != nullptr && decode->Has(in, area.view)) continue;
+        LARDER_RETURN_IF_ERROR(Place(area.view, layer, i,
+                                     slot.address + at(i, area),
+                                     slot.host.data() + at(i, area)));
       }
     }
+    if (decode != nullptr) LARDER_RETURN_IF_ERROR(decode->Launch(stream_));
     slot.used = true;
     LARDER_RETURN_IF_ERROR(ToStatus(driver_.event_record(slot.done, stream_)));
-    return read.status;
+    return got.status;
+  }
+
+  // In a layer before.
+  bool Failed(size_t index) const {
+    return outcome_.reasons[index] != kMissNotTried &&
+           outcome_.reasons[index] != MissReason::kNone;
+  }
+
+  MissReason Corrupt(size_t index) {
+    request_.space->client().counters().corrupt_chunks.fetch_add(
+        1, std::memory_order_relaxed);
+    hold_->ReportCorrupt(hold_first_ + index);
+    return MissReason::kCorrupt;
   }
 
   static bool Wants(const View& view, uint32_t layer, size_t index) {
@@ -298,10 +417,10 @@ class DeviceRun {
   }
 
   // Until the device is done with what was in the slot.
-  Status WaitFor(const Slot& slot) {
+  Status WaitFor(Slot& slot) {
     while (slot.used) {
       const cuda::Error error = driver_.event_query(slot.done);
-      if (!error) break;
+      if (!error) return Done(slot);
       if (error.code != cuda::Result::kNotReady) return ToStatus(error);
       if (cancelled_ != nullptr && *cancelled_) {
         return absl::CancelledError("the load was cancelled");
@@ -310,6 +429,31 @@ class DeviceRun {
         return absl::DeadlineExceededError("the load's deadline");
       }
       absl::SleepFor(kGrain);
+    }
+    return absl::OkStatus();
+  }
+
+  // Looks at what the kernels made of a slot's piece.
+  Status Done(Slot& slot) {
+    slot.used = false;
+    if (slot.decode == nullptr) return absl::OkStatus();
+    for (const size_t chunk : slot.decode->Failed()) {
+      if (outcome_.reasons[chunk] != MissReason::kNone) continue;
+      outcome_.reasons[chunk] = Corrupt(chunk);
+      Miss(chunk);
+    }
+    return Announce();
+  }
+
+  // Pieces that are done meanwhile, so that their layers are told of.
+  Status Decoded() {
+    for (size_t i = 0; i < kSlots && !unannounced_.empty(); ++i) {
+      Slot& slot = slots_[(next_slot_ + i) % kSlots];
+      if (!slot.used) continue;
+      const cuda::Error error = driver_.event_query(slot.done);
+      if (error.code == cuda::Result::kNotReady) break;
+      if (error) return ToStatus(error);
+      LARDER_RETURN_IF_ERROR(Done(slot));
     }
     return absl::OkStatus();
   }
@@ -355,6 +499,8 @@ class DeviceRun {
   }
 
   static constexpr uint64_t kRowAlignment = 256;
+  // About what stands before an encoded layer's tiles.
+  static constexpr uint64_t kCodedFront = 1024;
 
   const LoadRequest& request_;
   const DeviceTarget& target_;
@@ -369,6 +515,11 @@ class DeviceRun {
   size_t hold_first_ = 0;
   Device::Pinned pinned_;
   std::vector<cuda::DevicePtr> places_at_;  // of each view
+  std::vector<uint64_t> places_;            // how many
+  const bool decodes_;  // coded layers may be decoded on the device
+  std::optional<DeviceAngles> angles_;
+  // Layers all of whose pieces, those before `second`, are on the stream.
+  std::deque<std::pair<uint32_t, size_t>> unannounced_;
   std::vector<Slot> slots_;
   size_t next_slot_ = 0;
   uint64_t slot_bytes_ = 0;

@@ -30,6 +30,8 @@ struct DeviceTarget {
   kernels::cuda::DevicePtr ready_word = 0;
   // Recorded behind each layer of LayerEnd. May be empty.
   std::vector<kernels::cuda::Event> layer_events;
+  // Coded layers are decoded on the host even where kernels could.
+  bool decode_on_host = false;
   // Page-locked memory that layers pass through.
   uint64_t bounce_bytes = 64_MiB;
 };
@@ -41,9 +43,17 @@ struct DeviceTarget {
 // whoever puts work on the same stream, or behind the layer's event, finds
 // them there.
 //
+// Layers that KVC1 coded go encoded, verified, and a kernel decodes them into
+// the pages (device_decode.h). Whether it could is known when it has run, so
+// nobody is told of such a layer before this thread has looked: OnLayers, the
+// event and the word come with the end of the next piece's reading, or of the
+// load. A tile that could not be decoded makes its chunk a miss, kCorrupt.
+// What no kernel has is decoded into the page-locked memory as before.
+//
 // Returns when nothing lands any more: what was put on the stream has run. On
 // an engine's stream that waits for the engine's own work before it, whatever
-// the deadline; on the load's own for some milliseconds at most.
+// the deadline (kernels that decode and have not run by then are a miss all the
+// same); on the load's own for some milliseconds at most.
 //
 // Unimplemented: views of blocks or slots of opaque pages or recurrent states
 // (segments will do).

@@ -21,6 +21,8 @@
 
 namespace larder::client {
 
+class CodedTaker;  // client/core/reader.h
+
 // Of a load that ends in time for the engine to compute what will not come.
 struct StreamRequest {
   PrefillModel prefill;
@@ -46,6 +48,8 @@ struct LoadRequest {
   // The views' planes and segments are memory of a device: layer after layer,
   // whatever `layerwise` says, and not streaming.
   std::optional<DeviceTarget> device;
+  // Given coded layers to be decoded elsewhere; null: none.
+  CodedTaker* taker = nullptr;
 };
 
 struct LoadOutcome {

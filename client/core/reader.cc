@@ -89,14 +89,18 @@ StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
   return MappedPart{*std::move(mapping), std::move(record), codec};
 }
 
-StatusOr<ByteSpan> TakeCoded(const RecordView& record, size_t segment,
-                             uint8_t planes, Scratch& scratch) {
-  const size_t layers = record.layer_count();
+uint64_t CodedBytes(const RecordView& record, size_t segment) {
   uint64_t bytes = 0;
-  for (size_t i = segment; i < record.segment_count(); i += layers) {
+  for (size_t i = segment; i < record.segment_count();
+       i += record.layer_count()) {
     bytes += record.segment(i).k_bytes;
   }
-  const MutableByteSpan to = scratch.encoded.Get(bytes);
+  return bytes;
+}
+
+Status CopyCoded(const RecordView& record, size_t segment, uint8_t planes,
+                 MutableByteSpan to) {
+  const size_t layers = record.layer_count();
   const size_t end = planes == 0
                          ? record.segment_count()
                          : std::min(record.segment_count(), planes * layers);
@@ -113,6 +117,13 @@ StatusOr<ByteSpan> TakeCoded(const RecordView& record, size_t segment,
     }
     at += from.size();
   }
+  return absl::OkStatus();
+}
+
+StatusOr<ByteSpan> TakeCoded(const RecordView& record, size_t segment,
+                             uint8_t planes, Scratch& scratch) {
+  const MutableByteSpan to = scratch.encoded.Get(CodedBytes(record, segment));
+  LARDER_RETURN_IF_ERROR(CopyCoded(record, segment, planes, to));
   return ByteSpan(to);
 }
 
@@ -225,9 +236,40 @@ Status OpenedChunk::CopyStripe(const Source& source,
   return absl::OkStatus();
 }
 
-Status OpenedChunk::CopyCoded(const Source& source, size_t index,
-                              absl::FunctionRef<Status(uint32_t)> stop,
-                              Scratch& scratch, uint64_t& bytes) const {
+StatusOr<std::shared_ptr<const Profile>> OpenedChunk::ProfileOf(
+    const Source& source, ByteSpan encoded) const {
+  const ProfileId id = source.part.codec->ProfileOf(encoded);
+  if (id.IsZero()) return nullptr;
+  return profiles_->Get(id, patience_.deadline, patience_.cancelled);
+}
+
+bool OpenedChunk::Handed(const Source& source, uint32_t layer) const {
+  if (patience_.taker == nullptr) return false;
+  const PartShape& box = source.view->box();
+  uint32_t heads = 0;
+  for (const Source& other : sources_) {
+    if (other.view != source.view) continue;
+    const RecordMeta& meta = other.part.record.meta();
+    const PartShape& part = meta.shape;
+    if (layer < part.layer_begin ||
+        layer >= uint32_t{part.layer_begin} + part.layer_count) {
+      continue;
+    }
+    if (other.part.codec == nullptr || part.head_begin < box.head_begin ||
+        part.head_begin + part.head_count > box.head_begin + box.head_count ||
+        std::max<uint16_t>(part.interleave_count, 1) != box.interleave_count ||
+        !patience_.taker->Takes(*source.view, meta.codec,
+                                CodedLayerOf(*space_, meta, layer))) {
+      return false;
+    }
+    heads += part.head_count;
+  }
+  return heads == box.head_count;
+}
+
+Status OpenedChunk::DecodeCoded(const Source& source, size_t index,
+                                absl::FunctionRef<Status(uint32_t)> stop,
+                                Scratch& scratch, uint64_t& bytes) const {
   const RecordView& record = source.part.record;
   const SegmentEntry segment = record.segment(index);
   const RecordMeta& meta = record.meta();
@@ -241,16 +283,25 @@ Status OpenedChunk::CopyCoded(const Source& source, size_t index,
   // clock.
   constexpr uint32_t kSlow = 16;
   if (Status stopped = stop(kSlow); !stopped.ok()) return stopped;
+  CodedLayer layer = CodedLayerOf(*space_, meta, segment.layer);
+  if (Handed(source, segment.layer)) {
+    const MutableByteSpan room = patience_.taker->Room(
+        *source.view, view_index_, CodedBytes(record, index));
+    if (!room.empty()) {
+      LARDER_RETURN_IF_ERROR(CopyCoded(record, index, planes_, room));
+      CodedTaker::Part taken{layer, nullptr, room, planes_};
+      LARDER_ASSIGN_OR_RETURN(taken.profile, ProfileOf(source, room));
+      taken.layer.profile = taken.profile.get();
+      bytes += PlainBytes(layer);
+      patience_.taker->Take(*source.view, view_index_, std::move(taken));
+      return absl::OkStatus();
+    }
+  }
   LARDER_ASSIGN_OR_RETURN(const ByteSpan encoded,
                           TakeCoded(record, index, planes_, scratch));
-  CodedLayer layer = CodedLayerOf(*space_, meta, segment.layer);
-  std::shared_ptr<const Profile> profile;
-  if (const ProfileId id = source.part.codec->ProfileOf(encoded);
-      !id.IsZero()) {
-    LARDER_ASSIGN_OR_RETURN(
-        profile, profiles_->Get(id, patience_.deadline, patience_.cancelled));
-    layer.profile = profile.get();
-  }
+  LARDER_ASSIGN_OR_RETURN(const std::shared_ptr<const Profile> profile,
+                          ProfileOf(source, encoded));
+  layer.profile = profile.get();
   const GroupDescriptor& group = source.view->descriptor();
   const bool whole = group.layout == SegmentLayout::kOpaque ||
                      group.kind == GroupKind::kRecurrentState;

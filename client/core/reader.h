@@ -66,6 +66,27 @@ struct MappedPart {
 StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
                              const wire::HeldPart& part);
 
+// Takes coded layers as they are, so that they are decoded elsewhere. Several
+// threads may call it for chunks that are not the same.
+class CodedTaker {
+ public:
+  struct Part {
+    CodedLayer layer;  // `profile` keeps its profile
+    std::shared_ptr<const Profile> profile;
+    ByteSpan encoded;    // where Room said, and what its checksum says
+    uint8_t planes = 0;  // that are there; 0: all
+  };
+  virtual ~CodedTaker() = default;
+  // Whether it takes such layers for a view.
+  virtual bool Takes(const View& view, CodecId codec,
+                     const CodedLayer& layer) const = 0;
+  // Room for an encoded layer of chunk `index` of the load; none: it is decoded
+  // to where the view says.
+  virtual MutableByteSpan Room(const View& view, size_t index,
+                               uint64_t bytes) = 0;
+  virtual void Take(const View& view, size_t index, Part part) = 0;
+};
+
 // Copies a coded segment out of shared memory, so that what is decoded is what
 // was hashed. Valid until the scratch is used again.
 // REQUIRES: `segment` is below record.layer_count(). Of a layer in progressive
@@ -73,6 +94,11 @@ StatusOr<MappedPart> MapPart(Link& link, Space& space, const ChunkId& chunk,
 // anything.
 StatusOr<ByteSpan> TakeCoded(const RecordView& record, size_t segment,
                              uint8_t planes, Scratch& scratch);
+// What it takes.
+uint64_t CodedBytes(const RecordView& record, size_t segment);
+// The same to memory of that size.
+Status CopyCoded(const RecordView& record, size_t segment, uint8_t planes,
+                 MutableByteSpan to);
 
 // A chunk ready to be copied: for every view the parts that hold its box.
 class OpenedChunk {
@@ -81,10 +107,13 @@ class OpenedChunk {
   // covered), kCorrupt, kUnavailable, kMissNotTried (the views have no
   // room for it).
   // What views do not want is not looked at.
-  // `patience` is for Copy, which may have to wait for a profile.
+  // `patience` is for Copy, which may have to wait for a profile; `taker`, if
+  // there is one, is given what it takes instead of its being decoded, where
+  // the parts of a view's layer are all such, apart, and inside of its box.
   struct Patience {
     absl::Time deadline = absl::InfiniteFuture();
     const Cancelled* cancelled = nullptr;
+    CodedTaker* taker = nullptr;
   };
   static MissReason Open(Hold& hold, size_t held_index,
                          const HeldChunks::Chunk& held,
@@ -109,7 +138,7 @@ class OpenedChunk {
         const SegmentEntry segment = source.part.record.segment(s);
         if (segment.layer < layer_begin || segment.layer >= layer_end) continue;
         if (source.part.codec != nullptr) {
-          Status decoded = CopyCoded(source, s, stop, scratch, bytes);
+          Status decoded = DecodeCoded(source, s, stop, scratch, bytes);
           if (!decoded.ok()) return decoded;
           continue;
         }
@@ -130,9 +159,13 @@ class OpenedChunk {
   };
   Status CopyStripe(const Source& source, const SegmentEntry& segment,
                     uint32_t stripe, Scratch& scratch, uint64_t& bytes) const;
-  Status CopyCoded(const Source& source, size_t segment,
-                   absl::FunctionRef<Status(uint32_t)> stop, Scratch& scratch,
-                   uint64_t& bytes) const;
+  Status DecodeCoded(const Source& source, size_t segment,
+                     absl::FunctionRef<Status(uint32_t)> stop, Scratch& scratch,
+                     uint64_t& bytes) const;
+  // Whether the taker takes the layer of all that the source's view is made of.
+  bool Handed(const Source& source, uint32_t layer) const;
+  StatusOr<std::shared_ptr<const Profile>> ProfileOf(const Source& source,
+                                                     ByteSpan encoded) const;
   // Heads [from, to) of the part, as they are in `encoded`.
   Status CopyHeads(const Source& source, const CodedLayer& layer, uint16_t from,
                    uint16_t to, ByteSpan encoded, Scratch& scratch,

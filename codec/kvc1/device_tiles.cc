@@ -177,6 +177,7 @@ StatusOr<std::shared_ptr<const Rope>> DeviceTiles::Add(const CodedLayer& layer,
     Kvc1Tile& t = out.tile;
     out.values = tile.values;
     out.layer = layers_;
+    out.head_dim = tile.head_dim;
     out.content = LosslessContent(element);
     if (IsSteps(entry.mode)) {
       StepsDecoder::Input input;

@@ -42,6 +42,7 @@ struct DeviceTile {
   kernels::cuda::Kvc1Content content{};
   bool values = false;   // of V
   bool rotated = false;  // keys that are to be turned
+  uint32_t head_dim = 0;
   // `tile.scratch` is the caller's to give: so many bytes, at a multiple of 16.
   uint64_t scratch_bytes = 0;
   size_t layer = 0;  // the Add that it came with
