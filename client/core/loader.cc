@@ -543,9 +543,11 @@ class LoadRun {
     if (hold.chunks().revoked() != MissReason::kNone) {
       return hold.chunks().revoked();
     }
-    const MissReason opened = OpenedChunk::Open(
-        hold, held, what, request_.views, i,
-        {request_.deadline, cancelled_, request_.taker}, chunk);
+    const MissReason opened =
+        OpenedChunk::Open(hold, held, what, request_.views, i,
+                          {request_.deadline, cancelled_, request_.taker,
+                           request_.stream.has_value()},
+                          chunk);
     if (opened == MissReason::kCorrupt) CountCorrupt();
     if (opened != MissReason::kNone) return opened;
     if (chunk.lineage() > request_.worst_lineage) return MissReason::kLineage;

@@ -349,6 +349,27 @@ Status OpenedChunk::CopyHeads(const Source& source, const CodedLayer& layer,
     selection.head_begin = from;
     selection.head_count = heads.head_count;
   }
+  // It is not the profile, which was had.
+  const auto outcome = [](Status decoded) {
+    return absl::IsFailedPrecondition(decoded)
+               ? absl::UnavailableError(decoded.message())
+               : decoded;
+  };
+  // Where every row has a place, right there.
+  const auto rows_of = [&](bool is_value, View::RowPlaces& places) {
+    return source.view->RowsOf(heads, tokens_, view_index_, segment.layer,
+                               is_value, places);
+  };
+  if (!patience_.keep && rows_of(false, scratch.keys) &&
+      rows_of(true, scratch.values)) {
+    const auto half = [](const View::RowPlaces& places) {
+      return CodedPlaces::Half{places.base, places.rows.data(),
+                               places.head_stride};
+    };
+    bytes += segment.k_bytes + segment.v_bytes;
+    return outcome(source.part.codec->DecodeTo(
+        layer, selection, encoded, {half(scratch.keys), half(scratch.values)}));
+  }
   std::optional<MutableByteSpan> plain;
   uint64_t at = 0;  // in `plain`
   for (uint32_t s = 0; s < segment.k_stripes + segment.v_stripes; ++s) {
@@ -358,13 +379,8 @@ Status OpenedChunk::CopyHeads(const Source& source, const CodedLayer& layer,
                         NameStripe(segment, s, heads), runs);
     if (!runs.empty() && !plain.has_value()) {
       plain = scratch.decoded.Get(segment.k_bytes + segment.v_bytes);
-      const Status decoded =
-          source.part.codec->Decode(layer, selection, encoded, *plain);
-      // It is not the profile, which was had.
-      if (absl::IsFailedPrecondition(decoded)) {
-        return absl::UnavailableError(decoded.message());
-      }
-      LARDER_RETURN_IF_ERROR(decoded);
+      LARDER_RETURN_IF_ERROR(outcome(
+          source.part.codec->Decode(layer, selection, encoded, *plain)));
     }
     for (const Run& run : runs) {
       std::memcpy(run.place, plain->data() + at + run.offset, run.bytes);

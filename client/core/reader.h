@@ -43,13 +43,15 @@ class ScratchBytes {
 };
 
 // What one copying thread needs besides: no more than one stripe; of coded
-// parts one encoded layer, and of what it decodes to at most kDecodedAtOnce (or
-// one head of it, or all where heads cannot be told apart).
+// parts one encoded layer, and, where it cannot be decoded in place, of what it
+// decodes to at most kDecodedAtOnce (or one head of it, or all where heads
+// cannot be told apart).
 struct Scratch {
   std::vector<std::byte> stripe;
   std::vector<Run> runs;
   std::vector<CopyPiece> pieces;
   ScratchBytes encoded, decoded;
+  View::RowPlaces keys, values;
 };
 inline constexpr uint64_t kDecodedAtOnce = 1_MiB;
 
@@ -114,6 +116,9 @@ class OpenedChunk {
     absl::Time deadline = absl::InfiniteFuture();
     const Cancelled* cancelled = nullptr;
     CodedTaker* taker = nullptr;
+    // What lies in the views may be in use: it stays as it is where something
+    // coded cannot be decoded.
+    bool keep = false;
   };
   static MissReason Open(Hold& hold, size_t held_index,
                          const HeldChunks::Chunk& held,

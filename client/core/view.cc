@@ -397,6 +397,49 @@ void View::RunsOf(const PartShape& part, uint32_t tokens, size_t index,
   }
 }
 
+bool View::RowsOf(const PartShape& part, uint32_t tokens, size_t index,
+                  uint32_t layer, bool is_value, RowPlaces& places) const {
+  const PartShape& box = spec_.box;
+  if (group_.layout == SegmentLayout::kOpaque || IsState(group_) ||
+      !Overlaps(part) || layer < box.layer_begin ||
+      layer >= uint32_t{box.layer_begin} + box.layer_count ||
+      std::max<uint16_t>(part.interleave_count, 1) != box.interleave_count) {
+    return false;
+  }
+  const uint32_t rows = BoxTokens(tokens);
+  const uint64_t dim = DimBytes(group_, is_value);
+  const uint64_t in_box = part.head_begin - box.head_begin;
+  const size_t at = layer - box.layer_begin;
+  places.rows.resize(rows);
+  if (spec_.form == ViewSpec::Form::kSegments) {
+    std::byte* const buffer = spec_.segments[index * box.layer_count + at];
+    if (buffer == nullptr) return false;
+    const bool head_major = group_.layout == SegmentLayout::kHeadMajor;
+    const uint64_t head_stride = head_major ? rows * dim : dim;
+    const uint64_t row_stride = head_major ? dim : box.head_count * dim;
+    places.base = buffer + in_box * head_stride;
+    if (is_value) {
+      places.base += uint64_t{group_.k_head_bytes} * box.head_count * rows;
+    }
+    places.head_stride = static_cast<ptrdiff_t>(head_stride);
+    for (uint32_t row = 0; row < rows; ++row) {
+      places.rows[row] = static_cast<ptrdiff_t>(row * row_stride);
+    }
+    return true;
+  }
+  if (dim == 0) return true;
+  const Plane& plane = is_value ? spec_.v_planes[at] : spec_.k_planes[at];
+  const uint64_t first = index * uint64_t{chunk_tokens_} / box.interleave_count;
+  places.base = plane.base + in_box * plane.head_stride;
+  places.head_stride = static_cast<ptrdiff_t>(plane.head_stride);
+  for (uint32_t row = 0; row < rows; ++row) {
+    const std::byte* const place = Locate(plane, first + row);
+    if (place == nullptr) return false;
+    places.rows[row] = place - plane.base;
+  }
+  return true;
+}
+
 std::vector<size_t> ChooseParts(const GroupDescriptor& group,
                                 const PartShape& box,
                                 std::span<const PartShape> parts) {

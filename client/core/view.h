@@ -95,6 +95,19 @@ class View {
   void RunsOf(const PartShape& part, uint32_t tokens, size_t index,
               const StripeName& stripe, std::vector<Run>& runs) const;
 
+  // Where keys or values of one layer of a part go, row by row: head h of row
+  // r, both counted within the part, to base + rows[r] + h * head_stride.
+  struct RowPlaces {
+    std::byte* base = nullptr;
+    std::vector<ptrdiff_t> rows;
+    ptrdiff_t head_stride = 0;
+  };
+  // False: not all rows have a place, or have no rows to tell apart, or it
+  // takes RunsOf. REQUIRES: Fits(index, tokens); the part's heads are the
+  // box's.
+  bool RowsOf(const PartShape& part, uint32_t tokens, size_t index,
+              uint32_t layer, bool is_value, RowPlaces& places) const;
+
  private:
   View() = default;
   uint32_t BoxTokens(uint32_t tokens) const;
