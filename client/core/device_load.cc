@@ -4,6 +4,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "client/core/device_decode.h"
@@ -84,19 +85,46 @@ class DeviceRun {
             "segments");
       }
     }
+    if (!request_.ids.empty()) LARDER_RETURN_IF_ERROR(HoldFrom(0));
+    return TakeMemory();
+  }
+
+  // Holds chunks from `first` on: the caller's hold has them all, one of the
+  // load's own as many as memory takes at once.
+  Status HoldFrom(size_t first) {
+    held_begin_ = first;
+    held_end_ = request_.ids.size();
     hold_ = request_.hold;
     hold_first_ = request_.hold_first;
-    if (hold_ == nullptr && !request_.ids.empty()) {
-      HoldOptions options;
-      options.deadline = request_.deadline;
-      options.worst_lineage = request_.worst_lineage;
-      options.prefix_only = !request_.each;
-      options.by_layer = true;
+    if (hold_ != nullptr) return absl::OkStatus();
+    HoldOptions options;
+    options.deadline = request_.deadline;
+    options.worst_lineage = request_.worst_lineage;
+    options.prefix_only = !request_.each;
+    options.by_layer = true;
+    hold_first_ = 0;
+    for (;;) {
       LARDER_ASSIGN_OR_RETURN(
-          hold_, Hold::Open(*request_.space, request_.ids, options));
-      hold_first_ = 0;
+          hold_,
+          Hold::Open(*request_.space,
+                     std::span(request_.ids).subspan(first, held_end_ - first),
+                     options));
+      size_t end = first;
+      while (end < held_end_ &&
+             hold_->chunks().Get(end - first).reason != MissReason::kBusy) {
+        ++end;
+      }
+      if (end > first || held_end_ - first == 1) {
+        held_end_ = std::max(end, first + 1);
+        return absl::OkStatus();
+      }
+      // What is in memory of the later ones takes the room of the first.
+      held_end_ = first + (held_end_ - first) / 2;
+      hold_ = nullptr;
     }
-    return TakeMemory();
+  }
+  size_t HoldIndex(size_t chunk) const {
+    return hold_first_ + chunk - held_begin_;
   }
 
   // Most that a chunk's share of one layer of a view takes; encoded it may be a
@@ -181,22 +209,35 @@ class DeviceRun {
   }
 
   Status Layers() {
+    for (;;) {
+      LARDER_RETURN_IF_ERROR(LayersOfHeld());
+      // What is still being decoded may be bad, which is said of the hold.
+      for (size_t i = 0; i < kSlots; ++i) {
+        LARDER_RETURN_IF_ERROR(WaitFor(slots_[next_slot_++ % kSlots]));
+      }
+      if (held_end_ >= stop_at_) return absl::OkStatus();
+      // These make room for the next.
+      hold_ = nullptr;
+      LARDER_RETURN_IF_ERROR(HoldFrom(held_end_));
+    }
+  }
+
+  // Layer after layer of what is held. Told of are those that the last of it
+  // completes.
+  Status LayersOfHeld() {
     const uint32_t layers = LayerEnd(request_.views);
     for (uint32_t layer = 0; layer < layers; ++layer) {
       const uint64_t chunk = ChunkBytes(layer);
       const size_t together = chunk == 0
                                   ? request_.ids.size()
                                   : std::max<size_t>(slot_bytes_ / chunk, 1);
-      for (size_t begin = 0; chunk != 0 && begin < stop_at_;) {
-        const size_t end = std::min(begin + together, stop_at_);
+      const auto stop = [&] { return std::min(stop_at_, held_end_); };
+      for (size_t begin = held_begin_; chunk != 0 && begin < stop();) {
+        const size_t end = std::min(begin + together, stop());
         LARDER_RETURN_IF_ERROR(Piece(layer, begin, end));
         begin = end;
       }
-      LARDER_RETURN_IF_ERROR(Landed(layer));
-    }
-    // What is still being decoded.
-    for (size_t i = 0; i < kSlots; ++i) {
-      LARDER_RETURN_IF_ERROR(WaitFor(slots_[next_slot_++ % kSlots]));
+      if (held_end_ >= stop_at_) LARDER_RETURN_IF_ERROR(Landed(layer));
     }
     return absl::OkStatus();
   }
@@ -269,7 +310,7 @@ class DeviceRun {
       part.threads = request_.threads;
       part.deadline = request_.deadline;
       part.hold = hold_;
-      part.hold_first = hold_first_ + first;
+      part.hold_first = HoldIndex(first);
       for (const DeviceDecode::Area& area : areas) {
         const View& view = request_.views[area.view];
         ViewSpec spec;
@@ -376,7 +417,7 @@ class DeviceRun {
   MissReason Corrupt(size_t index) {
     request_.space->client().counters().corrupt_chunks.fetch_add(
         1, std::memory_order_relaxed);
-    hold_->ReportCorrupt(hold_first_ + index);
+    hold_->ReportCorrupt(HoldIndex(index));
     return MissReason::kCorrupt;
   }
 
@@ -512,7 +553,8 @@ class DeviceRun {
   cuda::Stream stream_ = nullptr;
   bool stream_known_ = false;
   std::shared_ptr<Hold> hold_;
-  size_t hold_first_ = 0;
+  size_t hold_first_ = 0;  // of the hold, chunk held_begin_
+  size_t held_begin_ = 0, held_end_ = 0;
   Device::Pinned pinned_;
   std::vector<cuda::DevicePtr> places_at_;  // of each view
   std::vector<uint64_t> places_;            // how many

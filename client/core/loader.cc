@@ -87,6 +87,13 @@ class LoadRun {
           return Collect();
         }
         hold = *std::move(opened);
+        if (hold->chunks().AnyMissed(MissReason::kBusy)) {
+          // More than the daemon's memory takes at once. Chunk after chunk it
+          // comes all the same; its layers are there at the end.
+          hold = nullptr;
+          InWindows();
+          return Collect();
+        }
       }
       if (by_layer) {
         LayerByLayer(*hold);

@@ -86,11 +86,12 @@ uint32_t LayerEnd(const std::vector<View>& views);
 // Chunk after chunk: chunks are held in windows of half of `ahead_bytes` (two
 // of them, and while threads are still at the end of one, a third), the next
 // one being held, and so brought up from slower tiers, while this one is
-// copied. Layer after layer: all is held at once, and threads share the layers
-// of a chunk; so they do with fewer chunks than threads, if these fit a window.
-// Streaming: every chunk is held by itself when its turn comes, and threads
-// share its layers. An older daemon cannot say what chunks take to be brought:
-// such a load is not streamed.
+// copied. Layer after layer: all is held at once (what is more than memory
+// takes comes chunk after chunk), and threads share the layers of a chunk; so
+// they do with fewer chunks than threads, if these fit a window. Streaming:
+// every chunk is held by itself when its turn comes, and threads share its
+// layers. An older daemon cannot say what chunks take to be brought: such a
+// load is not streamed.
 LoadOutcome RunLoad(const LoadRequest& request, const Cancelled* cancelled,
                     LoadObserver* observer);
 

@@ -202,6 +202,44 @@ class ClientDeviceTest : public testing::TestWithParam<larder_layout> {
 const cuda::Driver* ClientDeviceTest::driver_ = nullptr;
 const cuda::Context* ClientDeviceTest::context_ = nullptr;
 
+// A prompt that the daemon's memory cannot hold at once comes in parts; one
+// layout is enough.
+using MoreThanMemoryTest = ClientDeviceTest;
+INSTANTIATE_TEST_SUITE_P(HeadMajor, MoreThanMemoryTest,
+                         testing::Values(LARDER_HEAD_MAJOR));
+TEST_P(MoreThanMemoryTest, IsLoadedInParts) {
+  constexpr uint32_t kMany = 300;  // of which 256 would fit
+  DaemonFixture::Options options;
+  options.dram_bytes = options.slab_bytes = 2_MiB;
+  options.durable_bytes = 64_MiB;
+  DaemonFixture small(std::move(options));
+  ClientOptions connect;
+  connect.socket_path = small.socket_path();
+  connect.default_deadline = kLong;
+  auto client = Client::Open(connect);
+  ASSERT_TRUE(client.ok()) << client.status().ToString();
+  auto space = client->OpenSpace(SmallSpaceOptions(GetParam()));
+  ASSERT_TRUE(space.ok()) << space.status().ToString();
+  const auto prompt = space->Ids(PromptOf(kMany * kChunk));
+  ASSERT_TRUE(prompt.ok());
+  for (uint32_t i = 0; i < kMany; ++i) {
+    const Outcome saved =
+        SaveChunk(*space, prompt->ids[i], i, {}, {}, LARDER_DURABLE,
+                  GetParam() == LARDER_TOKEN_MAJOR);
+    ASSERT_TRUE(saved.ok()) << saved.ToString();
+  }
+  constexpr uint32_t kBlocks = kMany * kChunk / kBlock + 3;
+  DevicePages pages(*driver_, kBlocks, GetParam() != LARDER_TOKEN_MAJOR);
+  const auto slots = RandomSlots(kMany * kChunk, kBlocks, 5);
+  LoadOptions load;
+  load.device.emplace();
+  load.deadline = kLong;
+  const LoadAnswer loaded = space->Load(prompt->ids, {pages.View(slots)}, load);
+  EXPECT_TRUE(loaded.status.ok()) << loaded.status.ToString();
+  EXPECT_EQ(loaded.usable, kMany) << loaded.reason;
+  EXPECT_TRUE(pages.Get() == pages.Expected(slots));
+}
+
 TEST_P(ClientDeviceTest, LoadsIntoPagesOfADevice) {
   constexpr uint32_t kChunks = 5;
   constexpr uint32_t kBlocks = 16;

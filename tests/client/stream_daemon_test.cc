@@ -26,9 +26,11 @@ constexpr milliseconds kPatience(20000);
 
 class StreamDaemonTest : public testing::Test {
  protected:
-  // Saves four chunks of which a new daemon has them on NVMe alone.
-  void Start(RateSchedule rate, uint64_t io_bytes = 1_MiB) {
+  // Saves some chunks of which a new daemon has them on NVMe alone.
+  void Start(RateSchedule rate, uint64_t io_bytes = 1_MiB,
+             uint64_t dram_bytes = 64_MiB, uint32_t chunks = kChunks) {
     DaemonFixture::Options options;
+    options.dram_bytes = options.slab_bytes = dram_bytes;
     options.durable_bytes = 64_MiB;
     options.engine.promote_rate = std::move(rate);
     options.engine.promote_io_bytes = io_bytes;
@@ -36,16 +38,17 @@ class StreamDaemonTest : public testing::Test {
     ClientOptions connect;
     connect.socket_path = daemon_->socket_path();
     connect.default_deadline = kPatience;
+    connect.ahead_bytes = dram_bytes / 4;
     auto client = Client::Open(connect);
     ASSERT_TRUE(client.ok()) << client.status().ToString();
     client_ = std::move(*client);
     auto space = client_.OpenSpace(SmallSpaceOptions());
     ASSERT_TRUE(space.ok()) << space.status().ToString();
     space_ = std::move(*space);
-    auto prompt = space_.Ids(PromptOf(kChunks * kChunk));
+    auto prompt = space_.Ids(PromptOf(chunks * kChunk));
     ASSERT_TRUE(prompt.ok());
     ids_ = prompt->ids;
-    for (uint32_t i = 0; i < kChunks; ++i) {
+    for (uint32_t i = 0; i < chunks; ++i) {
       const Outcome saved =
           SaveChunk(space_, ids_[i], i, {}, {}, LARDER_DURABLE);
       ASSERT_TRUE(saved.ok()) << saved.ToString();
@@ -146,6 +149,26 @@ TEST_F(StreamDaemonTest, FirstLayersAreThereWhileTheRestIsNot) {
     load->Cancel();
     EXPECT_EQ(load->Wait(kPatience).usable, 0U);
   }
+}
+
+// A prompt that memory cannot hold at once is no miss: its layers are there at
+// the end.
+TEST_F(StreamDaemonTest, LayersOfMoreThanMemoryTakesComeAllTheSame) {
+  constexpr uint32_t kMany = 300;  // of which 256 would fit
+  Start({}, 1_MiB, 2_MiB, kMany);
+  Plain plain(kMany);
+  LoadOptions options;
+  options.layerwise = true;
+  options.threads = 2;
+  options.deadline = kPatience;
+  auto load = space_.StartLoad(ids_, {plain.View()}, options);
+  ASSERT_TRUE(load.ok()) << load.status().ToString();
+  const Outcome landed = load->WaitLayer(0, kPatience);
+  EXPECT_TRUE(landed.ok()) << landed.ToString();
+  const LoadAnswer loaded = load->Wait(kPatience);
+  EXPECT_EQ(loaded.usable, kMany) << loaded.reason;
+  EXPECT_EQ(load->LayersReady(), kLayers);
+  for (uint32_t i = 0; i < kMany; ++i) EXPECT_TRUE(plain.Holds(i, i)) << i;
 }
 
 TEST_F(StreamDaemonTest, ADeviceThatStopsLeavesTheRestToTheEngine) {
