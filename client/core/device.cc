@@ -105,6 +105,10 @@ StatusOr<Device*> Device::Open(int ordinal) {
         "toolkit is (cmake -DLARDER_CUDA=ON) [",
         error.ToString(), "]"));
   }
+  cuda::DeviceInfo info;
+  if (!cuda::GetDeviceInfo(*device->driver_, ordinal, &info)) {
+    device->reads_slabs_ = info.registers_read_only_memory;
+  }
   const cuda::Image decode = cuda::FindImage("kvc1_decode");
   cuda::Error no_decoder;
   device->decoder_ = cuda::Launcher::Load(
@@ -208,6 +212,35 @@ StatusOr<std::unique_ptr<Device::Registration>> Device::Register(
     return ToStatus(error);
   }
   return std::make_unique<Registration>(this, memory, address);
+}
+
+std::optional<cuda::DevicePtr> Device::AddressOf(const SlabMapping& slab) {
+  if (!reads_slabs_) return std::nullopt;
+  absl::MutexLock lock(&slabs_mu_);
+  const auto [it, is_new] = slabs_.try_emplace(&slab, 0);
+  if (is_new) {
+    const cuda::Context::Scope scope(*context_);
+    // The driver takes what it shall only read as any other address.
+    auto* const memory = const_cast<std::byte*>(slab.bytes().data());
+    if (!scope.error() &&
+        !driver().mem_host_register(memory, slab.bytes().size(),
+                                    cuda::kHostRegisterPortable |
+                                        cuda::kHostRegisterDeviceMap |
+                                        cuda::kHostRegisterReadOnly) &&
+        driver().mem_host_get_device_pointer(&it->second, memory, 0)) {
+      (void)driver().mem_host_unregister(memory);
+      it->second = 0;
+    }
+    slab.BeforeUnmap([this, &slab, memory] {
+      absl::MutexLock forget(&slabs_mu_);
+      const auto known = slabs_.extract(&slab);
+      if (known.empty() || known.mapped() == 0) return;
+      const cuda::Context::Scope unmapping(*context_);
+      (void)driver().mem_host_unregister(memory);
+    });
+  }
+  if (it->second == 0) return std::nullopt;
+  return it->second;
 }
 
 Device::Registration::~Registration() {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 
 #include "client/core/view.h"
@@ -17,6 +18,7 @@
 #include "kernels/cuda/paged_copy_types.h"
 #include "store/status.h"
 #include "store/units.h"
+#include "transport/local/channel.h"
 
 namespace larder::client {
 
@@ -125,6 +127,13 @@ class Device {
   };
   StatusOr<std::unique_ptr<Registration>> Register(MutableByteSpan memory);
 
+  // Where the device sees a slab, which it may only read: page-locked when
+  // first asked for, until it is unmapped. nullopt where the driver does not
+  // page-lock what this process may not write (larder doctor says so), or could
+  // not. Whoever uses the address keeps the mapping meanwhile.
+  std::optional<kernels::cuda::DevicePtr> AddressOf(const SlabMapping& slab)
+      ABSL_LOCKS_EXCLUDED(slabs_mu_);
+
  private:
   Device() = default;
   static StatusOr<Device*> Open(int ordinal);
@@ -133,6 +142,7 @@ class Device {
   std::unique_ptr<kernels::cuda::Context> context_;
   std::unique_ptr<kernels::cuda::Launcher> launcher_;
   std::unique_ptr<kernels::cuda::Launcher> decoder_;
+  bool reads_slabs_ = false;
 
   // What waits for its next use.
   struct Idle {
@@ -145,6 +155,12 @@ class Device {
   static std::optional<Idle> Reuse(IdleList& list, uint64_t bytes);
   // False: there is enough of it.
   static bool Keep(IdleList& list, const Idle& idle);
+
+  // Held while the driver page-locks, which takes milliseconds.
+  absl::Mutex slabs_mu_;
+  // 0: it could not.
+  absl::flat_hash_map<const SlabMapping*, kernels::cuda::DevicePtr> slabs_
+      ABSL_GUARDED_BY(slabs_mu_);
 
   absl::Mutex mu_;
   IdleList idle_pinned_ ABSL_GUARDED_BY(mu_);

@@ -20,6 +20,50 @@ constexpr size_t kSlots = 2;
 // How often one who waits for the device looks at the time.
 constexpr absl::Duration kGrain = absl::Microseconds(50);
 
+// Raw layers of a piece where they lie in slabs that the device reaches: what
+// keeps them mapped until the piece's kernels have run.
+class SlabPieces final : public RawTaker {
+ public:
+  explicit SlabPieces(Device* device) : device_(device) {}
+
+  void Begin(size_t chunks, size_t views) {
+    views_ = views;
+    taken_.assign(chunks * views, {});
+  }
+  // The views that the piece is read with, and its first chunk there.
+  void ReadWith(const std::vector<View>& views, size_t first) {
+    read_with_ = &views;
+    first_ = first;
+  }
+
+  bool Takes(const View&, const SlabMapping& slab) const override {
+    return device_->AddressOf(slab).has_value();
+  }
+  void Take(const View& view, size_t index, Part part) override {
+    const size_t v = static_cast<size_t>(&view - read_with_->data());
+    taken_[(first_ + index) * views_ + v] = std::move(part);
+  }
+
+  // Of chunk `index` of the piece and its v-th view; null: it was copied.
+  const std::byte* Host(size_t index, size_t v) const {
+    return taken_[index * views_ + v].segment.data();
+  }
+  // REQUIRES: Host is not null.
+  cuda::DevicePtr Address(size_t index, size_t v) const {
+    const Part& part = taken_[index * views_ + v];
+    return *device_->AddressOf(*part.mapping) +
+           static_cast<uint64_t>(part.segment.data() -
+                                 part.mapping->bytes().data());
+  }
+
+ private:
+  Device* const device_;
+  size_t views_ = 0;
+  std::vector<Part> taken_;
+  const std::vector<View>* read_with_ = nullptr;
+  size_t first_ = 0;
+};
+
 class DeviceRun {
  public:
   DeviceRun(const LoadRequest& request, const Cancelled* cancelled,
@@ -53,6 +97,7 @@ class DeviceRun {
       const Status ended = ToStatus(driver_.stream_synchronize(stream_));
       if (status.ok()) status = ended;
     }
+    if (status.ok()) status = Confirm();
     return Collect(std::move(status));
   }
 
@@ -65,6 +110,7 @@ class DeviceRun {
     bool used = false;
     size_t piece = 0;                      // counted over the load
     std::unique_ptr<DeviceDecode> decode;  // null: on the host
+    std::unique_ptr<SlabPieces> raw;
   };
 
   Status Prepare() {
@@ -185,6 +231,7 @@ class DeviceRun {
       slot.address = pinned_.address() + begin;
       LARDER_RETURN_IF_ERROR(ToStatus(driver_.event_create(
           &slot.done, cuda::kEventDisableTiming | cuda::kEventBlockingSync)));
+      slot.raw = std::make_unique<SlabPieces>(target_.device);
       if (!decodes_) continue;
       DeviceDecode::Target target;
       target.device = target_.device;
@@ -216,10 +263,23 @@ class DeviceRun {
         LARDER_RETURN_IF_ERROR(WaitFor(slots_[next_slot_++ % kSlots]));
       }
       if (held_end_ >= stop_at_) return absl::OkStatus();
+      LARDER_RETURN_IF_ERROR(Confirm());
       // These make room for the next.
       hold_ = nullptr;
       LARDER_RETURN_IF_ERROR(HoldFrom(held_end_));
     }
+  }
+
+  // What kernels copied out of slabs was held all the while. REQUIRES: they
+  // have run.
+  Status Confirm() {
+    if (!std::exchange(from_slabs_, false)) return absl::OkStatus();
+    const Status held = hold_->Confirm(request_.deadline);
+    return absl::IsDeadlineExceeded(held)
+               ? held
+               : Annotate(
+                     held.ok() ? held : absl::UnavailableError(held.message()),
+                     "the daemon let go of what was being copied");
   }
 
   // Layer after layer of what is held. Told of are those that the last of it
@@ -296,6 +356,7 @@ class DeviceRun {
     if (decode != nullptr) {
       decode->Begin(layer, begin, end - begin, slot.host, chunk_bytes, areas);
     }
+    slot.raw->Begin(end - begin, areas.size());
     const auto at = [&](size_t i, const DeviceDecode::Area& area) {
       return (i - begin) * chunk_bytes + area.offset;
     };
@@ -327,6 +388,8 @@ class DeviceRun {
             View::Make(request_.space->descriptor(), std::move(spec)));
         part.views.push_back(std::move(one));
       }
+      slot.raw->ReadWith(part.views, first - begin);
+      part.raw_taker = slot.raw.get();
       if (taker != nullptr) {
         taker->ReadWith(part.views);
         part.taker = taker;
@@ -395,11 +458,16 @@ class DeviceRun {
         continue;
       }
       outcome_.lineage = std::max(outcome_.lineage, got.lineage);
-      for (const DeviceDecode::Area& area : areas) {
+      for (size_t a = 0; a < areas.size(); ++a) {
+        const DeviceDecode::Area& area = areas[a];
         if (decode != nullptr && decode->Has(in, area.view)) continue;
-        LARDER_RETURN_IF_ERROR(Place(area.view, layer, i,
-                                     slot.address + at(i, area),
-                                     slot.host.data() + at(i, area)));
+        const std::byte* const lies = slot.raw->Host(in, a);
+        if (lies != nullptr) from_slabs_ = true;
+        LARDER_RETURN_IF_ERROR(
+            lies != nullptr
+                ? Place(area.view, layer, i, slot.raw->Address(in, a), lies)
+                : Place(area.view, layer, i, slot.address + at(i, area),
+                        slot.host.data() + at(i, area)));
       }
     }
     if (decode != nullptr) LARDER_RETURN_IF_ERROR(decode->Launch(stream_));
@@ -555,6 +623,7 @@ class DeviceRun {
   std::shared_ptr<Hold> hold_;
   size_t hold_first_ = 0;  // of the hold, chunk held_begin_
   size_t held_begin_ = 0, held_end_ = 0;
+  bool from_slabs_ = false;  // kernels read what hold_ holds, or did
   Device::Pinned pinned_;
   std::vector<cuda::DevicePtr> places_at_;  // of each view
   std::vector<uint64_t> places_;            // how many

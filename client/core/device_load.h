@@ -36,12 +36,17 @@ struct DeviceTarget {
   uint64_t bounce_bytes = 64_MiB;
 };
 
-// As RunLoad, into views of device memory. Layers pass through page-locked
-// memory in pieces of some chunks: each is verified (and decoded) into it as
-// every load does, then a kernel puts it into the pages while the next piece is
-// being read. OnLayers tells of layers whose last kernel is on the stream:
-// whoever puts work on the same stream, or behind the layer's event, finds
-// them there.
+// As RunLoad, into views of device memory, in pieces of some chunks: a kernel
+// puts one into the pages while the next is being read. Raw layers are verified
+// where they lie and copied from there, if the driver page-locks slabs that may
+// only be read (Device::AddressOf), and if they are just what a view wants;
+// others, and all where it does not, are verified (and decoded) into
+// page-locked memory as every load does. If the daemon let go of slabs that
+// were being copied (it ended the session, by mistake or because this process
+// broke the protocol), the load says so at its end: all of it is a miss. What
+// does not fit the daemon's memory at once is held, and comes, in parts.
+// OnLayers tells of layers whose last kernel is on the stream: whoever puts
+// work on the same stream, or behind the layer's event, finds them there.
 //
 // Layers that KVC1 coded go encoded, verified, and a kernel decodes them into
 // the pages (device_decode.h). Whether it could is known when it has run, so

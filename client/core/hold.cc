@@ -182,6 +182,15 @@ Status Hold::Check() const {
   return absl::OkStatus();
 }
 
+Status Hold::Confirm(absl::Time deadline) const {
+  // A session that ends hangs up before it lets go of its holds: who answers
+  // has them.
+  const wire::SpaceRef nothing;
+  return link_->channel()
+      .Call(wire::Type::kPing, nothing, {}, deadline)
+      .status();
+}
+
 StatusOr<absl::Duration> Hold::Renew(absl::Duration ttl, absl::Time deadline) {
   LARDER_RETURN_IF_ERROR(Check());
   wire::HoldRef body;

@@ -58,6 +58,10 @@ class Hold {
 
   // OK, or Aborted: revoked, or the daemon is gone.
   Status Check() const;
+  // Asks the daemon: OK if what was held was so until now, so that whatever was
+  // read of it was what it should be. A hold that was revoked still is: its
+  // memory stays as it is until the release.
+  Status Confirm(absl::Time deadline) const;
   StatusOr<absl::Duration> Renew(absl::Duration ttl, absl::Time deadline);
   // Waits until chunk `index` is in memory, or its first `layers` layers are.
   // kNone, or why it will not be.

@@ -553,7 +553,7 @@ class LoadRun {
     const MissReason opened =
         OpenedChunk::Open(hold, held, what, request_.views, i,
                           {request_.deadline, cancelled_, request_.taker,
-                           request_.stream.has_value()},
+                           request_.stream.has_value(), request_.raw_taker},
                           chunk);
     if (opened == MissReason::kCorrupt) CountCorrupt();
     if (opened != MissReason::kNone) return opened;

@@ -21,7 +21,8 @@
 
 namespace larder::client {
 
-class CodedTaker;  // client/core/reader.h
+class CodedTaker;
+class RawTaker;  // client/core/reader.h
 
 // Of a load that ends in time for the engine to compute what will not come.
 struct StreamRequest {
@@ -50,6 +51,9 @@ struct LoadRequest {
   std::optional<DeviceTarget> device;
   // Given coded layers to be decoded elsewhere; null: none.
   CodedTaker* taker = nullptr;
+  // Given raw layers where they lie; null: none. Then the hold is the caller's,
+  // who keeps it until what was taken was copied.
+  RawTaker* raw_taker = nullptr;
 };
 
 struct LoadOutcome {

@@ -192,6 +192,15 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
   return MissReason::kNone;
 }
 
+namespace {
+
+Status WrongStripe(uint32_t layer, uint32_t stripe) {
+  return absl::DataLossError(absl::StrCat("layer ", layer, " stripe ", stripe,
+                                          " does not match its checksum"));
+}
+
+}  // namespace
+
 Status OpenedChunk::CopyStripe(const Source& source,
                                const SegmentEntry& segment, uint32_t stripe,
                                Scratch& scratch, uint64_t& bytes) const {
@@ -228,12 +237,51 @@ Status OpenedChunk::CopyStripe(const Source& source,
     }
   }
   if (*landed != want) {
-    return absl::DataLossError(absl::StrCat("layer ", segment.layer, " stripe ",
-                                            stripe,
-                                            " does not match its checksum"));
+    return WrongStripe(segment.layer, stripe);
   }
   for (const Run& run : runs) bytes += run.bytes;
   return absl::OkStatus();
+}
+
+bool OpenedChunk::Stays(const Source& source,
+                        const SegmentEntry& segment) const {
+  const PartShape& box = source.view->box();
+  const PartShape& part = source.part.record.meta().shape;
+  const GroupDescriptor& group = source.view->descriptor();
+  if (group.layout == SegmentLayout::kOpaque ||
+      group.kind == GroupKind::kRecurrentState) {
+    return false;
+  }
+  return patience_.raw_taker != nullptr && segment.layer >= box.layer_begin &&
+         segment.layer < uint32_t{box.layer_begin} + box.layer_count &&
+         part.head_begin == box.head_begin &&
+         part.head_count == box.head_count &&
+         std::max<uint16_t>(part.interleave_count, 1) ==
+             std::max<uint16_t>(box.interleave_count, 1) &&
+         part.interleave_index == box.interleave_index &&
+         patience_.raw_taker->Takes(*source.view, *source.part.mapping);
+}
+
+Status OpenedChunk::VerifyStripe(const Source& source,
+                                 const SegmentEntry& segment, uint32_t stripe,
+                                 uint64_t& bytes) const {
+  const RecordView& record = source.part.record;
+  const ByteSpan from = record.stripe_bytes(segment, stripe);
+  if (ComputeChecksum(from) !=
+      record.stripe_checksum(segment.stripe_begin + stripe)) {
+    return WrongStripe(segment.layer, stripe);
+  }
+  bytes += from.size();
+  return absl::OkStatus();
+}
+
+void OpenedChunk::HandRaw(const Source& source,
+                          const SegmentEntry& segment) const {
+  const std::byte* const begin =
+      source.part.record.stripe_bytes(segment, 0).data();
+  patience_.raw_taker->Take(
+      *source.view, view_index_,
+      {source.part.mapping, {begin, segment.k_bytes + segment.v_bytes}});
 }
 
 StatusOr<std::shared_ptr<const Profile>> OpenedChunk::ProfileOf(

@@ -89,6 +89,23 @@ class CodedTaker {
   virtual void Take(const View& view, size_t index, Part part) = 0;
 };
 
+// Takes raw layers where they lie in shared memory, for copies that others than
+// the processor make. What was verified is what they copy as long as the hold
+// lasts: the daemon alone can write slabs, and leaves alone what is held.
+// Several threads may call it for chunks that are not the same.
+class RawTaker {
+ public:
+  struct Part {
+    std::shared_ptr<const SlabMapping> mapping;
+    ByteSpan segment;  // of the mapping: the layer's share of the view, whole
+  };
+  virtual ~RawTaker() = default;
+  // Whether it takes layers for a view out of that slab.
+  virtual bool Takes(const View& view, const SlabMapping& slab) const = 0;
+  // What Takes was asked for, verified.
+  virtual void Take(const View& view, size_t index, Part part) = 0;
+};
+
 // Copies a coded segment out of shared memory, so that what is decoded is what
 // was hashed. Valid until the scratch is used again.
 // REQUIRES: `segment` is below record.layer_count(). Of a layer in progressive
@@ -119,6 +136,9 @@ class OpenedChunk {
     // What lies in the views may be in use: it stays as it is where something
     // coded cannot be decoded.
     bool keep = false;
+    // Given raw layers that are just what a view wants of them, instead of
+    // their being copied.
+    RawTaker* raw_taker = nullptr;
   };
   static MissReason Open(Hold& hold, size_t held_index,
                          const HeldChunks::Chunk& held,
@@ -147,11 +167,15 @@ class OpenedChunk {
           if (!decoded.ok()) return decoded;
           continue;
         }
+        const bool stays = Stays(source, segment);
         for (uint32_t i = 0; i < segment.k_stripes + segment.v_stripes; ++i) {
           if (Status stopped = stop(1); !stopped.ok()) return stopped;
-          Status copied = CopyStripe(source, segment, i, scratch, bytes);
+          Status copied = stays
+                              ? VerifyStripe(source, segment, i, bytes)
+                              : CopyStripe(source, segment, i, scratch, bytes);
           if (!copied.ok()) return copied;
         }
+        if (stays) HandRaw(source, segment);
       }
     }
     return absl::OkStatus();
@@ -164,6 +188,11 @@ class OpenedChunk {
   };
   Status CopyStripe(const Source& source, const SegmentEntry& segment,
                     uint32_t stripe, Scratch& scratch, uint64_t& bytes) const;
+  // Whether the raw taker takes a layer, which is then verified where it lies.
+  bool Stays(const Source& source, const SegmentEntry& segment) const;
+  Status VerifyStripe(const Source& source, const SegmentEntry& segment,
+                      uint32_t stripe, uint64_t& bytes) const;
+  void HandRaw(const Source& source, const SegmentEntry& segment) const;
   Status DecodeCoded(const Source& source, size_t segment,
                      absl::FunctionRef<Status(uint32_t)> stop, Scratch& scratch,
                      uint64_t& bytes) const;

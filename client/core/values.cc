@@ -343,11 +343,8 @@ ValueOutcome RunGet(Space& space, const ValueRequest& request,
     // A daemon that still answers on this connection had not forgotten the hold
     // while we read under it.
     if (!unproved.empty()) {
-      const wire::SpaceRef nothing;
-      if (!hold->link()
-               .channel()
-               .Call(wire::Type::kPing, nothing, {},
-                     client.clock().Now() + client.options().default_deadline)
+      if (!hold->Confirm(client.clock().Now() +
+                         client.options().default_deadline)
                .ok()) {
         for (const size_t i : unproved) {
           outcome.bytes -= outcome.sizes[i];

@@ -504,6 +504,81 @@ TEST_P(ClientDeviceTest, SaysWhatIsWrong) {
 
 // Whatever call of the driver fails: no chunk is usable, and the next load is
 // none the worse for it.
+// Raw layers are copied out of the daemon's slabs, which are page-locked once,
+// until they are unmapped; through memory of the load's own where the driver
+// does not page-lock them.
+TEST_P(ClientDeviceTest, SlabsOfTheStandinsHost) {
+  if (driver_->path() != LARDER_CUDA_STANDIN) {
+    GTEST_SKIP() << "a real driver does not count its calls";
+  }
+  const auto calls = [](const std::string& call) {
+    return std::stoi(Control("calls " + call));
+  };
+  const std::vector<Id> ids = SavePrompt(3);
+  const std::vector<int64_t> slots = RandomSlots(3 * kChunk, 8, 9);
+  LoadOptions options;
+  options.device.emplace();
+  const auto load = [&](Space& space) {
+    DevicePages pages(*driver_, 8, GetParam() != LARDER_TOKEN_MAJOR);
+    EXPECT_EQ(space.Load(ids, {pages.View(slots)}, options).usable, 3u);
+    EXPECT_EQ(pages.Get(), pages.Expected(slots));
+  };
+  const int before = calls("cuMemHostRegister");
+  load(space_);
+  load(space_);
+  EXPECT_EQ(calls("cuMemHostRegister"), before + 1);
+  const int given_back = calls("cuMemHostUnregister");
+  for (const bool fails : {false, true}) {
+    SCOPED_TRACE(fails);
+    ClientOptions connect;
+    connect.socket_path = daemon_.socket_path();
+    connect.default_deadline = kLong;
+    auto other = Client::Open(connect);
+    ASSERT_TRUE(other.ok()) << other.status().ToString();
+    auto space = other->OpenSpace(SmallSpaceOptions(GetParam()));
+    ASSERT_TRUE(space.ok()) << space.status().ToString();
+    if (fails) Control("fail cuMemHostRegister 1 2");
+    load(*space);
+    load(*space);
+    EXPECT_EQ(calls("cuMemHostRegister"), before + (fails ? 3 : 2));
+  }
+  EXPECT_EQ(calls("cuMemHostUnregister"), given_back + 1);
+  // What lies in a slab is verified before it is copied.
+  ASSERT_GT(daemon_.Damage(ids[1].bytes), 0);
+  DevicePages pages(*driver_, 8, GetParam() != LARDER_TOKEN_MAJOR);
+  const LoadAnswer damaged = space_.Load(ids, {pages.View(slots)}, options);
+  EXPECT_EQ(damaged.usable, 1u);
+  EXPECT_EQ(damaged.reason, LARDER_REASON_CORRUPT);
+}
+
+// Kernels that read a slab when nobody holds it any more: whatever they made of
+// it is a miss.
+TEST_P(ClientDeviceTest, ADaemonThatLetsGoOfWhatIsBeingCopied) {
+  const std::vector<Id> ids = SavePrompt(2);
+  const std::vector<int64_t> slots = RandomSlots(2 * kChunk, 4, 10);
+  DevicePages pages(*driver_, 4, GetParam() != LARDER_TOKEN_MAJOR);
+  cuda::Stream engine = nullptr;
+  LARDER_ASSERT_CUDA(driver_->stream_create(&engine, cuda::kStreamNonBlocking));
+  const Word gate;
+  LARDER_ASSERT_CUDA(driver_->stream_wait_value32(engine, gate.address(), 1,
+                                                  cuda::kWaitValueGeq));
+  LoadOptions options;
+  options.layerwise = true;
+  options.deadline = kLong;
+  options.device.emplace();
+  options.device->stream = engine;
+  auto load = space_.StartLoad(ids, {pages.View(slots)}, options);
+  ASSERT_TRUE(load.ok()) << load.status().ToString();
+  ASSERT_TRUE(load->WaitLayer(0, kLong).ok());  // its kernels are on the stream
+  daemon_.Stop();
+  LARDER_EXPECT_CUDA(driver_->memset_d32_async(gate.address(), 1, 1, nullptr));
+  LARDER_EXPECT_CUDA(driver_->stream_synchronize(nullptr));
+  const LoadAnswer loaded = load->Wait(kLong);
+  EXPECT_FALSE(loaded.status.ok());
+  EXPECT_EQ(loaded.usable, 0u);
+  LARDER_EXPECT_CUDA(driver_->stream_destroy(engine));
+}
+
 TEST_P(ClientDeviceTest, FailuresOfTheStandinsDriver) {
   if (driver_->path() != LARDER_CUDA_STANDIN) {
     GTEST_SKIP() << "a real driver does not fail when told to";

@@ -367,6 +367,7 @@ SlabMappingImpl::~SlabMappingImpl() {
     mapping_.Abandon();
     return;
   }
+  RunBeforeUnmap();
   { const Mapping unmap = std::move(mapping_); }
   if (!retired_.load()) return;
   if (const auto channel = channel_.lock()) {

@@ -11,7 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 #include "store/clock.h"
@@ -71,13 +74,33 @@ class SlabMapping {
   uint32_t slab() const { return slab_; }
   ByteSpan bytes() const { return bytes_; }
 
+  // `task` runs before the memory is unmapped, on the thread that drops the
+  // last reference. Thread-safe.
+  void BeforeUnmap(absl::AnyInvocable<void() &&> task) const
+      ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    before_unmap_.push_back(std::move(task));
+  }
+
  protected:
   SlabMapping(uint32_t slab, ByteSpan bytes) : slab_(slab), bytes_(bytes) {}
   ~SlabMapping() = default;
 
+  void RunBeforeUnmap() ABSL_LOCKS_EXCLUDED(mu_) {
+    std::vector<absl::AnyInvocable<void() &&>> tasks;
+    {
+      absl::MutexLock lock(&mu_);
+      tasks.swap(before_unmap_);
+    }
+    for (auto& task : tasks) std::move(task)();
+  }
+
  private:
   const uint32_t slab_;
   const ByteSpan bytes_;
+  mutable absl::Mutex mu_;
+  mutable std::vector<absl::AnyInvocable<void() &&>> before_unmap_
+      ABSL_GUARDED_BY(mu_);
 };
 
 // Memory of the client's own that commits name by region and offset: a memfd
