@@ -1,0 +1,41 @@
+#ifndef LARDER_TRANSPORT_UCX_UCX_TRANSPORT_H_
+#define LARDER_TRANSPORT_UCX_UCX_TRANSPORT_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+
+#include "store/clock.h"
+#include "store/status.h"
+#include "store/transport.h"
+
+namespace larder {
+
+struct UcxOptions : TransportOptions {
+  // UCX's own list of transports (UCX_TLS): "tcp"; "shm,tcp" for peers on the
+  // same host; "rc_verbs" for RDMA, connected by rdmacm. Every link is made by
+  // socket address, so tcp or rdmacm is needed by all. Empty: UCX's choice.
+  std::string transports;
+  // The network device that links go over (UCX_NET_DEVICES), "eth0" or
+  // "mlx5_0:1". Empty: any.
+  std::string devices;
+  // Threads, each with a UCX worker; links are spread over them.
+  uint32_t workers = 1;
+  // A worker with nothing to do looks for more for so long before it sleeps.
+  absl::Duration spin = absl::Microseconds(50);
+  Clock* clock = &Clock::Real();
+};
+
+// Links by UCX active messages (UCX 1.13 or later), payload by rendezvous;
+// FORMAT.md has the messages. Neither encrypts nor proves who the peer is: for
+// networks that the operator trusts, with a token of the caller's in the
+// greeting.
+//
+// Addresses are "192.0.2.7:9400" or "[2001:db8::7]:9400"; no names.
+// Unavailable: UCX has none of the transports on this host.
+StatusOr<std::unique_ptr<Transport>> NewUcxTransport(const UcxOptions& options);
+
+}  // namespace larder
+
+#endif  // LARDER_TRANSPORT_UCX_UCX_TRANSPORT_H_
