@@ -77,7 +77,8 @@ class Link {
                     Replied replied) = 0;
 
   // Opens memory for the peer's puts: it may write anywhere in it, in any
-  // order, until the landing is closed. `memory` stays the transport's until
+  // order, until the landing is closed; who is told of it by a call that is
+  // made after this finds it open. `memory` stays the transport's until
   // CloseLanding's `closed`.
   virtual LandingId OpenLanding(MutableByteSpan memory, Landed landed) = 0;
   // No put that arrives from now on touches the memory. `closed`: nor does any

@@ -207,6 +207,13 @@ class TransportConformance : public testing::TestWithParam<TransportFactory> {
     bed_->PumpUntil([&] { return done.load(); });
     return status;
   }
+  // As a peer learns of one: by a call.
+  LandingId OpenLanding(Link& link, MutableByteSpan memory,
+                        Link::Landed landed = nullptr) {
+    const LandingId landing = link.OpenLanding(memory, std::move(landed));
+    EXPECT_TRUE(Call(link, absl::StrCat("put into ", landing)).ok());
+    return landing;
+  }
   void CloseLanding(Link& link, LandingId landing) {
     std::atomic<bool> closed{false};
     link.CloseLanding(landing, [&] { closed = true; });
@@ -317,8 +324,8 @@ TEST_P(TransportConformance, BytesLandWhereTheyBelong) {
     const auto from = Pattern(size, size);
     std::vector<std::byte> into(size + 32, std::byte{0xee});
     std::atomic<uint64_t> landed{0};
-    const LandingId landing = link_->OpenLanding(
-        into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
+    const LandingId landing = OpenLanding(
+        *link_, into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
     EXPECT_TRUE(Put(*far_, landing, 7, from).ok());
     bed_->PumpUntil([&] { return landed == size; });
     CloseLanding(*link_, landing);
@@ -351,8 +358,9 @@ TEST_P(TransportConformance, ManyPutsBothWays) {
     side.to = i == 0 ? far_.get() : link_.get();
     side.source = Pattern(i, kBytes);
     side.into.resize(kBytes);
-    side.landing = side.to->OpenLanding(
-        side.into, [&side](uint64_t, uint64_t bytes) { side.landed += bytes; });
+    side.landing = OpenLanding(
+        *side.to, side.into,
+        [&side](uint64_t, uint64_t bytes) { side.landed += bytes; });
     for (size_t p = 0; p < kPuts; ++p) {
       const size_t at = p * kBytes / kPuts;
       side.from->Put(side.landing, at,
@@ -373,7 +381,7 @@ TEST_P(TransportConformance, ManyPutsBothWays) {
 TEST_P(TransportConformance, PutsBeyondALandingLoseTheLink) {
   Open();
   std::vector<std::byte> into(200'000, std::byte{0xee});
-  const LandingId landing = link_->OpenLanding(into, nullptr);
+  const LandingId landing = OpenLanding(*link_, into);
   const auto from = Pattern(1, 100'001);
   (void)Put(*far_, landing, 100'000, from);
   bed_->PumpUntil([&] { return calling_.lost() == 1; });
@@ -389,8 +397,8 @@ TEST_P(TransportConformance, NothingLandsOnceALandingIsClosed) {
   for (int round = 0; round < 10; ++round) {
     std::vector<std::byte> into(kBytes);
     std::atomic<uint64_t> landed{0};
-    const LandingId landing = link_->OpenLanding(
-        into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
+    const LandingId landing = OpenLanding(
+        *link_, into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
     std::atomic<bool> put{false};
     far_->Put(landing, 0, from, Urgency::kNormal, [&](Status) { put = true; });
     // Somewhere in the middle of it.
@@ -412,7 +420,7 @@ TEST_P(TransportConformance, LandingsAreOfOneLink) {
   std::shared_ptr<Link> first = link_;
   Open();  // a second one
   std::vector<std::byte> into(1000, std::byte{0xee});
-  const LandingId landing = first->OpenLanding(into, nullptr);
+  const LandingId landing = OpenLanding(*first, into);
   EXPECT_TRUE(Put(*far_, landing, 0, Pattern(1, 1000)).ok());  // dropped
   EXPECT_TRUE(Call(*link_, "after").ok());
   CloseLanding(*first, landing);
@@ -428,8 +436,8 @@ TEST_P(TransportConformance, ClosingEndsEverythingOnce) {
     std::vector<std::byte> into(8 << 20);
     const auto from = Pattern(1, into.size());
     std::atomic<uint64_t> landed{0};
-    const LandingId landing = link_->OpenLanding(
-        into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
+    const LandingId landing = OpenLanding(
+        *link_, into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
     std::atomic<int> calls{0}, puts{0};
     Status called;
     link_->Call("keep", {}, [&](StatusOr<std::string> answer) {
