@@ -208,8 +208,11 @@ void LinkCore::Ready(std::string peer_greeting) {
   peer_greeting_ = std::move(peer_greeting);
   state_ = State::kOpen;
   // Whoever lets go of it closes the link.
-  std::shared_ptr<Link> handle(
-      this, [self = shared_from_this()](Link*) { self->Close(); });
+  std::shared_ptr<Link> handle(this,
+                               [self = shared_from_this()](Link*) mutable {
+                                 // The deleter itself stays as long as handle_.
+                                 std::exchange(self, nullptr)->Close();
+                               });
   handle_ = handle;
   if (opening_.has_value()) {
     Connected(std::move(handle));
