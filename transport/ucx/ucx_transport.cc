@@ -591,6 +591,9 @@ Status UcxTransport::Start() {
   };
   set("TLS", options_.transports);
   set("NET_DEVICES", options_.devices);
+  // UCX 1.13 aborts the process (an assertion in tcp_ep.c) when a link is
+  // closed while its own tcp "put" is under way; messages do without.
+  set("TCP_PUT_ENABLE", "n");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME |
                       UCP_PARAM_FIELD_MT_WORKERS_SHARED;
