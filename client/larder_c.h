@@ -732,7 +732,10 @@ typedef struct larder_device_opts {
    * is told of (by this, the ready word and larder_load_wait_layer) only after
    * the host saw that all of it could be decoded, so that nobody is ever told
    * of rows that are not there: a piece later than others, and on a stream of
-   * the engine's not before the engine's own work on it. NULL = none. */
+   * the engine's not before the engine's own work on it. What was computed over
+   * layers as they came counts once the load has ended well: a later miss voids
+   * it, and so does a daemon that let go of memory while it was copied from.
+   * NULL = none. */
   void* const* layer_events;
   uint32_t layer_event_count;
   uint32_t flags; /* LARDER_DEVICE_* */

@@ -32,9 +32,10 @@ inline constexpr size_t kMessageBytesMax = 256_KiB;
 // What TransportOptions::piece_bytes may be.
 inline constexpr uint64_t kPieceBytesMax = 64_MiB;
 
-// Whose turn it is where a link has more to send than it can: what a request
+// Whose turn it is where a link has more puts than it can send: what a request
 // waits for, then everything else, then what only tidies up. Within each, in
-// the order in which it was asked for.
+// the order in which they were asked for. Calls and answers are small and wait
+// for no put that was not handed to the network yet.
 enum class Urgency : uint8_t { kDeadline = 0, kNormal = 1, kBackground = 2 };
 inline constexpr size_t kUrgencies = 3;
 
@@ -43,7 +44,6 @@ using LandingId = uint64_t;
 
 struct CallOptions {
   absl::Time deadline = absl::InfiniteFuture();
-  Urgency urgency = Urgency::kNormal;
 };
 
 struct LinkStats {

@@ -7,7 +7,7 @@
 //     0xf0: what was sent is done; 0xf1: time passes; 0xf2: calls, puts;
 //     0xf3: the landing is closed; 0xf4: the wire is lost; 0xf5: closed here
 //     else a frame: kind = byte & 15, bits 4: with a wrong magic, 5: of another
-//     version; then code, urgency, call, landing (0: the open one), offset /
+//     version; then code, reserved, call, landing (0: the open one), offset /
 //     256, bytes / 16
 
 #include <cstdint>
@@ -184,7 +184,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
           break;
         case 0xf2:
           if (link == nullptr) break;
-          link->Call("something", {clock.Now() + absl::Seconds(1), {}},
+          link->Call("something", {clock.Now() + absl::Seconds(1)},
                      [once = Once{}](const StatusOr<std::string>&) { once(); });
           link->Put(7, 1, source, Urgency::kBackground,
                     [once = Once{}](const Status&) { once(); });
@@ -212,7 +212,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
           if ((step & 16) != 0) header.magic ^= 1;
           if ((step & 32) != 0) header.version = 2;
           header.code = program.Next();
-          header.urgency = program.Next();
+          header.reserved = program.Next();
           header.call = program.Next();
           const uint8_t where = program.Next();
           header.landing = where == 0 ? landing : where;

@@ -11,7 +11,7 @@ std::optional<FrameHeader> ParseFrame(ByteSpan bytes) {
   constexpr auto kLastCode =
       static_cast<uint8_t>(absl::StatusCode::kUnauthenticated);
   if (header.kind < FrameKind::kHello || header.kind > FrameKind::kBye ||
-      header.code > kLastCode || header.urgency >= kUrgencies) {
+      header.code > kLastCode || header.reserved != 0) {
     return std::nullopt;
   }
   switch (header.kind) {

@@ -35,8 +35,8 @@ struct FrameHeader {
   uint32_t magic = kFrameMagic;
   uint8_t version = kFrameVersion;
   FrameKind kind{};
-  uint8_t code = 0;     // an absl::StatusCode
-  uint8_t urgency = 0;  // of what it asks for
+  uint8_t code = 0;  // an absl::StatusCode
+  uint8_t reserved = 0;
   uint64_t call = 0;
   uint64_t landing = 0;
   uint64_t offset = 0;
@@ -46,7 +46,7 @@ struct FrameHeader {
 static_assert(sizeof(FrameHeader) == 48);
 
 // What arrived as a header, if its fields can be believed so far: known magic,
-// version and kind, known code and urgency, no more bytes than the kind may
+// version and kind, known code, no more bytes than the kind may
 // have. A header of another version is returned too, with nothing else checked.
 std::optional<FrameHeader> ParseFrame(ByteSpan bytes);
 

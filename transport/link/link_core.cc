@@ -253,7 +253,6 @@ void LinkCore::Call(std::string message, const CallOptions& options,
     FrameHeader header;
     header.kind = FrameKind::kCall;
     header.call = call;
-    header.urgency = Raw(options.urgency);
     if (options.deadline < absl::InfiniteFuture()) {
       header.timeout_us = static_cast<uint64_t>(std::max<int64_t>(
           absl::ToInt64Microseconds(options.deadline - now), 1));
