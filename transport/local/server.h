@@ -52,7 +52,8 @@ class LocalServer {
     // (DramTier::RetiredSlabs.)
     std::function<std::vector<uint32_t>()> retired_slabs;
     // No client has this retired slab mapped any more; any thread, without
-    // locks; may be null. (DramTier::Forget.)
+    // locks, perhaps more than once for a slab and from two threads at a time;
+    // may be null. (DramTier::Forget.)
     std::function<void(uint32_t slab)> slab_unmapped_everywhere;
     // One line for people about why a client was dropped (never a payload, a
     // token or an id); any thread; may be null.

@@ -102,7 +102,8 @@ class SessionHub {
     Engine* engine = nullptr;
     MemoryTier* dram = nullptr;
     Clock* clock = nullptr;
-    // No session has this retired slab mapped any more. May be null.
+    // No session has this retired slab mapped any more; perhaps more than once
+    // for a slab, from two threads at a time. May be null.
     std::function<void(uint32_t slab)> slab_unmapped_everywhere;
   };
 
