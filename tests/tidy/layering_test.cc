@@ -49,6 +49,8 @@ const std::vector<Foreign>& ForeignLibraries() {
       {"liburing", {"liburing"}, {"tiers/"}},
       {"gRPC", {"grpc/", "grpcpp/", "grpc++/"}, {"transport/", "tools/"}},
       {"UCX", {"ucp/", "uct/", "ucs/", "ucm/"}, {"transport/"}},
+      {"ZeroMQ", {"zmq.h", "zmq.hpp", "zmq_addon.hpp"}, {"transport/"}},
+      {"MessagePack", {"msgpack"}, {"transport/"}},
       {"zstd", {"zstd", "zdict.h"}, {"codec/"}},
       {"llama.cpp",
        {"llama.h", "llama-", "ggml"},

@@ -30,6 +30,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 KERNELS = ROOT / "kernels" / "cuda"
@@ -208,13 +209,31 @@ def judge(mutant, families, timeout):
     return "equivalent" if equivalent else "survivor"
 
 
+def control(family):
+    """Seconds that the family's slower test takes without a change; ends the
+    program if one does not pass, since then every mutant would be found."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        binary = family.executor_test(folder)
+        test = family.build / "bin" / f"ptx_{family.name}_test"
+        seconds = []
+        for command in ([str(binary)],
+                        f"LARDER_PTX={family.ptx} {test}"):
+            begin = time.monotonic()
+            if binary is None or not family.run(command):
+                sys.exit(f"{family.name}: fails without a mutant: {command}")
+            seconds.append(time.monotonic() - begin)
+        return max(seconds)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--build", default="build/release")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--timeout", type=int, default=60,
-                        help="seconds that a test may take")
+                        help="seconds that a test may take; never less than "
+                             "ten times what it takes without a mutant")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     build = pathlib.Path(options.build).resolve()
@@ -224,6 +243,10 @@ def main():
         results = json.loads(results_path.read_text(encoding="utf-8"))
     families = [Family(path.stem, build) for path in sorted(KERNELS.glob("*.cu"))
                 if (build / "bin" / f"simt_{path.stem}_test").exists()]
+    for family in families:
+        seconds = control(family)
+        print(f"{family.name}: {seconds:.1f} s without a mutant", flush=True)
+        options.timeout = max(options.timeout, 10 * seconds)
     covered = set().union(*(family.files for family in families))
     candidates = [mutant for path in sorted(KERNELS.glob("*.cuh"))
                   if path.name in covered for mutant in mutants_of(path)]
