@@ -42,6 +42,7 @@ struct Kvc1Shape {
   // trellis.
   bool nested = false;
   Kvc1Escapes escapes_in = Kvc1Escapes::kList;
+  int first_escape = 0;     // written instead of the first of each tile
   uint32_t exact_rows = 0;  // of every tile
   bool exact_is_one = false;
   bool packed = false;  // lossless planes without lanes past the last token
@@ -338,6 +339,9 @@ class Kvc1Case {
         SplitSymbols(parted.data(), rounds * parts, symbols.data(), escapes));
     tile.escape_count = static_cast<uint32_t>(escapes.size());
     tile.escapes_in = shape_.escapes_in;
+    if (shape_.first_escape != 0 && !escapes.empty()) {
+      escapes[0] = static_cast<int16_t>(shape_.first_escape);
+    }
     std::vector<std::byte> coded;
     if (shape_.escapes_in == Kvc1Escapes::kList) {
       tile.escapes = Keep(escapes);

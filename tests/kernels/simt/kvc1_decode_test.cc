@@ -270,6 +270,17 @@ TEST(Kvc1DecodeEscapesTest, TooFewAndTooManyAreSeen) {
   EXPECT_EQ(got.results[1].ok, 1u);
 }
 
+// The largest that there can be, and the next one.
+TEST(Kvc1DecodeEscapesTest, CodedTooLargeIsSeen) {
+  for (const int escape : {32767, -32767, -32768}) {
+    Kvc1Case c({.spread = 30,
+                .escapes_in = Kvc1Escapes::kBehindWords,
+                .first_escape = escape});
+    ASSERT_GT(c.tile(0).escape_count, 0u);
+    EXPECT_EQ(c.Run().results[0].ok, escape == -32768 ? 0u : 1u) << escape;
+  }
+}
+
 TEST(Kvc1DecodeEscapesTest, CodedTooFewAndTooManyAreSeen) {
   for (const auto& in : {Kvc1Escapes::kInStates, Kvc1Escapes::kBehindWords}) {
     Kvc1Case c({.spread = 30, .escapes_in = in});
