@@ -92,7 +92,8 @@ typedef enum larder_state {
   LARDER_STATE_READY = 1,   /* in memory */
   LARDER_STATE_DURABLE = 2, /* in a slower tier; a hold or prefetch raises it */
   LARDER_STATE_PENDING = 3, /* a save of it is under way */
-  LARDER_STATE_UNKNOWN = 4  /* cached calls: not known yet */
+  LARDER_STATE_UNKNOWN = 4, /* cached calls: not known yet */
+  LARDER_STATE_PEER = 5     /* at another node; a hold or prefetch fetches it */
 } larder_state;
 
 /* Why a chunk is not served. One byte each in arrays; 0 = it is served. */
@@ -455,6 +456,9 @@ LARDER_API larder_status larder_lookup_cached(larder_space* space,
 LARDER_API larder_status larder_submit_lookup(
     larder_space* space, larder_queue* queue, const larder_id* ids,
     size_t count, uint32_t deadline_ms, uint64_t user_data, larder_job* job);
+
+/* 1 for the states of what a hold would have, now or soon; else 0. */
+LARDER_API int larder_state_is_there(uint8_t state);
 
 /* Brings chunks up to memory without holding them. Best effort, no answer. */
 LARDER_API larder_status larder_prefetch(larder_space* space,

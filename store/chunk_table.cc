@@ -131,6 +131,8 @@ Extent ChunkTable::Copy(ChunkIndex index, const PartEntry& part,
       return part.on_device ? device_.at({index, part.version}) : Extent{};
     case Level::kDurable:
       return part.durable();
+    case Level::kPeer:
+      return part.at_peer ? peer_.at({index, part.version}).extent : Extent{};
   }
   return {};
 }
@@ -145,6 +147,11 @@ CopyPlanes ChunkTable::DurablePlanes(ChunkIndex index,
                                      const PartEntry& part) const {
   const auto it = durable_planes_.find({index, part.version});
   return it == durable_planes_.end() ? CopyPlanes{} : it->second;
+}
+
+CopyPlanes ChunkTable::PeerPlanes(ChunkIndex index,
+                                  const PartEntry& part) const {
+  return part.at_peer ? peer_.at({index, part.version}).planes : CopyPlanes{};
 }
 
 void ChunkTable::SetDurableCopy(ChunkIndex index, PartEntry& part,
@@ -177,6 +184,12 @@ void ChunkTable::SetDeviceCopy(ChunkIndex index, PartEntry& part,
   device_[{index, part.version}] = extent;
 }
 
+void ChunkTable::SetPeerCopy(ChunkIndex index, PartEntry& part, Extent extent,
+                             const CopyPlanes& planes) {
+  part.at_peer = true;
+  peer_[{index, part.version}] = {extent, planes};
+}
+
 void ChunkTable::DropCopy(ChunkIndex index, PartEntry& part, Level level) {
   if ((part.copies() & Bit(level)) == 0) return;
   switch (level) {
@@ -189,6 +202,10 @@ void ChunkTable::DropCopy(ChunkIndex index, PartEntry& part, Level level) {
       break;
     case Level::kDurable:
       DropDurableCopy(index, part);
+      return;
+    case Level::kPeer:
+      part.at_peer = false;
+      peer_.erase({index, part.version});
       return;
   }
   if ((part.copies() & ~Bit(Level::kDurable)) != 0) return;
@@ -208,7 +225,8 @@ uint64_t ChunkTable::MemoryBytes() const {
           (sizeof(decltype(durable_facts_)::value_type) + 1) +
       durable_planes_.capacity() *
           (sizeof(decltype(durable_planes_)::value_type) + 1) +
-      device_.capacity() * (sizeof(decltype(device_)::value_type) + 1);
+      device_.capacity() * (sizeof(decltype(device_)::value_type) + 1) +
+      peer_.capacity() * (sizeof(decltype(peer_)::value_type) + 1);
   for (const Shard& shard : shards_) {
     bytes += shard.capacity() * (sizeof(ChunkIndex) + 1);
   }

@@ -26,9 +26,13 @@ enum class Level : uint8_t {
   kDram = 0,    // readers read here
   kDevice = 1,  // victims of DRAM, in memory of an accelerator
   kDurable = 2,
+  kPeer = 3,  // of another node: known only while it is being fetched
 };
-inline constexpr size_t kLevels = 3;
+inline constexpr size_t kLevels = 4;
 inline constexpr Level kAllLevels[] = {Level::kDram, Level::kDevice,
+                                       Level::kDurable, Level::kPeer};
+// Where this node stores: what policies rank, events tell and people see.
+inline constexpr Level kOwnLevels[] = {Level::kDram, Level::kDevice,
                                        Level::kDurable};
 using LevelMask = uint8_t;
 constexpr LevelMask Bit(Level level) {
@@ -76,6 +80,7 @@ struct PartEntry {
   Lineage lineage = Lineage::kExact;
   CodecId codec = CodecId::kRaw;
   bool on_device : 1 = false;
+  bool at_peer : 1 = false;          // and nowhere else
   bool durable_differs : 1 = false;  // from the part's facts
   // The durable copy is of a worse part that this one replaced: it stays until
   // this one is durable, so that nothing acknowledged is lost in between.
@@ -99,7 +104,8 @@ struct PartEntry {
     return static_cast<LevelMask>(
         (dram_handle != 0 ? Bit(Level::kDram) : 0) |
         (on_device ? Bit(Level::kDevice) : 0) |
-        (durable_handle != 0 ? Bit(Level::kDurable) : 0));
+        (durable_handle != 0 ? Bit(Level::kDurable) : 0) |
+        (at_peer ? Bit(Level::kPeer) : 0));
   }
   // Has no durable copy of its own.
   bool unwritten() const { return durable_handle == 0 || durable_outdated; }
@@ -146,8 +152,9 @@ struct alignas(64) ChunkEntry {
   bool incomplete : 1 = false;  // has parts of groups that are not visible
   bool rooted : 1 = false;      // in RootContents
   bool checking : 1 = false;    // a reported corruption is being looked into
-  LevelMask readable : 3 = 0;   // every visible part has a copy there
-  LevelMask ranked : 3 = 0;     // known to the policy of the tier
+  bool at_peer : 1 = false;     // has parts that are being fetched
+  LevelMask readable : 4 = 0;   // every visible part has a copy there
+  LevelMask ranked : 4 = 0;     // known to the policy of the tier
   uint8_t priority = 0;
 
   ChunkId parent;  // zero if none is known
@@ -224,10 +231,14 @@ class ChunkTable {
   }
   CopyFacts DurableFacts(ChunkIndex index, const PartEntry& part) const;
   CopyPlanes DurablePlanes(ChunkIndex index, const PartEntry& part) const;
+  CopyPlanes PeerPlanes(ChunkIndex index, const PartEntry& part) const;
   void SetDurableCopy(ChunkIndex index, PartEntry& part, Extent extent,
                       const CopyFacts& facts, const CopyPlanes& planes);
   // REQUIRES: it is the record that is in DRAM; there is none yet.
   void SetDeviceCopy(ChunkIndex index, PartEntry& part, Extent extent);
+  // REQUIRES: the part has no copy; its facts are those of this one.
+  void SetPeerCopy(ChunkIndex index, PartEntry& part, Extent extent,
+                   const CopyPlanes& planes);
   // If there is one. The facts become those of the durable copy if nothing
   // else is left.
   void DropCopy(ChunkIndex index, PartEntry& part, Level level);
@@ -278,6 +289,12 @@ class ChunkTable {
       durable_planes_;
   // Copies of parts that are `on_device`, likewise.
   absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, Extent> device_;
+  // Of parts that are `at_peer`, likewise.
+  struct PeerCopy {
+    Extent extent;
+    CopyPlanes planes;
+  };
+  absl::flat_hash_map<std::pair<ChunkIndex, uint32_t>, PeerCopy> peer_;
   uint64_t live_ = 0;
   uint64_t part_bytes_ = 0;
 };

@@ -50,16 +50,18 @@ EngineImpl::EngineImpl(EngineOptions options, Dependencies dependencies)
       dram_(*dependencies.dram),
       device_(dependencies.device),
       durable_(dependencies.durable),
-      tiers_{&dram_, device_, durable_},
+      peers_(dependencies.peers),
+      tiers_{&dram_, device_, durable_, peers_},
       spill_record_max_(device_ == nullptr ? 0 : device_->MaxExtentBytes()),
       events_(options.event_capacity),
       policies_{std::move(dependencies.dram_policy),
                 std::move(dependencies.device_policy),
-                std::move(dependencies.durable_policy)},
+                std::move(dependencies.durable_policy), nullptr},
       holds_(options.id_seed),
       misses_(options.remembered_misses),
       speeds_{options.dram_bytes_per_second, options.device_bytes_per_second,
-              options.durable_bytes_per_second} {}
+              options.durable_bytes_per_second, options.peer_bytes_per_second} {
+}
 
 EngineImpl::~EngineImpl() {
   lifeline_->Cut();
@@ -166,7 +168,7 @@ void EngineImpl::Emit(EventType type, TenantId tenant, const SpaceId& space,
 }
 
 std::optional<Level> EngineImpl::LevelOf(TierKind kind) const {
-  for (const Level level : kAllLevels) {
+  for (const Level level : kOwnLevels) {
     if (tiers_[Raw(level)] != nullptr && KindOf(level) == kind) return level;
   }
   return std::nullopt;

@@ -16,6 +16,7 @@
 #include "store/clock.h"
 #include "store/events.h"
 #include "store/executor.h"
+#include "store/hit_rules.h"
 #include "store/policy.h"
 #include "store/rate_limit.h"
 #include "store/record.h"
@@ -73,6 +74,7 @@ struct EngineOptions {
   double dram_bytes_per_second = 10e9;
   double device_bytes_per_second = 8e9;
   double durable_bytes_per_second = 2e9;
+  double peer_bytes_per_second = 1e9;
 };
 
 // ---- What callers say and get ----
@@ -99,7 +101,13 @@ enum class ChunkState : uint8_t {
   kReady = 1,    // in memory, can be held at once
   kDurable = 2,  // in another tier, will be promoted by a hold or prefetch
   kPending = 3,  // a save of it is under way (or parts are missing still)
+  kPeer = 5,     // another node has it; will be fetched by a hold or prefetch
 };
+// A hold would have it, now or soon.
+inline bool IsThere(ChunkState state) {
+  return state == ChunkState::kReady || state == ChunkState::kDurable ||
+         state == ChunkState::kPeer;
+}
 
 struct MatchResult {
   // For every group: how many chunks from `start` on it could serve by its own
@@ -132,6 +140,7 @@ struct StoredChunk {
 };
 
 struct HeldPart {
+  ByteSpan memory;  // in this process, if HoldRequest::map
   GroupIndex group{};
   PartShape shape;
   ExtentAddress address;
@@ -169,6 +178,11 @@ struct HoldRequest {
   // brought otherwise; HoldProgress still says when all is there. Called like
   // it.
   std::function<void(uint32_t index, uint32_t layers)> layers_landed;
+  // For readers in this process: HeldPart::memory is wanted.
+  bool map = false;
+  // Whether other nodes are asked for what is missing here (and known to be
+  // there).
+  bool peers = true;
 };
 
 struct HoldReply {
@@ -268,6 +282,7 @@ struct EngineStats {
   uint64_t holds_expired = 0;
   uint64_t commits = 0, commits_rejected = 0, commits_present = 0;
   uint64_t saved_bytes = 0, promoted_bytes = 0, demoted_bytes = 0;
+  uint64_t fetched_bytes = 0;  // of promoted_bytes: from other nodes
   uint64_t evicted_dram = 0, evicted_durable = 0, corrupt = 0;
   // The device: record bytes moved to it and from it (these are in
   // promoted_bytes too), chunks that left it for others or a lower limit, and
@@ -310,6 +325,7 @@ class Engine {
     MemoryTier* dram = nullptr;
     DeviceTier* device = nullptr;    // takes what leaves DRAM; may be null
     DurableTier* durable = nullptr;  // may be null
+    PeerTier* peers = nullptr;       // null: alone
     std::unique_ptr<EvictionPolicy> dram_policy;
     std::unique_ptr<EvictionPolicy> device_policy;
     std::unique_ptr<EvictionPolicy> durable_policy;
@@ -343,6 +359,12 @@ class Engine {
 
   // -- Reading.
   virtual MatchResult Match(const MatchRequest& request) = 0;
+  // Asks other nodes for what Match(request) misses: when `done` is called, it
+  // knows what they have. Once, by `deadline`, from any thread, possibly within
+  // the call; or never, if the engine goes before. False: there is nobody to
+  // ask, and `done` is not called.
+  virtual bool Locate(const MatchRequest& request, absl::Time deadline,
+                      Task done) = 0;
   // Presence alone, for engines that ask about unrelated keys.
   virtual std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,
                                          std::span<const ChunkId> ids) = 0;
@@ -351,6 +373,16 @@ class Engine {
                                             const SpaceId& space,
                                             std::span<const ChunkId> ids,
                                             Lineage worst) const = 0;
+  // The records that a hold would give of each chunk, for nodes that ask;
+  // empty where it is a miss. Of what their headers say, generation and
+  // root_content are left out.
+  struct StoredRecords {
+    GroupMask groups = 0;
+    std::vector<RecordMeta> parts;
+  };
+  virtual std::vector<StoredRecords> Records(
+      TenantId tenant, const SpaceId& space,
+      std::span<const ChunkId> ids) const = 0;
   // Brings chunks up to memory without holding them. Best effort.
   virtual void Prefetch(TenantId tenant, const SpaceId& space,
                         std::span<const ChunkId> ids) = 0;

@@ -66,7 +66,7 @@ ChunkSummary EngineImpl::Summary(ChunkIndex index,
   };
   for (const PartEntry& part : chunks_.Parts(index)) {
     group = &space.descriptor->groups[Raw(part.group)];
-    for (const Level level : kAllLevels) {
+    for (const Level level : kOwnLevels) {
       if ((part.copies() & Bit(level)) == 0) continue;
       add(KindOf(level), part, chunks_.Facts(index, part, level));
     }
@@ -75,7 +75,7 @@ ChunkSummary EngineImpl::Summary(ChunkIndex index,
                    [](const CopySummary& a, const CopySummary& b) {
                      return a.tier < b.tier;
                    });
-  for (const Level level : kAllLevels) {
+  for (const Level level : kOwnLevels) {
     if (chunk.Readable(level)) summary.tiers.push_back(KindOf(level));
   }
   std::sort(summary.tiers.begin(), summary.tiers.end());
@@ -90,7 +90,8 @@ std::vector<ChunkIndex> EngineImpl::FindEverywhere(
     const Space& space = spaces_[SpaceRef{i}];
     if (tenant.has_value() && space.tenant != *tenant) continue;
     const ChunkIndex index = chunks_.Find(SpaceRef{i}, id);
-    if (index != kNoChunk && chunks_[index].epoch == space.epoch) {
+    if (index != kNoChunk && chunks_[index].epoch == space.epoch &&
+        !chunks_[index].at_peer) {
       found.push_back(index);
     }
   }
@@ -111,7 +112,10 @@ std::vector<ChunkSummary> EngineImpl::List(std::optional<TenantId> tenant,
     end = std::min(chunks_.slots(), from + kPiece);
     for (uint32_t i = from; i < end; ++i) {
       const ChunkEntry& chunk = chunks_[ChunkIndex{i}];
-      if (!chunk.live || (after.has_value() && chunk.id <= *after)) continue;
+      if (!chunk.live || chunk.at_peer ||
+          (after.has_value() && chunk.id <= *after)) {
+        continue;
+      }
       const Space& its = spaces_[chunk.space];
       if (chunk.epoch != its.epoch ||
           (tenant.has_value() && its.tenant != *tenant) ||
@@ -171,7 +175,7 @@ void EngineImpl::Inspect(
       inspection->chunk = found.front();
       ++chunks_[inspection->chunk].busy;
       for (const PartEntry& part : chunks_.Parts(inspection->chunk)) {
-        for (const Level level : kAllLevels) {
+        for (const Level level : kOwnLevels) {
           const Extent extent = chunks_.Copy(inspection->chunk, part, level);
           const CopyFacts facts = chunks_.Facts(inspection->chunk, part, level);
           if (!extent || facts.codec == CodecId::kRaw) continue;

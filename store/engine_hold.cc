@@ -29,7 +29,8 @@ StatusOr<HoldRecord*> EngineImpl::FindHold(ClientId client, HoldId id,
   return hold;
 }
 
-Status EngineImpl::PlanHold(const HoldRequest& request, HoldPlan& plan) {
+Status EngineImpl::PlanHold(const HoldRequest& request, HoldPlan& plan,
+                            AfterUnlock& after) {
   const ClientRecord* client = FindClient(request.client);
   if (client == nullptr) return absl::NotFoundError("no such client");
   plan.tenant = client->tenant;
@@ -60,7 +61,8 @@ Status EngineImpl::PlanHold(const HoldRequest& request, HoldPlan& plan) {
       planned.slot.reason = stopped;
       continue;
     }
-    const MissReason reason = PlanSlot(request, id, budget, plan, planned);
+    const MissReason reason =
+        PlanSlot(request, id, budget, plan, planned, after);
     planned.slot.reason = reason;
     budget -= planned.slot.bytes;
     if (reason != MissReason::kNone && request.prefix_only) stopped = reason;
@@ -70,12 +72,17 @@ Status EngineImpl::PlanHold(const HoldRequest& request, HoldPlan& plan) {
 
 MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
                                 uint64_t budget, HoldPlan& plan,
-                                PlannedSlot& planned) {
-  const Found found = Look(plan.space, id, request.worst_lineage);
+                                PlannedSlot& planned, AfterUnlock& after) {
+  Found found = Look(plan.space, id, request.worst_lineage);
+  if (found.state == ChunkState::kMiss && peers_ != nullptr && request.peers) {
+    found.chunk = Adopt(plan.space, id, request.worst_lineage, after);
+    found.state = ChunkState::kDurable;
+  }
   if (found.chunk == kNoChunk) return found.reason;
   ChunkEntry& chunk = chunks_[found.chunk];
   if (chunk.bytes > budget) {
     plan.over_budget = true;
+    ReleaseIfIdle(found.chunk, after);
     return MissReason::kBusy;
   }
   const uint8_t planes = request.planes == 0 ? kPlanesMax : request.planes;
@@ -85,7 +92,10 @@ MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
     if (it == promotions_.end()) {
       planned.plan =
           PlanPromotion(found.chunk, request.layers_landed != nullptr);
-      if (!planned.plan.has_value()) return MissReason::kBusy;
+      if (!planned.plan.has_value()) {
+        ReleaseIfIdle(found.chunk, after);
+        return MissReason::kBusy;
+      }
       plan.must_allocate = true;
     } else {
       must_read = it->second->landed < planes;
@@ -205,7 +215,7 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
   }
   if (!any && hold == nullptr) {
     for (const PlannedSlot& planned : plan.slots)
-      DrawChunk(planned.slot, reply);
+      DrawChunk(planned.slot, false, reply);
     return reply;
   }
   if (hold == nullptr) {
@@ -242,7 +252,7 @@ StatusOr<HoldReply> EngineImpl::FinishHold(const HoldRequest& request,
     used.push_back(hold->slots[i].chunk);
   }
   TouchPrefix(used, plan.now);
-  Draw(*hold, from, reply);
+  Draw(*hold, from, request.map, reply);
   return reply;
 }
 
@@ -284,7 +294,7 @@ void EngineImpl::WaitFor(HoldRecord& hold, size_t from, ClientId client,
   }
 }
 
-void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
+void EngineImpl::DrawChunk(const HoldSlot& slot, bool map, HoldReply& reply) {
   HeldChunk& held = reply.chunks.emplace_back();
   held.reason = slot.reason;
   if (slot.chunk == kNoChunk || slot.reason != MissReason::kNone) return;
@@ -312,15 +322,17 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, HoldReply& reply) {
     out.record_bytes = record_bytes;
     out.checksum = checksum;
     out.address = dram_.Address(extent);
+    if (map) out.memory = dram_.Map(extent).first(record_bytes);
   }
 }
 
-void EngineImpl::Draw(const HoldRecord& hold, size_t from, HoldReply& reply) {
+void EngineImpl::Draw(const HoldRecord& hold, size_t from, bool map,
+                      HoldReply& reply) {
   reply.hold = hold.id;
   reply.expires = hold.expires;
   reply.chunks.reserve(hold.slots.size() - from);
   for (size_t i = from; i < hold.slots.size(); ++i) {
-    DrawChunk(hold.slots[i], reply);
+    DrawChunk(hold.slots[i], map, reply);
   }
 }
 
@@ -330,7 +342,7 @@ StatusOr<HoldReply> EngineImpl::Hold(const HoldRequest& request,
   {
     AfterUnlock after;
     absl::MutexLock lock(&mu_);
-    LARDER_RETURN_IF_ERROR(PlanHold(request, plan));
+    LARDER_RETURN_IF_ERROR(PlanHold(request, plan, after));
     if (!plan.must_allocate) {
       return FinishHold(request, plan, std::move(progress), after);
     }
@@ -370,7 +382,7 @@ StatusOr<HoldReply> EngineImpl::AttachHold(ClientId client, HoldId id,
   }
   WaitFor(hold, 0, client, std::nullopt, std::move(progress), nullptr, after);
   HoldReply reply;
-  Draw(hold, 0, reply);
+  Draw(hold, 0, false, reply);
   return reply;
 }
 

@@ -13,6 +13,7 @@
 //   promotion.cc        device and durable tier -> memory
 //   write_back.cc       memory -> durable tier, drain
 //   spill.cc            memory -> device; its limit, its loss
+//   fetch.cc            what other nodes have
 //   recovery.cc         the index from the durable tier; controls
 //
 // Discipline: everything mutable is guarded by one mutex, under which there is
@@ -95,6 +96,11 @@ class EngineImpl final : public Engine {
                                     std::span<const ChunkId> ids,
                                     Lineage worst) const override
       ABSL_LOCKS_EXCLUDED(mu_);
+  bool Locate(const MatchRequest& request, absl::Time deadline,
+              Task done) override ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<StoredRecords> Records(
+      TenantId tenant, const SpaceId& space,
+      std::span<const ChunkId> ids) const override ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,
                                  std::span<const ChunkId> ids) override;
   void Prefetch(TenantId tenant, const SpaceId& space,
@@ -187,7 +193,8 @@ class EngineImpl final : public Engine {
     struct Part {
       uint32_t version = 0;
       Extent dram;
-      Level from_level{};  // where it is read from: the device, else durable
+      // Where it is read from: the device, else durable, else a peer.
+      Level from_level{};
       Extent source;
       ExpectedRecord expected;
       CopyPlanes planes;  // one where it is brought whole
@@ -198,6 +205,8 @@ class EngineImpl final : public Engine {
       uint32_t layers = 0;   // [0, layers) are there, of those it has
       size_t verified = 0;   // segments
       uint64_t next_to = 0;  // one more would be there with so many bytes
+      // From a peer:
+      uint64_t generation = 0;  // that its header says
 
       // That hold its first planes.
       uint64_t PagesOf(uint8_t first) const;
@@ -337,15 +346,16 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TouchPrefix(std::span<const ChunkIndex> prefix, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Duration LoadEstimate(std::span<const ChunkIndex> prefix) const
+  absl::Duration LoadEstimate(std::span<const ChunkIndex> prefix,
+                              uint64_t peer_bytes) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // -- engine_hold.cc
-  Status PlanHold(const HoldRequest& request, HoldPlan& plan)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Status PlanHold(const HoldRequest& request, HoldPlan& plan,
+                  AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   MissReason PlanSlot(const HoldRequest& request, const ChunkId& id,
-                      uint64_t budget, HoldPlan& plan, PlannedSlot& planned)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                      uint64_t budget, HoldPlan& plan, PlannedSlot& planned,
+                      AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AllocatePlans(const HoldRequest& request, HoldPlan& plan)
       ABSL_LOCKS_EXCLUDED(mu_);
   StatusOr<HoldReply> FinishHold(const HoldRequest& request, HoldPlan& plan,
@@ -355,13 +365,13 @@ class EngineImpl final : public Engine {
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AbandonPlan(HoldPlan& plan, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Draw(const HoldRecord& hold, size_t from, HoldReply& reply)
+  void Draw(const HoldRecord& hold, size_t from, bool map, HoldReply& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WaitFor(HoldRecord& hold, size_t from, ClientId client,
                std::optional<absl::Time> deadline, HoldProgress progress,
                std::shared_ptr<LayersGate> layers, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void DrawChunk(const HoldSlot& slot, HoldReply& reply)
+  void DrawChunk(const HoldSlot& slot, bool map, HoldReply& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void UnpinSlot(HoldRecord& hold, HoldSlot& slot, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -555,6 +565,26 @@ class EngineImpl final : public Engine {
   void SweepDevice(uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
   void EvictBeyondLimit() ABSL_LOCKS_EXCLUDED(mu_);
 
+  // -- fetch.cc
+  // A chunk that is not here becomes one whose parts are at a peer, for as long
+  // as something brings it up or waits for it. kNoChunk if none is known to
+  // have it, or not in this lineage.
+  ChunkIndex Adopt(SpaceRef space, const ChunkId& id, Lineage worst,
+                   AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // In the index, in a lineage too bad or incomplete though it may be: nothing
+  // of it is fetched.
+  bool Here(SpaceRef space, const ChunkId& id) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What others have of the chunks that are missing here: one element per id,
+  // or none at all if none is missing.
+  void FindAtPeers(SpaceRef space, std::span<const ChunkId> ids,
+                   std::span<const ChunkState> states,
+                   std::vector<PeerTier::Chunk>& out) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DescribeAtPeer(SpaceRef space, const ChunkId& id, Lineage worst,
+                      StoredChunk& out) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // -- recovery.cc
   void RecoverSpaces(const std::map<std::string, std::string>& controls)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -604,6 +634,7 @@ class EngineImpl final : public Engine {
   MemoryTier& dram_;
   DeviceTier* const device_;    // may be null
   DurableTier* const durable_;  // may be null
+  PeerTier* const peers_;       // may be null
   Tier* const tiers_[kLevels];  // the same, by level
   const uint64_t spill_record_max_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();

@@ -65,15 +65,17 @@ void EngineImpl::TouchPrefix(std::span<const ChunkIndex> prefix,
   }
 }
 
-absl::Duration EngineImpl::LoadEstimate(
-    std::span<const ChunkIndex> prefix) const {
+absl::Duration EngineImpl::LoadEstimate(std::span<const ChunkIndex> prefix,
+                                        uint64_t peer_bytes) const {
   uint64_t bytes[kLevels] = {};
+  bytes[Raw(Level::kDram)] = bytes[Raw(Level::kPeer)] = peer_bytes;
   for (const ChunkIndex index : prefix) {
     if (index == kNoChunk) continue;
     const ChunkEntry& chunk = chunks_[index];
     bytes[Raw(Level::kDram)] += chunk.bytes;
     if (chunk.Readable(Level::kDram)) continue;
     bytes[Raw(chunk.Readable(Level::kDevice) ? Level::kDevice
+              : chunk.at_peer                ? Level::kPeer
                                              : Level::kDurable)] += chunk.bytes;
   }
   double seconds = 0;
@@ -91,6 +93,7 @@ MatchResult EngineImpl::Match(const MatchRequest& request) {
   result.states.assign(count, ChunkState::kMiss);
   std::vector<GroupMask> present(count, 0);
   std::vector<ChunkIndex> found(count, kNoChunk);
+  std::vector<PeerTier::Chunk> at_peers;
   std::shared_ptr<const SpaceDescriptor> mine, other;
   {
     absl::MutexLock lock(&mu_);
@@ -121,6 +124,17 @@ MatchResult EngineImpl::Match(const MatchRequest& request) {
         query.tail_tokens = chunk.token_count;
       }
     }
+    if (peers_ != nullptr) FindAtPeers(ref, asked, result.states, at_peers);
+    for (uint32_t i = 0; i < at_peers.size() && i < reach; ++i) {
+      const PeerTier::Chunk& chunk = at_peers[i];
+      if (chunk.groups == 0 || chunk.lineage > request.worst_lineage) continue;
+      result.states[i] = ChunkState::kPeer;
+      present[i] = chunk.groups;
+      if (chunk.is_tail) {
+        reach = i + 1;
+        query.tail_tokens = chunk.token_count;
+      }
+    }
     query.present = std::span(present).first(reach);
     HitAnswer hits = ApplyHitRules(space.descriptor->groups, query);
     result.group_hits = std::move(hits.group_hits);
@@ -141,7 +155,12 @@ MatchResult EngineImpl::Match(const MatchRequest& request) {
     result.reason = other != nullptr ? MissReason::kSpaceDiffers : first_reason;
     const auto prefix = std::span(found).first(result.usable);
     TouchPrefix(prefix, Now());
-    result.load_estimate = LoadEstimate(prefix);
+    uint64_t peer_bytes = 0;
+    for (uint32_t i = 0; i < std::min<size_t>(result.usable, at_peers.size());
+         ++i) {
+      peer_bytes += at_peers[i].bytes;
+    }
+    result.load_estimate = LoadEstimate(prefix, peer_bytes);
     counters_.matched_chunks += result.usable;
     counters_.missed_chunks += count - result.usable;
   }
@@ -158,6 +177,11 @@ std::vector<ChunkState> EngineImpl::Lookup(TenantId tenant,
   if (ref == kNoSpace) return states;
   for (size_t i = 0; i < ids.size(); ++i) {
     states[i] = Look(ref, ids[i], Lineage::kUnknown).state;
+  }
+  std::vector<PeerTier::Chunk> at_peers;
+  if (peers_ != nullptr) FindAtPeers(ref, ids, states, at_peers);
+  for (size_t i = 0; i < at_peers.size(); ++i) {
+    if (at_peers[i].groups != 0) states[i] = ChunkState::kPeer;
   }
   return states;
 }
@@ -176,7 +200,12 @@ std::vector<StoredChunk> EngineImpl::Describe(TenantId tenant,
     const Found found = Look(ref, ids[i], worst);
     out.state = found.state;
     out.reason = found.reason;
-    if (found.chunk == kNoChunk) continue;
+    if (found.chunk == kNoChunk) {
+      if (found.state == ChunkState::kMiss && peers_ != nullptr) {
+        DescribeAtPeer(ref, ids[i], worst, out);
+      }
+      continue;
+    }
     const ChunkEntry& chunk = chunks_[found.chunk];
     out.lineage = chunk.lineage;
     out.token_count = chunk.token_count;

@@ -16,7 +16,9 @@ const PartEntry* EngineImpl::PartThere(SpaceRef space, const ChunkId& id,
     return nullptr;
   }
   const PartEntry* part = chunks_.FindPart(index, group, shape);
-  return part != nullptr && part->lineage <= lineage ? part : nullptr;
+  return part != nullptr && part->lineage <= lineage && !part->at_peer
+             ? part
+             : nullptr;
 }
 
 Status EngineImpl::CheckReserve(const ReserveRequest& request,

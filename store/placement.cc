@@ -36,6 +36,9 @@ void EngineImpl::Summarize(ChunkIndex index) {
     readable &= part.copies();
   }
   chunk.readable = readable;
+  chunk.at_peer =
+      std::any_of(parts.begin(), parts.end(),
+                  [](const PartEntry& part) { return part.at_peer; });
   if (incomplete && !chunk.incomplete) incomplete_since_[index] = Now();
   if (!incomplete && chunk.incomplete) incomplete_since_.erase(index);
   chunk.incomplete = incomplete;
@@ -65,8 +68,9 @@ void EngineImpl::SettlePolicies(ChunkIndex index) {
   ChunkEntry& chunk = chunks_[index];
   LevelMask there = 0;
   for (const PartEntry& part : chunks_.Parts(index)) there |= part.copies();
+  there &= static_cast<LevelMask>(~Bit(Level::kPeer));
   if (there == chunk.ranked) return;
-  for (const Level level : kAllLevels) {
+  for (const Level level : kOwnLevels) {
     const bool has = (there & Bit(level)) != 0;
     if (has == chunk.Ranked(level)) continue;
     if (has) {
@@ -89,7 +93,7 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
   }
   Summarize(index);
   SettlePolicies(index);
-  for (const Level level : kAllLevels) {
+  for (const Level level : kOwnLevels) {
     if (((chunk.readable ^ before) & Bit(level)) == 0) continue;
     const bool has = chunk.Readable(level);
     EmitChunk(has ? EventType::kChunkStored : EventType::kChunkRemoved, chunk,
@@ -145,7 +149,14 @@ void EngineImpl::ReleaseIfIdle(ChunkIndex index, AfterUnlock& after) {
     }
     if (chunk.holds == 0) retired_.erase(it);
   }
-  if (chunk.live || chunk.holds > 0) return;
+  if (chunk.holds > 0) return;
+  if (chunk.live) {
+    // Nobody fetches it any more.
+    if (chunk.at_peer) {
+      LoseCopies(index, Level::kPeer, MissReason::kUnavailable, after);
+    }
+    return;
+  }
   for (const PartEntry& part : chunks_.Parts(index)) {
     after.Free(&dram_, part.dram());
   }
@@ -189,7 +200,7 @@ void EngineImpl::RemoveBroken(ChunkIndex index, GroupMask before,
 void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
   if (chunk.pinned) SetPinned(index, false, after);
-  for (const Level level : kAllLevels) {
+  for (const Level level : kOwnLevels) {
     if (chunk.Readable(level)) {
       EmitChunk(EventType::kChunkRemoved, chunk, KindOf(level), why);
     }
@@ -207,7 +218,7 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
         absl::AbortedError("the chunk was dropped before it was durable"),
         after);
     // What is in DRAM goes with its last reader.
-    for (const Level level : {Level::kDevice, Level::kDurable}) {
+    for (const Level level : {Level::kDevice, Level::kDurable, Level::kPeer}) {
       Retire(index, level, chunks_.Copy(index, part, level), after);
       chunks_.DropCopy(index, part, level);
     }
@@ -397,6 +408,8 @@ void EngineImpl::EvictFrom(Level level, ChunkIndex index, AfterUnlock& after) {
       break;
     case Level::kDurable:
       ++counters_.evicted_durable;
+      break;
+    case Level::kPeer:  // has no policy
       break;
   }
   LoseCopies(index, level, MissReason::kEvicted, after);

@@ -105,13 +105,15 @@ void EngineImpl::StartPromotion(PromotionPlan& plan, uint8_t planes,
       after.Free(&dram_, planned.extent);
       continue;
     }
-    const Level from = part->on_device ? Level::kDevice : Level::kDurable;
+    const Level from = part->on_device ? Level::kDevice
+                       : part->at_peer ? Level::kPeer
+                                       : Level::kDurable;
     promotion->parts.push_back({planned.version, planned.extent, from,
                                 chunks_.Copy(plan.chunk, *part, from),
                                 Expect(plan.chunk, *part, part->facts()),
                                 from == Level::kDurable
                                     ? chunks_.DurablePlanes(plan.chunk, *part)
-                                    : CopyPlanes{},
+                                    : chunks_.PeerPlanes(plan.chunk, *part),
                                 0, absl::OkStatus()});
     // Of a coded copy on the device it is not known whether it is in planes.
     if (promotion->parts.back().planes.planes > 1 ||
@@ -224,6 +226,12 @@ void EngineImpl::CheckPromoted(std::shared_ptr<Promotion> promotion,
                                     whole ? kPlanesMax : promotion->reading);
   }
   if (!part.status.ok() && part.from_level == Level::kDevice) LookAtDevice();
+  if (part.status.ok() && part.from_level == Level::kPeer) {
+    const ByteSpan memory = dram_.Map(part.dram).first(part.to);
+    if (const auto front = ParseRecordFront(memory); front.ok()) {
+      part.generation = front->meta.generation;
+    }
+  }
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   if (--promotion->parts_left == 0) EndReading(promotion, after);
@@ -317,6 +325,15 @@ MissReason EngineImpl::LandPart(Promotion& promotion, Promotion::Part& part,
           QueueWrite(promotion.chunk, *entry);
         }
       }
+      if (part.from_level == Level::kPeer) {
+        counters_.fetched_bytes += part.expected.record_bytes;
+        LoseCopy(promotion.chunk, *entry, Level::kPeer, after);
+        // What is saved here later must win against it, should both become
+        // durable.
+        constexpr uint64_t kMost = uint64_t{1} << 62;
+        last_generation_ =
+            std::max(last_generation_, std::min(part.generation, kMost));
+      }
       // Those of planes that landed before were counted.
       counters_.promoted_bytes += part.expected.record_bytes -
                                   part.PagesOf(promotion.landed) * kPageBytes;
@@ -406,7 +423,7 @@ void EngineImpl::EndReading(std::shared_ptr<Promotion> promotion,
                          return part.from_level == level;
                        });
   };
-  for (const Level level : {Level::kDevice, Level::kDurable}) {
+  for (const Level level : {Level::kDevice, Level::kDurable, Level::kPeer}) {
     if (!read || seconds <= 0 || !from(level)) continue;
     double& speed = speeds_[Raw(level)];
     speed += kSpeedWeight * (static_cast<double>(bytes) / seconds - speed);
@@ -511,17 +528,25 @@ void EngineImpl::Prefetch(TenantId tenant, const SpaceId& space,
                           std::span<const ChunkId> ids) {
   std::vector<PromotionPlan> plans;
   {
+    AfterUnlock after;
     absl::MutexLock lock(&mu_);
     const SpaceRef ref = spaces_.Find(tenant, space);
     if (ref == kNoSpace) return;
     for (const ChunkId& id : ids) {
-      const Found found = Look(ref, id, Lineage::kUnknown);
+      Found found = Look(ref, id, Lineage::kUnknown);
+      if (found.state == ChunkState::kMiss && peers_ != nullptr) {
+        found.chunk = Adopt(ref, id, Lineage::kUnknown, after);
+        if (found.chunk != kNoChunk) found.state = ChunkState::kDurable;
+      }
       if (found.state != ChunkState::kDurable ||
           promotions_.contains(found.chunk)) {
         continue;
       }
       auto plan = PlanPromotion(found.chunk, /*by_layer=*/false);
-      if (!plan.has_value()) break;
+      if (!plan.has_value()) {
+        ReleaseIfIdle(found.chunk, after);
+        break;
+      }
       plans.push_back(*std::move(plan));
     }
   }

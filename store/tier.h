@@ -7,7 +7,10 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/time/time.h"
 
+#include "store/executor.h"
+#include "store/hit_rules.h"
 #include "store/record.h"
 #include "store/status.h"
 #include "store/types.h"
@@ -123,6 +126,45 @@ class DeviceTier : public Tier {
   // OK, or why the device cannot be used any more: then every call is
   // Unavailable, and what the tier had is lost.
   virtual Status Health() const = 0;
+};
+
+// What other nodes of the cluster have, as a tier: read only, and known only
+// for a while. Allocate gives nothing and Write fails; an extent is what Take
+// gave, and Free ends its use. A Read fails with Unavailable within bounded
+// time if its node is gone or has the record no more. Free does not wait: a
+// Read that is under way lands, or not, before its `done`.
+class PeerTier : public Tier {
+ public:
+  // A chunk as some node has it.
+  struct Chunk {
+    GroupMask groups = 0;  // that are complete there; 0: none is known to have
+                           // the chunk
+    Lineage lineage = Lineage::kExact;
+    uint32_t token_count = 0;
+    bool is_tail = false;
+    uint64_t bytes = 0;  // of its records
+  };
+  // What is known at this moment of chunks of this epoch, without waiting: a
+  // look-up, as Address is. One element of `out` per id.
+  virtual void Find(TenantId tenant, const SpaceId& space, Epoch epoch,
+                    std::span<const ChunkId> ids, std::span<Chunk> out) = 0;
+
+  struct Part {
+    RecordMeta meta;  // generation and root_content are not known
+    Extent extent;
+  };
+  // All parts of its complete groups at the node that it is best read from.
+  // Empty if none is known to have it. A look-up, too. The caller believes
+  // nothing of it.
+  virtual std::vector<Part> Take(TenantId tenant, const SpaceId& space,
+                                 Epoch epoch, const ChunkId& chunk) = 0;
+
+  // Asks who has ids[start..] of a prompt (of which `ids` are all, chunk 0
+  // first), unless that is known; then Find knows. `done` once, by `deadline`,
+  // from any thread, possibly within the call.
+  virtual void Locate(TenantId tenant, const SpaceId& space, Epoch epoch,
+                      std::vector<ChunkId> ids, uint32_t start,
+                      absl::Time deadline, Task done) = 0;
 };
 
 // A tier that survives restart and power loss.

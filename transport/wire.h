@@ -24,7 +24,7 @@ namespace larder::wire {
 
 inline constexpr uint32_t kMagic = 0x5244524c;  // "LRDR"
 inline constexpr uint16_t kMajor = 0;
-inline constexpr uint16_t kMinor = 1;
+inline constexpr uint16_t kMinor = 2;
 inline constexpr size_t kMaxMessageBytes = 64_KiB;
 inline constexpr size_t kMaxDescriptors = 16;  // beside one packet
 inline constexpr uint32_t kMaxIdsPerMessage = 1024;
@@ -129,6 +129,9 @@ struct Match {  // then id_count ChunkIds: those from `start` on and before
   uint8_t has_root_content = 0;
   uint16_t reserved = 0;
   Sha256Digest root_content;
+  // How long the answer may wait for what other nodes say of chunks that are
+  // not here. Since minor 2.
+  uint64_t wait_us = 0;
 };
 // then group_count u32 hits, then state_count bytes (ChunkState)
 struct MatchReply {

@@ -19,6 +19,8 @@ static_assert(LARDER_REASON_PROFILE == Raw(core::kMissProfile));
 static_assert(LARDER_REASON_RECOMPUTE == Raw(core::kMissRecompute));
 static_assert(static_cast<int>(LARDER_STATE_PENDING) ==
               static_cast<int>(ChunkState::kPending));
+static_assert(static_cast<int>(LARDER_STATE_PEER) ==
+              static_cast<int>(ChunkState::kPeer));
 
 }  // namespace
 

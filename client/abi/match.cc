@@ -152,8 +152,7 @@ larder_status larder_lookup_cached(larder_space* space, const larder_id* ids,
   for (size_t i = 0; i < count; ++i) {
     states[i] = found[i] ? Raw(*found[i]) : LARDER_STATE_UNKNOWN;
     unknown |= !found[i];
-    in_row &=
-        states[i] == LARDER_STATE_READY || states[i] == LARDER_STATE_DURABLE;
+    in_row &= found[i] && IsThere(*found[i]);
     row += in_row ? 1 : 0;
   }
   if (consecutive != nullptr) *consecutive = row;
@@ -179,12 +178,13 @@ larder_status larder_submit_lookup(larder_space* space, larder_queue* queue,
                   done.status = found.status();
                   if (!found.ok()) return;
                   done.per_key = Bytes(*found);
-                  done.good = static_cast<uint32_t>(std::count_if(
-                      found->begin(), found->end(), [](ChunkState state) {
-                        return state == ChunkState::kReady ||
-                               state == ChunkState::kDurable;
-                      }));
+                  done.good = static_cast<uint32_t>(
+                      std::count_if(found->begin(), found->end(), IsThere));
                 });
+}
+
+int larder_state_is_there(uint8_t state) {
+  return IsThere(ChunkState{state}) ? 1 : 0;
 }
 
 larder_status larder_prefetch(larder_space* space, const larder_id* ids,

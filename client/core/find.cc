@@ -66,10 +66,7 @@ Status Find(const FindRequest& request, const Cancelled* cancelled,
   if (!tails.empty()) {
     LARDER_ASSIGN_OR_RETURN(const std::vector<ChunkState> states,
                             space.Lookup(tails, request.hold.deadline));
-    const auto longest =
-        std::find_if(states.rbegin(), states.rend(), [](ChunkState state) {
-          return state == ChunkState::kReady || state == ChunkState::kDurable;
-        });
+    const auto longest = std::find_if(states.rbegin(), states.rend(), IsThere);
     if (longest != states.rend()) {
       const auto blocks = static_cast<size_t>(states.rend() - longest);
       tokens = ids.size() * chunk + blocks * block;

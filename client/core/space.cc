@@ -8,15 +8,12 @@ namespace {
 
 constexpr size_t kBatch = wire::kMaxIdsPerMessage;
 
-bool IsThere(ChunkState state) {
-  return state == ChunkState::kReady || state == ChunkState::kDurable;
-}
-
 StatusOr<ChunkState> CheckState(uint8_t raw) {
-  if (raw > Raw(ChunkState::kPending)) {
-    return absl::InternalError("the daemon answered with an unknown state");
+  const ChunkState state{raw};
+  if (raw <= Raw(ChunkState::kPending) || state == ChunkState::kPeer) {
+    return state;
   }
-  return ChunkState{raw};
+  return absl::InternalError("the daemon answered with an unknown state");
 }
 
 Status ShortReply() {
@@ -68,6 +65,8 @@ StatusOr<MatchAnswer> Space::MatchOnce(const At& at, const MatchQuery& query,
   body.worst_lineage = Raw(query.worst_lineage);
   body.has_root_content = query.root_content.IsZero() ? 0 : 1;
   body.root_content = query.root_content;
+  body.wait_us = static_cast<uint64_t>(absl::ToInt64Microseconds(std::clamp(
+      deadline - client_.clock().Now(), absl::ZeroDuration(), absl::Hours(1))));
   LARDER_ASSIGN_OR_RETURN(
       const Packet reply,
       at.link->channel().Call(wire::Type::kMatch, body,

@@ -147,9 +147,6 @@ class Stream {
   }
 
  private:
-  static bool IsThere(ChunkState state) {
-    return state == ChunkState::kReady || state == ChunkState::kDurable;
-  }
   static MissReason WhyNot(const StoredChunk& about) {
     return about.reason == MissReason::kNone ? MissReason::kNeverSeen
                                              : about.reason;

@@ -107,6 +107,7 @@ struct EngineRig {
     dependencies.dram = dram.get();
     dependencies.device = other_device != nullptr ? other_device : device.get();
     dependencies.durable = disk.get();
+    dependencies.peers = peers;
     dependencies.coder = coder.get();
     dependencies.dram_policy =
         dram_policy != nullptr ? std::move(dram_policy) : NewLruPolicy();
@@ -310,6 +311,7 @@ struct EngineRig {
   std::unique_ptr<FakeMemoryTier> dram;
   std::unique_ptr<FakeDeviceTier> device;
   DeviceTier* other_device = nullptr;  // for Start; instead of the fake one
+  PeerTier* peers = nullptr;           // for Start
   std::unique_ptr<FakeDurableTier> disk;
   std::unique_ptr<EvictionPolicy> dram_policy;  // for Start; default LRU
   // What the durable tier's copies are to be; by FindTestCodec's codecs.

@@ -94,6 +94,8 @@ class FakeEngine final : public Engine {
     uint32_t slabs = 1;  // parts lie in slab, slab + 1, ... in turn
     bool finish_commits = true;
     bool finish_epochs = true;
+    // Has only the first chunk, until TakeLocations; the others are at a peer.
+    bool elsewhere = false;
     Status hold = absl::OkStatus();
     Status reserve = absl::OkStatus();
   };
@@ -123,6 +125,12 @@ class FakeEngine final : public Engine {
   std::vector<absl::AnyInvocable<void(StatusOr<Epoch>) &&>> TakeEpochs() {
     absl::MutexLock lock(&mu_);
     return std::exchange(epochs_, {});
+  }
+  // What waits to hear of other nodes; these are known from now on.
+  std::vector<Task> TakeLocations() {
+    absl::MutexLock lock(&mu_);
+    located_ = true;
+    return std::exchange(locations_, {});
   }
   size_t clients() const {
     absl::MutexLock lock(&mu_);
@@ -213,9 +221,30 @@ class FakeEngine final : public Engine {
     result.group_hits = {count};
     result.usable = count;
     result.states.assign(count, behaviour().state);
+    if (behaviour().elsewhere) {
+      result.states.assign(count, ChunkState::kMiss);
+      result.states[0] = ChunkState::kReady;
+      result.usable = 1;
+      absl::MutexLock lock(&mu_);
+      if (located_) {
+        std::fill(result.states.begin() + 1, result.states.end(),
+                  ChunkState::kPeer);
+        result.usable = count;
+      }
+    }
     result.detail = "all there";
     result.epoch = Epoch{1};
     return result;
+  }
+  bool Locate(const MatchRequest&, absl::Time, Task done) override {
+    absl::MutexLock lock(&mu_);
+    if (!behaviour_.elsewhere) return false;
+    locations_.push_back(std::move(done));
+    return true;
+  }
+  std::vector<StoredRecords> Records(
+      TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {
+    return std::vector<StoredRecords>(ids.size());
   }
   std::vector<ChunkState> Lookup(TenantId, const SpaceId&,
                                  std::span<const ChunkId> ids) override {
@@ -401,6 +430,8 @@ class FakeEngine final : public Engine {
   std::vector<PendingChunk> pending_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::AnyInvocable<void(StatusOr<Epoch>) &&>> epochs_
       ABSL_GUARDED_BY(mu_);
+  std::vector<Task> locations_ ABSL_GUARDED_BY(mu_);
+  bool located_ ABSL_GUARDED_BY(mu_) = false;
   EventLog events_{16};
 };
 

@@ -52,6 +52,11 @@ class FakeEngine final : public Engine {
     return it == spaces.end() ? std::vector<SpaceInfo>() : it->second;
   }
   MatchResult Match(const MatchRequest&) override { return {}; }
+  bool Locate(const MatchRequest&, absl::Time, Task) override { return false; }
+  std::vector<StoredRecords> Records(
+      TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {
+    return std::vector<StoredRecords>(ids.size());
+  }
   std::vector<ChunkState> Lookup(TenantId, const SpaceId&,
                                  std::span<const ChunkId>) override {
     return {};

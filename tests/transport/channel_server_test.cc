@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -822,7 +823,9 @@ TEST_F(ServerTest, RefusedByTokenOrVersion) {
   EXPECT_EQ(view->Body<wire::ReplyHead>().status,
             static_cast<int>(absl::StatusCode::kFailedPrecondition));
   EXPECT_TRUE(raw.Receive().empty());
-  while (log().find("protocol 9.1") == std::string::npos) Nap();
+  while (log().find(absl::StrCat("protocol 9.", wire::kMinor)) ==
+         std::string::npos)
+    Nap();
 }
 
 TEST_F(ServerTest, NoHelloInTime) {

@@ -297,6 +297,50 @@ TEST_F(SessionTest, Match) {
   EXPECT_EQ(arrays.rest().size(), reply.head.detail_bytes);
 }
 
+// What other nodes have is waited for by who wants to wait.
+TEST_F(SessionTest, MatchAcrossNodes) {
+  const auto ids = SomeIds(3);
+  FakeEngine::Behaviour behaviour;
+  behaviour.elsewhere = true;
+  h_.engine().Set(behaviour);
+  const auto match = [&](uint64_t wait_us) {
+    return h_.Give(
+        PacketWriter(Type::kMatch, 3)
+            .Body(wire::Match{.space = 1, .id_count = 3, .wait_us = wait_us})
+            .Append(ids.data(), 96));
+  };
+  ASSERT_TRUE(match(0));
+  EXPECT_EQ(h_.Reply<wire::MatchReply>().usable, 1U);
+  ASSERT_TRUE(match(1000));
+  EXPECT_TRUE(h_.sink->Take().empty());
+  std::vector<Task> waiting = h_.engine().TakeLocations();
+  ASSERT_EQ(waiting.size(), 2U);  // who does not wait has them asked, too
+  for (Task& task : waiting) std::move(task)();
+  EXPECT_EQ(h_.Reply<wire::MatchReply>().usable, 3U);
+  ArrayReader arrays(PacketView::Parse(h_.last.packet)->arrays());
+  ASSERT_TRUE(arrays.Take<uint32_t>(1).ok());
+  EXPECT_EQ((*arrays.Take<uint8_t>(3))[2], Raw(ChunkState::kPeer));
+}
+
+TEST(SessionVersions, ToOlderClientsAPeerIsASlowerTier) {
+  SessionHarness old;
+  ASSERT_TRUE(old.Give(PacketWriter(Type::kHello, 1)
+                           .Body(wire::Hello{.minor = wire::kMinor - 1})));
+  EXPECT_EQ(old.Reply<wire::HelloReply>().head.status, 0);
+  ASSERT_TRUE(old.OpenSpace());
+  FakeEngine::Behaviour behaviour;
+  behaviour.state = ChunkState::kPeer;
+  old.engine().Set(behaviour);
+  const auto ids = SomeIds(3);
+  ASSERT_TRUE(old.Give(PacketWriter(Type::kMatch, 3)
+                           .Body(wire::Match{.space = 1, .id_count = 3})
+                           .Append(ids.data(), 96)));
+  EXPECT_EQ(old.Reply<wire::MatchReply>().usable, 3U);
+  ArrayReader arrays(PacketView::Parse(old.last.packet)->arrays());
+  ASSERT_TRUE(arrays.Take<uint32_t>(1).ok());
+  EXPECT_EQ((*arrays.Take<uint8_t>(3))[0], Raw(ChunkState::kDurable));
+}
+
 TEST_F(SessionTest, LongTextsAreCut) {
   ASSERT_TRUE(
       h_.Give(PacketWriter(Type::kWhyMiss, 3).Body(wire::WhyMiss{.space = 1})));

@@ -21,7 +21,7 @@ TEST(Wire, SizesAreFixed) {
   EXPECT_EQ(sizeof(wire::HelloReply), 40U);
   EXPECT_EQ(sizeof(wire::OpenSpace), 8U);
   EXPECT_EQ(sizeof(wire::OpenSpaceReply), 56U);
-  EXPECT_EQ(sizeof(wire::Match), 48U);
+  EXPECT_EQ(sizeof(wire::Match), 56U);
   EXPECT_EQ(sizeof(wire::MatchReply), 40U);
   EXPECT_EQ(sizeof(wire::Lookup), 16U);
   EXPECT_EQ(sizeof(wire::StoredChunk), 40U);

@@ -215,6 +215,14 @@ class SessionImpl final : public Session {
   Status OnUnmappedSlab(const PacketView& view);
   Status OnProfile(const PacketView& view);
 
+  static void AnswerMatch(PacketSink& sink, uint64_t call, uint16_t minor,
+                          const MatchResult& result);
+  // To an older client a chunk of another node is in a slower tier.
+  static ChunkState KnownTo(uint16_t minor, ChunkState state) {
+    return state == ChunkState::kPeer && minor < 2 ? ChunkState::kDurable
+                                                   : state;
+  }
+
   // -- Replies. False from the sink means that the client is gone, which
   // whoever reads the socket notices too.
   Status Reply(ReplyBuilder& reply) {
@@ -274,6 +282,7 @@ class SessionImpl final : public Session {
   const std::shared_ptr<PacketSink> sink_;
   const std::shared_ptr<StagingAccount> staging_account_;
   const std::shared_ptr<std::atomic<uint32_t>> pending_calls_;
+  uint16_t minor_ = 0;  // that is spoken, once it is open
 
   // Set by the hello, then constant.
   bool open_ = false;
@@ -508,7 +517,7 @@ Status SessionImpl::OnHello(const PacketView& view) {
 
   ReplyBuilder reply(view.header().request);
   wire::HelloReply welcome;
-  welcome.minor = std::min(body.minor, wire::kMinor);
+  welcome.minor = minor_ = std::min(body.minor, wire::kMinor);
   welcome.tenant = Raw(tenant_);
   welcome.client = Raw(client_);
   welcome.max_staging_bytes = options_.max_staging_bytes;
@@ -575,11 +584,50 @@ Status SessionImpl::OnMatch(const PacketView& view) {
   request.worst_lineage = Lineage{body.worst_lineage};
   if (body.has_root_content != 0) request.root_content = body.root_content;
   const MatchResult result = engine_.Match(request);
+  const uint64_t call = view.header().request;
+  if (request.start + result.usable >= ids.size()) {
+    AnswerMatch(*sink_, call, minor_, result);
+    return absl::OkStatus();
+  }
+  const absl::Duration wait =
+      std::min(FromWire(body.wait_us), options_.locate_wait);
+  if (body.wait_us == 0 ||
+      pending_calls_->fetch_add(1) >= options_.max_pending_calls) {
+    if (body.wait_us != 0) pending_calls_->fetch_sub(1);
+    // The next one who asks will know.
+    engine_.Locate(request, clock_.Now() + options_.locate_wait, [] {});
+    AnswerMatch(*sink_, call, minor_, result);
+    return absl::OkStatus();
+  }
+  struct Asked {
+    MatchRequest request;
+    std::vector<ChunkId> ids;
+  };
+  auto asked = std::make_shared<Asked>();
+  asked->ids.assign(ids.begin(), ids.end());
+  asked->request = request;
+  asked->request.ids = asked->ids;
+  // The engine is there when it calls.
+  const bool waits = engine_.Locate(
+      asked->request, clock_.Now() + wait,
+      [&engine = engine_, sink = sink_, asked, call, minor = minor_,
+       pending = pending_calls_] {
+        pending->fetch_sub(1);
+        AnswerMatch(*sink, call, minor, engine.Match(asked->request));
+      });
+  if (!waits) {
+    pending_calls_->fetch_sub(1);
+    AnswerMatch(*sink_, call, minor_, result);
+  }
+  return absl::OkStatus();
+}
 
+void SessionImpl::AnswerMatch(PacketSink& sink, uint64_t call, uint16_t minor,
+                              const MatchResult& result) {
   const size_t groups = std::min(result.group_hits.size(), kMaxGroups);
   const size_t states =
       std::min<size_t>(result.states.size(), wire::kMaxIdsPerMessage);
-  ReplyBuilder reply(view.header().request);
+  ReplyBuilder reply(call);
   wire::MatchReply match;
   match.head.detail_bytes = ReplyBuilder::DetailBytes(result.detail);
   match.usable = result.usable;
@@ -590,9 +638,12 @@ Status SessionImpl::OnMatch(const PacketView& view) {
   match.epoch = Raw(result.epoch);
   reply.SetBody(match);
   reply.AppendArray(std::span(result.group_hits).first(groups));
-  reply.AppendArray(std::span(result.states).first(states));
+  std::vector<ChunkState> told(result.states.begin(),
+                               result.states.begin() + states);
+  for (ChunkState& state : told) state = KnownTo(minor, state);
+  reply.AppendArray(std::span<const ChunkState>(told));
   reply.Append(result.detail.data(), match.head.detail_bytes);
-  return Reply(reply);
+  sink.Send(reply.packet(), {});
 }
 
 Status SessionImpl::OnLookup(const PacketView& view) {
@@ -617,7 +668,7 @@ Status SessionImpl::OnLookup(const PacketView& view) {
       wire::StoredChunk& stored = out.emplace_back();
       stored.bytes_to_read = chunk.bytes_to_read;
       stored.token_count = chunk.token_count;
-      stored.state = static_cast<uint8_t>(chunk.state);
+      stored.state = static_cast<uint8_t>(KnownTo(minor_, chunk.state));
       stored.reason = Raw(chunk.reason);
       stored.lineage = Raw(chunk.lineage);
       stored.planes = chunk.planes;
@@ -631,11 +682,12 @@ Status SessionImpl::OnLookup(const PacketView& view) {
     reply.AppendArray(std::span<const wire::StoredChunk>(out));
     return Reply(reply);
   }
-  const std::vector<ChunkState> states = engine_.Lookup(tenant_, *space, ids);
+  std::vector<ChunkState> states = engine_.Lookup(tenant_, *space, ids);
+  for (ChunkState& state : states) state = KnownTo(minor_, state);
   const size_t count = std::min<size_t>(states.size(), wire::kMaxIdsPerMessage);
   lookup.state_count = static_cast<uint32_t>(count);
   reply.SetBody(lookup);
-  reply.AppendArray(std::span(states).first(count));
+  reply.AppendArray(std::span<const ChunkState>(states).first(count));
   return Reply(reply);
 }
 

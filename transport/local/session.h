@@ -53,6 +53,9 @@ struct SessionOptions {
   // Completions nobody asked for that wait for room in the ring; at the bound
   // the client is dropped.
   uint32_t max_completion_backlog = 16384;
+  // The longest that a match waits for what other nodes say, and that they are
+  // asked where nobody waits.
+  absl::Duration locate_wait = absl::Milliseconds(200);
   // kStats shows the whole daemon's figures; false: PermissionDenied.
   bool share_stats = true;
 

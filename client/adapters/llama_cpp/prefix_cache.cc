@@ -249,8 +249,7 @@ void LlamaPrompt::FindTail(LlamaLoadReport& report, Deadline deadline) {
     return;
   }
   for (uint32_t count = longest; count > 0; --count) {
-    const uint8_t state = states[count - 1];
-    if (state == LARDER_STATE_READY || state == LARDER_STATE_DURABLE) {
+    if (larder_state_is_there(states[count - 1]) != 0) {
       tail_id_ = ids[count - 1];
       tail_tokens_ = count;
       return;

@@ -201,9 +201,7 @@ void Exist(Store& store, const char* const* keys, size_t count, int* results) {
                                 states.data(), nullptr));
   }
   for (size_t i = 0; i < count; ++i) {
-    const bool there =
-        states[i] == LARDER_STATE_READY || states[i] == LARDER_STATE_DURABLE;
-    results[i] = code != 0 ? code : (there ? 1 : 0);
+    results[i] = code != 0 ? code : larder_state_is_there(states[i]);
   }
 }
 

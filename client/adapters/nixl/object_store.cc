@@ -128,9 +128,8 @@ Result<std::vector<bool>> ObjectStore::Find(
   if (status < 0) return Outcome::From(status);
   std::vector<bool> found(objects.size());
   std::transform(
-      states.begin(), states.end(), found.begin(), [](uint8_t state) {
-        return state == LARDER_STATE_READY || state == LARDER_STATE_DURABLE;
-      });
+      states.begin(), states.end(), found.begin(),
+      [](uint8_t state) { return larder_state_is_there(state) != 0; });
   return found;
 }
 

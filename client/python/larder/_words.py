@@ -11,6 +11,11 @@ class State(enum.IntEnum):
     DURABLE = 2  # in a slower tier; a hold or prefetch raises it
     PENDING = 3  # a save of it is under way
     UNKNOWN = 4  # cached calls: not known yet
+    PEER = 5  # at another node; a hold or prefetch fetches it
+
+
+# A hold would have it, now or soon.
+THERE = (State.READY, State.DURABLE, State.PEER)
 
 
 class Reason(enum.IntEnum):

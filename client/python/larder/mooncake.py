@@ -27,7 +27,7 @@ from typing import Any
 
 from ._errors import DeadlineExceeded, Error, Unavailable
 from ._larder import Client, Ids, Values
-from ._words import Reason, State
+from ._words import THERE, Reason
 
 __all__ = [
     "BufferHandle",
@@ -300,7 +300,7 @@ class MooncakeDistributedStore:
     def batch_is_exist(self, keys: Sequence[str]) -> list[int]:
         def ask(values: Values) -> list[int]:
             states = values.lookup(_ids(values, keys))
-            return [int(state in (State.READY, State.DURABLE)) for state in states]
+            return [int(state in THERE) for state in states]
 
         return self._each(keys, ask)
 

@@ -14,13 +14,12 @@ from typing import Any
 
 import larder
 from larder._engine import Complaints, Connection, weights_digest
+from larder._words import THERE
 
 logger = logging.getLogger(__name__)
 
 # Seconds that the constructor waits for a daemon, and close() for what is under way.
 _OPEN_DEADLINE = 1.0
-
-_LOADABLE = (larder.State.READY, larder.State.DURABLE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def lmcache_version() -> str:
 
 def present(states: bytes) -> list[bool]:
     """Of a lookup's answer: which can be loaded."""
-    return [state in _LOADABLE for state in states]
+    return [state in THERE for state in states]
 
 
 class _Opened:

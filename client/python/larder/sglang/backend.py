@@ -21,7 +21,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 )
 
 import larder
-from larder import State
+from larder._words import THERE
 
 from .._engine import Complaints, Connection
 from .pool import Pool, bytes_of, memory_of
@@ -29,7 +29,6 @@ from .settings import Model, Settings
 
 logger = logging.getLogger(__name__)
 
-_THERE = (State.READY, State.DURABLE)
 
 
 def _falls_back(empty: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -285,7 +284,7 @@ class LarderHiCache(HiCacheStorage):
             return _none_of(keys)
         ids = space.ids_from_hashes([_key(key) for key in keys])
         states = space.lookup(ids, deadline=self._deadline)
-        return [state in _THERE for state in states]
+        return [state in THERE for state in states]
 
     def _read(
         self,

@@ -40,6 +40,7 @@ _RESULTS = {
     State.MISS: LookupResult.MISS,
     State.READY: LookupResult.HIT,
     State.DURABLE: LookupResult.HIT,
+    State.PEER: LookupResult.HIT,
     State.PENDING: LookupResult.HIT_PENDING,
     State.UNKNOWN: LookupResult.RETRY,
 }
