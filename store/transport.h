@@ -42,6 +42,14 @@ inline constexpr size_t kUrgencies = 3;
 // A landing's number, of one link.
 using LandingId = uint64_t;
 
+// Who is at the other end of a link.
+struct Peer {
+  std::string address;  // for logs
+  // What the network proved: over TLS the name in its certificate. Empty:
+  // nothing.
+  std::string identity;
+};
+
 struct CallOptions {
   absl::Time deadline = absl::InfiniteFuture();
 };
@@ -100,8 +108,10 @@ class Link {
 
   // What the peer said of itself when the link was made.
   virtual const std::string& peer_greeting() const = 0;
-  // For logs.
-  virtual const std::string& peer_address() const = 0;
+  // peer().identity: whoever called Connect looks whether it is the one that
+  // was meant.
+  virtual const Peer& peer() const = 0;
+  const std::string& peer_address() const { return peer().address; }
   virtual LinkStats Stats() const = 0;
 };
 
@@ -137,10 +147,10 @@ class Answer {
 class LinkService {
  public:
   virtual ~LinkService() = default;
-  // Somebody connects and says `greeting`. The answer is what it is told, and
+  // `peer` connects and says `greeting`. The answer is what it is told, and
   // the link comes about; an error is told too, and it does not.
   virtual StatusOr<std::string> Admit(const std::string& greeting,
-                                      const std::string& address) = 0;
+                                      const Peer& peer) = 0;
   // An admitted link; keep it, or it is closed.
   virtual void OnLink(std::shared_ptr<Link> link) = 0;
   // `deadline`: after it the answer is of no use to the caller.
@@ -181,8 +191,9 @@ class Transport {
       absl::AnyInvocable<void(StatusOr<std::shared_ptr<Link>>) &&>;
   // Calls of the peer go to `service`, which must outlive the link; its Admit
   // and OnLink are not called. Unavailable: nobody answers there;
-  // PermissionDenied or what else Admit said; FailedPrecondition: it speaks
-  // another version; DeadlineExceeded.
+  // PermissionDenied or what else Admit said; Unauthenticated: one of the two
+  // does not believe what the other proved itself with; FailedPrecondition: it
+  // speaks another version; DeadlineExceeded.
   virtual void Connect(const std::string& address, std::string greeting,
                        LinkService& service, absl::Time deadline,
                        Connected connected) = 0;

@@ -39,6 +39,8 @@ class TransportHarness {
   // What to listen at.
   virtual std::string address() const = 0;
   virtual Clock& clock() = 0;
+  // What the two prove to each other.
+  virtual std::string identity() const { return ""; }
   // Lets the transports work until `done`; moves the clock where it stands
   // still and there is nothing else to do.
   virtual void PumpUntil(absl::FunctionRef<bool()> done) = 0;
@@ -72,7 +74,9 @@ inline std::vector<std::byte> Pattern(uint64_t seed, size_t size) {
 class EchoService : public LinkService {
  public:
   StatusOr<std::string> Admit(const std::string& greeting,
-                              const std::string&) override {
+                              const Peer& peer) override {
+    absl::MutexLock lock(&mu_);
+    admitted_ = peer;
     if (greeting == "stranger") {
       return absl::PermissionDeniedError("strangers are not admitted");
     }
@@ -118,6 +122,11 @@ class EchoService : public LinkService {
     absl::MutexLock lock(&mu_);
     return lost_.size();
   }
+  // Who was asked about last.
+  Peer admitted() {
+    absl::MutexLock lock(&mu_);
+    return admitted_;
+  }
   absl::Time deadline() {
     absl::MutexLock lock(&mu_);
     return deadline_;
@@ -135,6 +144,7 @@ class EchoService : public LinkService {
   std::vector<std::shared_ptr<Link>> links_;
   std::vector<Answer> kept_;
   std::vector<Status> lost_;
+  Peer admitted_;
   int calls_ = 0;
   absl::Time deadline_;
 };
@@ -233,6 +243,10 @@ TEST_P(TransportConformance, TheyGreetEachOther) {
   EXPECT_EQ(link_->peer_greeting(), "hello me");
   EXPECT_EQ(far_->peer_greeting(), "me");
   EXPECT_EQ(link_->peer_address(), address_);
+  EXPECT_EQ(served_.admitted().address, far_->peer_address());
+  for (const Peer& peer : {served_.admitted(), link_->peer(), far_->peer()}) {
+    EXPECT_EQ(peer.identity, bed_->identity());
+  }
 }
 
 TEST_P(TransportConformance, WhoIsNotAdmittedIsToldWhy) {

@@ -38,7 +38,7 @@ struct Once {
 class Service final : public LinkService {
  public:
   StatusOr<std::string> Admit(const std::string& greeting,
-                              const std::string&) override {
+                              const Peer&) override {
     if (greeting.size() % 5 == 4) return absl::PermissionDeniedError("no");
     return greeting;
   }

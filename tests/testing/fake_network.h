@@ -33,8 +33,11 @@ class FakeNetwork {
   // the middle, and what sends them waits.
   void Stop() { stopped_ = true; }
 
-  std::unique_ptr<Transport> NewTransport(const TransportOptions& options) {
-    return std::make_unique<FakeTransport>(*this, options);
+  // `peer_identity`: what its links believe to have proved of their peers.
+  std::unique_ptr<Transport> NewTransport(const TransportOptions& options,
+                                          std::string peer_identity = "") {
+    return std::make_unique<FakeTransport>(*this, options,
+                                           std::move(peer_identity));
   }
 
  private:
@@ -136,8 +139,11 @@ class FakeNetwork {
 
   class FakeTransport final : public Transport {
    public:
-    FakeTransport(FakeNetwork& network, const TransportOptions& options)
-        : network_(network), options_(options) {}
+    FakeTransport(FakeNetwork& network, const TransportOptions& options,
+                  std::string peer_identity)
+        : network_(network),
+          options_(options),
+          identity_(std::move(peer_identity)) {}
     ~FakeTransport() override {
       for (const std::string& address : listening_) {
         network_.listeners_.erase(address);
@@ -203,7 +209,7 @@ class FakeNetwork {
       parts.clock = &network_.clock_;
       parts.service = &service;
       parts.options = options_;
-      parts.peer_address = std::move(address);
+      parts.peer = {std::move(address), identity_};
       return std::make_shared<LinkCore>(std::move(parts));
     }
     static void Start(FakeTransport& owner,
@@ -221,6 +227,7 @@ class FakeNetwork {
 
     FakeNetwork& network_;
     const TransportOptions options_;
+    const std::string identity_;
     std::vector<std::string> listening_;
     std::vector<std::shared_ptr<End>> ends_;  // peers know each other weakly
     const std::shared_ptr<std::set<std::shared_ptr<LinkCore>>> links_ =

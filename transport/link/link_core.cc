@@ -55,7 +55,7 @@ void LinkCore::Tick() {
   const absl::Duration silence = parts_.options.silence;
   if (now - heard_ >= silence) {
     Lose(absl::UnavailableError(absl::StrCat("nothing was heard of ",
-                                             parts_.peer_address, " for ",
+                                             parts_.peer.address, " for ",
                                              absl::FormatDuration(silence))));
     return;
   }
@@ -84,6 +84,11 @@ void LinkCore::SendFrame(FrameHeader header, std::string bytes) {
 }
 
 // ---- What arrives
+
+void LinkCore::OnBytes() {
+  // Who was not admitted may not take all the time it likes to greet.
+  if (state_ == State::kOpen) heard_ = parts_.clock->Now();
+}
 
 void LinkCore::OnFrame(ByteSpan raw, std::unique_ptr<Incoming> bytes) {
   if (state_ != State::kGreeting && state_ != State::kOpen) return;
@@ -180,8 +185,7 @@ void LinkCore::OnMessage(const FrameHeader& header, std::string bytes) {
 }
 
 void LinkCore::OnHello(std::string greeting) {
-  StatusOr<std::string> admitted =
-      parts_.service->Admit(greeting, parts_.peer_address);
+  StatusOr<std::string> admitted = parts_.service->Admit(greeting, parts_.peer);
   if (!admitted.ok() || admitted->size() > kMessageBytesMax) {
     const Status why = admitted.ok()
                            ? absl::InternalError("a greeting that is too long")

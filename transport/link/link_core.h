@@ -61,7 +61,7 @@ class LinkCore final : public Link,
     Clock* clock = nullptr;
     LinkService* service = nullptr;
     TransportOptions options;
-    std::string peer_address;
+    Peer peer;
   };
   // Who connects. `connected` gets a handle, or why there is none; it comes by
   // `deadline`.
@@ -83,6 +83,8 @@ class LinkCore final : public Link,
   // -- what the wire calls, on the strand
   // `bytes` is null if header.bytes is 0. Anything may be in the header.
   void OnFrame(ByteSpan header, std::unique_ptr<Incoming> bytes);
+  // Bytes of a frame came, not all of it yet: the peer is alive.
+  void OnBytes();
   void OnWireLost(const Status& why);
 
   // On the strand: ends it. Start's `ended` runs when nothing is touched any
@@ -98,9 +100,7 @@ class LinkCore final : public Link,
            Done done) override;
   void Close() override;
   const std::string& peer_greeting() const override { return peer_greeting_; }
-  const std::string& peer_address() const override {
-    return parts_.peer_address;
-  }
+  const Peer& peer() const override { return parts_.peer; }
   LinkStats Stats() const override;
 
   // -- Answer::Sink

@@ -12,9 +12,10 @@ class FakeHarness final : public TransportHarness {
  public:
   std::unique_ptr<Transport> NewTransport(
       const TransportOptions& options) override {
-    return network.NewTransport(options);
+    return network.NewTransport(options, identity());
   }
   std::string address() const override { return "fake:0"; }
+  std::string identity() const override { return "a fake"; }
   Clock& clock() override { return clock_; }
   void PumpUntil(absl::FunctionRef<bool()> done) override {
     for (int idle = 0; !done();) {
