@@ -1,7 +1,5 @@
 #include "transport/ucx/ucx_transport.h"
 
-#include <arpa/inet.h>
-#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
@@ -15,12 +13,12 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/strings/numbers.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include <ucp/api/ucp.h>
 
 #include "transport/link/link_core.h"
+#include "transport/link/socket_address.h"
 
 namespace larder {
 namespace {
@@ -44,61 +42,6 @@ Status ToStatus(ucs_status_t status, const char* doing) {
     default:
       return absl::UnavailableError(text);
   }
-}
-
-// ---- Addresses
-
-struct SocketAddress {
-  sockaddr_storage storage{};
-  socklen_t length = 0;
-  const sockaddr* get() const {
-    return reinterpret_cast<const sockaddr*>(&storage);
-  }
-};
-
-StatusOr<SocketAddress> ParseAddress(const std::string& text) {
-  const size_t colon = text.rfind(':');
-  uint32_t port = 0;
-  if (colon == std::string::npos ||
-      !absl::SimpleAtoi(text.substr(colon + 1), &port) || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", text, "' is no address; write HOST:PORT"));
-  }
-  std::string host = text.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
-  }
-  SocketAddress address;
-  auto* const v4 = reinterpret_cast<sockaddr_in*>(&address.storage);
-  auto* const v6 = reinterpret_cast<sockaddr_in6*>(&address.storage);
-  if (inet_pton(AF_INET, host.c_str(), &v4->sin_addr) == 1) {
-    v4->sin_family = AF_INET;
-    v4->sin_port = htons(static_cast<uint16_t>(port));
-    address.length = sizeof *v4;
-  } else if (inet_pton(AF_INET6, host.c_str(), &v6->sin6_addr) == 1) {
-    v6->sin6_family = AF_INET6;
-    v6->sin6_port = htons(static_cast<uint16_t>(port));
-    address.length = sizeof *v6;
-  } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", host, "' is no numeric address"));
-  }
-  return address;
-}
-
-std::string FormatAddress(const sockaddr_storage& storage) {
-  char host[INET6_ADDRSTRLEN] = "?";
-  if (storage.ss_family == AF_INET) {
-    const auto& v4 = reinterpret_cast<const sockaddr_in&>(storage);
-    inet_ntop(AF_INET, &v4.sin_addr, host, sizeof host);
-    return absl::StrCat(host, ":", ntohs(v4.sin_port));
-  }
-  if (storage.ss_family == AF_INET6) {
-    const auto& v6 = reinterpret_cast<const sockaddr_in6&>(storage);
-    inet_ntop(AF_INET6, &v6.sin6_addr, host, sizeof host);
-    return absl::StrCat("[", host, "]:", ntohs(v6.sin6_port));
-  }
-  return "?";
 }
 
 // ---- Workers
@@ -648,7 +591,8 @@ void UcxTransport::RunOn(Worker& worker, Task task) {
 
 StatusOr<std::string> UcxTransport::Listen(const std::string& address,
                                            LinkService& service) {
-  LARDER_ASSIGN_OR_RETURN(const SocketAddress parsed, ParseAddress(address));
+  LARDER_ASSIGN_OR_RETURN(const SocketAddress parsed,
+                          ParseSocketAddress(address));
   auto listener = std::make_unique<Listener>();
   listener->transport = this;
   listener->service = &service;
@@ -671,7 +615,7 @@ StatusOr<std::string> UcxTransport::Listen(const std::string& address,
     attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
     status = ucp_listener_query(listener->listener, &attributes);
     listening = status == UCS_OK
-                    ? FormatAddress(attributes.sockaddr)
+                    ? FormatSocketAddress(attributes.sockaddr)
                     : StatusOr<std::string>(ToStatus(status, "a listener"));
   });
   if (listener->listener != nullptr) {
@@ -687,7 +631,7 @@ void UcxTransport::OnConnection(ucp_conn_request_h request, void* arg) {
   attributes.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR;
   std::string address = "?";
   if (ucp_conn_request_query(request, &attributes) == UCS_OK) {
-    address = FormatAddress(attributes.client_address);
+    address = FormatSocketAddress(attributes.client_address);
   }
   UcxTransport& self = *listener->transport;
   Worker& worker = self.NextWorker();
@@ -705,7 +649,7 @@ std::shared_ptr<LinkCore> UcxTransport::NewLink(Worker& worker,
   parts.clock = options_.clock;
   parts.service = &service;
   parts.options = options_;
-  parts.peer_address = std::move(address);
+  parts.peer.address = std::move(address);
   return std::make_shared<LinkCore>(std::move(parts));
 }
 
@@ -730,7 +674,7 @@ void UcxTransport::Connect(const std::string& address, std::string greeting,
                            LinkService& service, absl::Time deadline,
                            Connected connected) {
   Worker& worker = NextWorker();
-  StatusOr<SocketAddress> parsed = ParseAddress(address);
+  StatusOr<SocketAddress> parsed = ParseSocketAddress(address);
   if (parsed.ok() && greeting.size() > kMessageBytesMax) {
     parsed = absl::InvalidArgumentError("a greeting that is too long");
   }
