@@ -102,10 +102,10 @@ StatusOr<std::string> Directory::HandleAnnounce(NodeId from,
 }
 
 StatusOr<std::string> Directory::HandleFind(std::string_view message) {
-  const StatusOr<Find> find = ParseFind(message);
+  const StatusOr<FindQuery> find = ParseFind(message);
   if (!find.ok()) return find.status();
   Found answer;
-  for (const Find::Section& section : find->sections) {
+  for (const FindQuery::Section& section : find->sections) {
     CountAsk(section.anchor);
     Found::Section said;
     said.directories = Directories(section.anchor, true);

@@ -157,7 +157,7 @@ bool Parse(Reader& in, Announced& message) {
   return in.empty();
 }
 
-bool Parse(Reader& in, Find& message) {
+bool Parse(Reader& in, FindQuery& message) {
   Header header;
   if (!in.Begin(DirectoryMessageKind::kFind, sizeof(SectionHeader), header)) {
     return false;
@@ -167,7 +167,7 @@ bool Parse(Reader& in, Find& message) {
     SectionHeader head;
     if (!in.Take(head) || head.reserved != 0) return false;
     total += head.count;
-    Find::Section section;
+    FindQuery::Section section;
     section.anchor = head.anchor;
     if (total > kFindKeysMax || head.count == 0 ||
         !in.TakeAll(head.count, section.keys)) {
@@ -257,10 +257,10 @@ std::string Encode(const Announced& message) {
   return out;
 }
 
-std::string Encode(const Find& message) {
+std::string Encode(const FindQuery& message) {
   std::string out;
   Append(out, HeaderOf(DirectoryMessageKind::kFind, message));
-  for (const Find::Section& section : message.sections) {
+  for (const FindQuery::Section& section : message.sections) {
     Append(out, SectionHeader{section.anchor,
                               static_cast<uint32_t>(section.keys.size()), 0});
     AppendAll(out, section.keys);
@@ -289,8 +289,8 @@ StatusOr<Announce> ParseAnnounce(std::string_view bytes) {
 StatusOr<Announced> ParseAnnounced(std::string_view bytes) {
   return ParseAs<Announced>(bytes, "announced");
 }
-StatusOr<Find> ParseFind(std::string_view bytes) {
-  return ParseAs<Find>(bytes, "find");
+StatusOr<FindQuery> ParseFind(std::string_view bytes) {
+  return ParseAs<FindQuery>(bytes, "find");
 }
 StatusOr<Found> ParseFound(std::string_view bytes) {
   return ParseAs<Found>(bytes, "found");

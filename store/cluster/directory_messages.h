@@ -77,14 +77,14 @@ struct Announced {
   bool operator==(const Announced&) const = default;
 };
 
-struct Find {
+struct FindQuery {
   struct Section {
     AnchorKey anchor{};
     std::vector<ChunkKey> keys;
     bool operator==(const Section&) const = default;
   };
   std::vector<Section> sections;
-  bool operator==(const Find&) const = default;
+  bool operator==(const FindQuery&) const = default;
 };
 
 struct Holder {
@@ -106,12 +106,12 @@ struct Found {
 
 std::string Encode(const Announce& message);
 std::string Encode(const Announced& message);
-std::string Encode(const Find& message);
+std::string Encode(const FindQuery& message);
 std::string Encode(const Found& message);
 
 StatusOr<Announce> ParseAnnounce(std::string_view bytes);
 StatusOr<Announced> ParseAnnounced(std::string_view bytes);
-StatusOr<Find> ParseFind(std::string_view bytes);
+StatusOr<FindQuery> ParseFind(std::string_view bytes);
 StatusOr<Found> ParseFound(std::string_view bytes);
 
 }  // namespace larder

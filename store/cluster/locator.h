@@ -108,7 +108,7 @@ class Locator {
   // A message under way.
   struct Question {
     NodeId home{};
-    Find find;
+    FindQuery find;
     std::vector<std::shared_ptr<Wait>> waits;
   };
 
