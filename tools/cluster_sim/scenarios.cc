@@ -174,6 +174,7 @@ MatchResult SimulateMatch(size_t nodes, size_t prompt_chunks, size_t prompts,
                           uint64_t seed) {
   SimOptions options;
   options.seed = seed;
+  options.locator.held_for = absl::Milliseconds(100);
   SimCluster cluster(options);
   cluster.Start(nodes);
   ChunkFacts facts;
@@ -215,8 +216,7 @@ MatchResult SimulateMatch(size_t nodes, size_t prompt_chunks, size_t prompts,
           static_cast<double>(cluster.stats().call_bytes - bytes) /
           static_cast<double>(prompts);
     }
-    // Long enough for what was said to be forgotten.
-    cluster.loop().RunFor(absl::Seconds(11));
+    cluster.loop().RunFor(2 * options.locator.held_for);
     return cluster.locator(node).GetStats().messages - before;
   };
   for (size_t prompt = 0; prompt < prompts; ++prompt) {
