@@ -37,6 +37,7 @@ StatusOr<std::unique_ptr<Engine>> Engine::Open(EngineOptions options,
   }
   auto engine = std::make_unique<EngineImpl>(options, std::move(dependencies));
   LARDER_RETURN_IF_ERROR(engine->Recover());
+  engine->TellAll();
   return engine;
 }
 
@@ -51,6 +52,7 @@ EngineImpl::EngineImpl(EngineOptions options, Dependencies dependencies)
       device_(dependencies.device),
       durable_(dependencies.durable),
       peers_(dependencies.peers),
+      observer_(dependencies.observer),
       tiers_{&dram_, device_, durable_, peers_},
       spill_record_max_(device_ == nullptr ? 0 : device_->MaxExtentBytes()),
       events_(options.event_capacity),

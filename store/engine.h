@@ -307,6 +307,34 @@ struct EngineStats {
   std::string durable_health;  // empty = well
 };
 
+// Told of the chunks that this node has, as they come and go: for those who
+// tell other nodes. Called under the engine's lock: must not block, nor call
+// the engine.
+class ChunkObserver {
+ public:
+  struct Chunk {
+    TenantId tenant{};
+    SpaceId space;
+    ChunkId id;
+    // The chunk of the same prompt whose place is the last multiple of
+    // kAnchorSpacing (cluster/chunk_key.h); zero if some parent on the way to
+    // it is not known.
+    ChunkId anchor;
+    Epoch epoch{};
+    GroupMask groups = 0;  // that are complete
+    Lineage lineage = Lineage::kExact;
+    uint32_t token_count = 0;
+    uint64_t bytes = 0;
+    bool in_memory = false;  // else in a slower tier
+    uint8_t priority = 0;
+  };
+  virtual ~ChunkObserver() = default;
+  // It is here, with these facts from now on.
+  virtual void OnStored(const Chunk& chunk) = 0;
+  virtual void OnRemoved(TenantId tenant, const SpaceId& space,
+                         const ChunkId& id) = 0;
+};
+
 // The heart of Larder: which chunks there are, where, and who may read them.
 // Placement DRAM -> device, durable tier and back, holds, reservations,
 // lineage, epochs, eviction. Knows media, time and threads only through the
@@ -323,9 +351,10 @@ class Engine {
     Executor* encoder = nullptr;   // encodes; null: executor does
     RecordCoder* coder = nullptr;  // null: the durable tier's copies are raw
     MemoryTier* dram = nullptr;
-    DeviceTier* device = nullptr;    // takes what leaves DRAM; may be null
-    DurableTier* durable = nullptr;  // may be null
-    PeerTier* peers = nullptr;       // null: alone
+    DeviceTier* device = nullptr;       // takes what leaves DRAM; may be null
+    DurableTier* durable = nullptr;     // may be null
+    PeerTier* peers = nullptr;          // null: alone
+    ChunkObserver* observer = nullptr;  // told after Open what was recovered
     std::unique_ptr<EvictionPolicy> dram_policy;
     std::unique_ptr<EvictionPolicy> device_policy;
     std::unique_ptr<EvictionPolicy> durable_policy;

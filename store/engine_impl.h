@@ -81,6 +81,9 @@ class EngineImpl final : public Engine {
 
   // Reads what the durable tier kept. Once, before anything else.
   Status Recover() ABSL_LOCKS_EXCLUDED(mu_);
+  // Tells the observer what there is; from then on it is told what changes.
+  // Once, after Recover.
+  void TellAll() ABSL_LOCKS_EXCLUDED(mu_);
 
   void Drain(absl::AnyInvocable<void(Status) &&> done) override;
   ClientId AddClient(TenantId tenant, HoldRevoked revoked) override;
@@ -571,6 +574,12 @@ class EngineImpl final : public Engine {
   // have it, or not in this lineage.
   ChunkIndex Adopt(SpaceRef space, const ChunkId& id, Lineage worst,
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Tells the observer, if what others may know of the chunk has changed since
+  // `visible` and `readable` were so.
+  void Tell(ChunkIndex index, GroupMask visible, LevelMask readable)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ChunkId AnchorOf(const ChunkEntry& chunk) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // In the index, in a lineage too bad or incomplete though it may be: nothing
   // of it is fetched.
   bool Here(SpaceRef space, const ChunkId& id) const
@@ -632,10 +641,11 @@ class EngineImpl final : public Engine {
   Executor& encoder_;
   const RecordCoder* const coder_;  // may be null
   MemoryTier& dram_;
-  DeviceTier* const device_;    // may be null
-  DurableTier* const durable_;  // may be null
-  PeerTier* const peers_;       // may be null
-  Tier* const tiers_[kLevels];  // the same, by level
+  DeviceTier* const device_;       // may be null
+  DurableTier* const durable_;     // may be null
+  PeerTier* const peers_;          // may be null
+  ChunkObserver* const observer_;  // may be null
+  Tier* const tiers_[kLevels];     // the same, by level
   const uint64_t spill_record_max_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
@@ -679,6 +689,7 @@ class EngineImpl final : public Engine {
   bool sweeping_unwritten_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t copies_running_ ABSL_GUARDED_BY(mu_) = 0;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool telling_ ABSL_GUARDED_BY(mu_) = false;  // what was recovered was told
   Status drain_status_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::AnyInvocable<void(Status) &&>> drained_
       ABSL_GUARDED_BY(mu_);

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "store/chunk_cover.h"
+#include "store/cluster/chunk_key.h"
 #include "store/engine_impl.h"
 
 namespace larder {
@@ -11,6 +12,61 @@ namespace larder {
 // promotion reads these. When that ends, and nobody holds it, what is still at
 // the peer alone is forgotten again (ReleaseIfIdle), so that the index is of
 // this node.
+
+// ---- What others are told
+
+ChunkId EngineImpl::AnchorOf(const ChunkEntry& chunk) const {
+  const uint32_t tokens = spaces_[chunk.space].descriptor->chunk_tokens;
+  const ChunkEntry* at = &chunk;
+  for (uint32_t steps = chunk.token_begin / tokens % kAnchorSpacing; steps > 0;
+       --steps) {
+    const ChunkIndex parent = chunks_.Find(at->space, at->parent);
+    if (parent == kNoChunk) return {};
+    at = &chunks_[parent];
+  }
+  return at->id;
+}
+
+void EngineImpl::Tell(ChunkIndex index, GroupMask visible, LevelMask readable) {
+  if (observer_ == nullptr || !telling_) return;
+  const ChunkEntry& chunk = chunks_[index];
+  constexpr auto kOwn = static_cast<LevelMask>(~Bit(Level::kPeer));
+  const auto before = static_cast<LevelMask>(readable & kOwn);
+  const auto now = static_cast<LevelMask>(chunk.readable & kOwn);
+  if (chunk.visible == visible && now == before) return;
+  const Space& space = spaces_[chunk.space];
+  if (now == 0) {
+    if (before != 0) observer_->OnRemoved(space.tenant, space.id, chunk.id);
+    return;
+  }
+  ChunkObserver::Chunk told;
+  told.tenant = space.tenant;
+  told.space = space.id;
+  told.id = chunk.id;
+  told.anchor = AnchorOf(chunk);
+  told.epoch = space.epoch;
+  told.groups = chunk.visible;
+  told.lineage = chunk.lineage;
+  told.token_count = chunk.token_count;
+  told.bytes = chunk.bytes;
+  told.in_memory = chunk.Readable(Level::kDram);
+  told.priority = chunk.priority;
+  observer_->OnStored(told);
+}
+
+void EngineImpl::TellAll() {
+  if (observer_ == nullptr) return;
+  absl::MutexLock lock(&mu_);
+  telling_ = true;
+  for (uint32_t i = 0; i < chunks_.slots(); ++i) {
+    const ChunkEntry& chunk = chunks_[ChunkIndex{i}];
+    if (chunk.live && chunk.epoch == spaces_[chunk.space].epoch) {
+      Tell(ChunkIndex{i}, 0, 0);
+    }
+  }
+}
+
+// ---- What others have
 
 bool EngineImpl::Here(SpaceRef space, const ChunkId& id) const {
   const ChunkIndex index = chunks_.Find(space, id);

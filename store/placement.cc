@@ -86,6 +86,7 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
   ChunkEntry& chunk = chunks_[index];
   if (!chunk.live) return;
   const LevelMask before = chunk.readable;
+  const GroupMask was_visible = chunk.visible;
   const bool was_incomplete = chunk.incomplete;
   if (chunk.part_count == 0) {
     Drop(index, why, after);
@@ -99,6 +100,7 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
     EmitChunk(has ? EventType::kChunkStored : EventType::kChunkRemoved, chunk,
               KindOf(level), has ? MissReason::kNone : why);
   }
+  Tell(index, was_visible, before);
   if (chunk.incomplete && !was_incomplete) {
     Expire(Now() + options_.incomplete_ttl, ExpiryQueue::What::kIncomplete,
            Raw(index), after);
@@ -208,6 +210,11 @@ void EngineImpl::Drop(ChunkIndex index, MissReason why, AfterUnlock& after) {
   }
   if (chunk.rooted) roots_.Remove(index);
   if (chunk.incomplete) incomplete_since_.erase(index);
+  if (observer_ != nullptr && telling_ &&
+      (chunk.readable & ~Bit(Level::kPeer)) != 0) {
+    const Space& space = spaces_[chunk.space];
+    observer_->OnRemoved(space.tenant, space.id, chunk.id);
+  }
   chunk.ranked = 0;
   chunk.rooted = chunk.incomplete = false;
   misses_.Add(chunk.space, chunk.id, why);

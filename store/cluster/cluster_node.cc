@@ -1,0 +1,182 @@
+#include "store/cluster/cluster_node.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "store/cluster/chunk_key.h"
+#include "store/cluster/directory_messages.h"
+#include "store/fingerprint.h"
+
+namespace larder {
+namespace {
+
+// All nodes of a cluster agree on it, and clients do not know it.
+uint64_t TenantKey(const std::string& cluster, TenantId tenant) {
+  const uint32_t number = Raw(tenant);
+  return Fingerprint64(std::as_bytes(std::span(&number, 1)),
+                       Fingerprint64(std::as_bytes(std::span(cluster))));
+}
+
+uint64_t SeedOr(uint64_t seed) {
+  std::random_device random;
+  return seed != 0 ? seed : uint64_t{random()} << 32 | random();
+}
+
+}  // namespace
+
+class ClusterNode::Observer final : public ChunkObserver {
+ public:
+  Observer(const std::string& cluster, Announcer& announcer)
+      : cluster_(cluster), announcer_(announcer) {}
+
+  void OnStored(const Chunk& chunk) override {
+    const Scope scope{TenantKey(cluster_, chunk.tenant), chunk.space};
+    ChunkFacts facts;
+    facts.groups = chunk.groups;
+    facts.pages = static_cast<uint32_t>(std::min<uint64_t>(
+        RoundUp(chunk.bytes, kPageBytes) / kPageBytes, UINT32_MAX));
+    facts.tokens = chunk.token_count;
+    facts.epoch = static_cast<uint32_t>(Raw(chunk.epoch));
+    facts.tier = chunk.in_memory ? CopyTier::kMemory : CopyTier::kDurable;
+    facts.lineage = chunk.lineage;
+    // Without its anchor only who asks for it as a prompt's first finds it.
+    const ChunkId& anchor = chunk.anchor.IsZero() ? chunk.id : chunk.anchor;
+    announcer_.Stored(ComputeAnchorKey(scope, anchor),
+                      ComputeChunkKey(scope, chunk.id), facts);
+  }
+  void OnRemoved(TenantId tenant, const SpaceId& space,
+                 const ChunkId& id) override {
+    announcer_.Removed(
+        ComputeChunkKey({TenantKey(cluster_, tenant), space}, id));
+  }
+
+ private:
+  const std::string cluster_;
+  Announcer& announcer_;
+};
+
+ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
+    : parts_(std::move(parts)),
+      id_(ComputeNodeId(parts_.cluster, parts_.name)),
+      directory_(*parts_.clock, options.directory, SeedOr(parts_.seed)),
+      links_(
+          {.cluster = parts_.cluster,
+           .self = {.id = id_,
+                    .name = parts_.name,
+                    .incarnation = parts_.incarnation},
+           .clock = parts_.clock,
+           .executor = parts_.executor,
+           .on_called =
+               [this](NodeId from, const std::shared_ptr<Link>& link,
+                      std::string message, absl::Time deadline, Answer answer) {
+                 OnCalled(from, link, std::move(message), deadline,
+                          std::move(answer));
+               },
+           .authorize = parts_.authorize},
+          options.links),
+      announcer_({.self = {.id = id_,
+                           .name = parts_.name,
+                           .incarnation = parts_.incarnation},
+                  .calls = &links_,
+                  .clock = parts_.clock,
+                  .executor = parts_.executor,
+                  .directory = &directory_},
+                 options.announcer),
+      locator_({.self = id_,
+                .calls = &links_,
+                .clock = parts_.clock,
+                .executor = parts_.executor,
+                .directory = &directory_},
+               options.locator),
+      tier_({.locator = &locator_,
+             .links = &links_,
+             .clock = parts_.clock,
+             .executor = parts_.executor,
+             .tenant_key =
+                 [this](TenantId tenant) {
+                   return TenantKey(parts_.cluster, tenant);
+                 }},
+            options.tier),
+      observer_(std::make_unique<Observer>(parts_.cluster, announcer_)) {}
+
+ClusterNode::~ClusterNode() = default;
+
+PeerTier& ClusterNode::tier() {
+  return tier_;
+}
+
+ChunkObserver& ClusterNode::observer() {
+  return *observer_;
+}
+
+Status ClusterNode::Start(Engine& engine, Transport& transport,
+                          const std::string& address) {
+  {
+    absl::MutexLock lock(&mu_);
+    service_ = std::make_unique<PeerService>(engine);
+  }
+  LARDER_ASSIGN_OR_RETURN(std::string there, links_.Start(transport, address));
+  absl::MutexLock lock(&mu_);
+  address_ = std::move(there);
+  return absl::OkStatus();
+}
+
+void ClusterNode::Stop() {
+  links_.Stop();
+}
+
+Node ClusterNode::self() const {
+  absl::MutexLock lock(&mu_);
+  return {.id = id_,
+          .name = parts_.name,
+          .address = address_,
+          .incarnation = parts_.incarnation};
+}
+
+std::shared_ptr<const ClusterView> ClusterNode::View() const {
+  absl::MutexLock lock(&mu_);
+  return view_;
+}
+
+void ClusterNode::SetView(std::shared_ptr<const ClusterView> view) {
+  std::shared_ptr<const Rendezvous> rendezvous;
+  {
+    absl::MutexLock lock(&mu_);
+    view_ = view;
+    rendezvous_ = std::make_shared<Rendezvous>(view, rendezvous_.get());
+    rendezvous = rendezvous_;
+  }
+  links_.SetView(view);
+  directory_.SetView(rendezvous);
+  locator_.SetView(rendezvous);
+  announcer_.SetView(rendezvous);
+}
+
+void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
+                           std::string message, absl::Time deadline,
+                           Answer answer) {
+  if (!message.empty() && static_cast<uint8_t>(message[0]) < 16) {
+    answer.Send(directory_.Handle(from, message));
+    return;
+  }
+  PeerService* service = nullptr;
+  {
+    absl::MutexLock lock(&mu_);
+    service = service_.get();
+  }
+  service->Handle(link, message, deadline, std::move(answer));
+}
+
+ClusterNode::Stats ClusterNode::GetStats() const {
+  Stats stats;
+  stats.directory = directory_.GetStats();
+  stats.announcer = announcer_.GetStats();
+  stats.locator = locator_.GetStats();
+  stats.tier = tier_.GetStats();
+  absl::MutexLock lock(&mu_);
+  if (service_ != nullptr) stats.service = service_->GetStats();
+  return stats;
+}
+
+}  // namespace larder

@@ -1,0 +1,117 @@
+#ifndef LARDER_STORE_CLUSTER_CLUSTER_NODE_H_
+#define LARDER_STORE_CLUSTER_CLUSTER_NODE_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
+
+#include "store/clock.h"
+#include "store/cluster/announcer.h"
+#include "store/cluster/cluster_tier.h"
+#include "store/cluster/directory.h"
+#include "store/cluster/locator.h"
+#include "store/cluster/membership.h"
+#include "store/cluster/peer_links.h"
+#include "store/cluster/peer_service.h"
+#include "store/engine.h"
+#include "store/executor.h"
+#include "store/status.h"
+#include "store/transport.h"
+
+namespace larder {
+
+struct ClusterOptions {
+  DirectoryOptions directory;
+  AnnouncerOptions announcer;
+  LocatorOptions locator;
+  PeerLinksOptions links;
+  ClusterTierOptions tier;
+};
+
+// This node's part in a cluster: tells others what it has, keeps its shard of
+// the directory, finds and fetches what others have, gives them what they ask
+// for. All of it comes and goes with the view of a Membership; without one, and
+// without other nodes, an engine with it is as one alone.
+//
+//   ClusterNode node(...);
+//   Engine::Open({.., .peers = &node.tier(), .observer = &node.observer()});
+//   node.Start(*engine, transport, "192.0.2.7:0");
+//   membership.Join(node.self(), [&](view) { node.SetView(view); }, ...);
+//
+// Thread-safe. Order of the end: no more SetView, node.Stop(), the transport
+// destroyed, the engine, the node.
+class ClusterNode {
+ public:
+  struct Parts {
+    std::string cluster;
+    std::string name;  // of the node, unique in the cluster
+    uint64_t incarnation = 0;
+    Clock* clock = nullptr;
+    Executor* executor = nullptr;
+    // See PeerLinks::Parts.
+    std::function<Status(const Node& node, const Peer& peer,
+                         const std::string& token)>
+        authorize;
+    uint64_t seed = 0;  // random; 0: from the kernel
+  };
+
+  ClusterNode(Parts parts, const ClusterOptions& options);
+  ~ClusterNode();
+
+  // For Engine::Dependencies.
+  PeerTier& tier();
+  ChunkObserver& observer();
+
+  // Once: others may ask from now on, over `transport`, which listens at
+  // `address`. Where that is in the end is self().address.
+  Status Start(Engine& engine, Transport& transport,
+               const std::string& address);
+  void Stop();
+  void SetView(std::shared_ptr<const ClusterView> view);
+
+  // What Membership::Join is told.
+  Node self() const;
+
+  struct Stats {
+    Directory::Stats directory;
+    Announcer::Stats announcer;
+    Locator::Stats locator;
+    ClusterTier::Stats tier;
+    PeerService::Stats service;
+  };
+  Stats GetStats() const;
+  std::vector<PeerLinks::PeerState> Peers() const { return links_.States(); }
+  std::shared_ptr<const ClusterView> View() const;
+  // Everything that this node has was told.
+  bool Quiet() const { return announcer_.Quiet(); }
+
+ private:
+  class Observer;
+
+  void OnCalled(NodeId from, const std::shared_ptr<Link>& link,
+                std::string message, absl::Time deadline, Answer answer);
+
+  const Parts parts_;
+  const NodeId id_;
+  Directory directory_;
+  PeerLinks links_;
+  Announcer announcer_;
+  Locator locator_;
+  ClusterTier tier_;
+  const std::unique_ptr<Observer> observer_;
+
+  mutable absl::Mutex mu_;
+  std::unique_ptr<PeerService> service_ ABSL_GUARDED_BY(mu_);
+  std::string address_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mu_) =
+      std::make_shared<ClusterView>();
+  std::shared_ptr<const Rendezvous> rendezvous_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_CLUSTER_CLUSTER_NODE_H_

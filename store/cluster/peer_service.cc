@@ -1,0 +1,154 @@
+#include "store/cluster/peer_service.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+namespace larder {
+
+// One read, from the hold to the last byte.
+struct PeerService::Reading {
+  std::shared_ptr<Link> link;
+  ReadQuery query;
+  ClientId client{};
+  std::optional<Answer> answer;
+
+  absl::Mutex mu;
+  // Both of them come, in either order.
+  std::optional<HoldReply> reply ABSL_GUARDED_BY(mu);
+  std::optional<MissReason> progress ABSL_GUARDED_BY(mu);
+};
+
+PeerService::PeerService(Engine& engine) : engine_(engine) {}
+
+PeerService::~PeerService() {
+  lifeline_->Cut();
+}
+
+ClientId PeerService::ClientOf(TenantId tenant) {
+  absl::MutexLock lock(&mu_);
+  const auto it = clients_.find(tenant);
+  if (it != clients_.end()) return it->second;
+  // A revoked hold ends with its put: soon.
+  const ClientId client = engine_.AddClient(tenant, [](HoldId, MissReason) {});
+  clients_.emplace(tenant, client);
+  return client;
+}
+
+void PeerService::Handle(const std::shared_ptr<Link>& link,
+                         const std::string& message, absl::Time deadline,
+                         Answer answer) {
+  const auto kind = static_cast<PeerMessageKind>(
+      message.empty() ? 0 : static_cast<uint8_t>(message[0]));
+  if (kind == PeerMessageKind::kRead) {
+    const StatusOr<ReadQuery> query = ParseReadQuery(message);
+    if (!query.ok()) return answer.Send(query.status());
+    return Read(link, *query, deadline, std::move(answer));
+  }
+  if (kind != PeerMessageKind::kRecords) {
+    return answer.Send(absl::UnimplementedError(
+        "a message of a kind that this node does not know"));
+  }
+  const StatusOr<RecordsQuery> query = ParseRecordsQuery(message);
+  if (!query.ok()) return answer.Send(query.status());
+  answer.Send(Encode(
+      RecordsAnswer{engine_.Records(query->tenant, query->space, query->ids)}));
+}
+
+void PeerService::Read(const std::shared_ptr<Link>& link,
+                       const ReadQuery& query, absl::Time deadline,
+                       Answer answer) {
+  auto reading = std::make_shared<Reading>();
+  reading->link = link;
+  reading->query = query;
+  reading->client = ClientOf(query.tenant);
+  reading->answer.emplace(std::move(answer));
+
+  HoldRequest request;
+  request.client = reading->client;
+  request.space = query.space;
+  request.ids = {&reading->query.chunk, 1};
+  request.deadline = deadline;
+  request.worst_lineage = Lineage::kUnknown;
+  request.map = true;
+  request.peers = false;  // it would be asked for what it asks others for
+  StatusOr<HoldReply> reply = engine_.Hold(
+      request,
+      [this, reading, lifeline = lifeline_](uint32_t, MissReason reason) {
+        {
+          absl::MutexLock lock(&reading->mu);
+          reading->progress = reason;
+          if (!reading->reply.has_value()) return;
+        }
+        Lifeline::Guard<>(lifeline, Task([this, reading, reason] {
+                            Send(reading, reason);
+                          }))();
+      });
+  MissReason reason = MissReason::kUnavailable;
+  {
+    absl::MutexLock lock(&reading->mu);
+    if (!reply.ok()) reply = HoldReply{};
+    const bool pending = !reply->chunks.empty() &&
+                         reply->chunks[0].state == ChunkState::kPending;
+    if (!reply->chunks.empty()) reason = reply->chunks[0].reason;
+    reading->reply = *std::move(reply);
+    if (pending && !reading->progress.has_value()) return;
+    if (pending) reason = *reading->progress;
+  }
+  Send(reading, reason);
+}
+
+void PeerService::Send(const std::shared_ptr<Reading>& reading,
+                       MissReason reason) {
+  const ReadQuery& query = reading->query;
+  ByteSpan bytes;
+  {
+    absl::MutexLock lock(&reading->mu);
+    const HoldReply& reply = *reading->reply;
+    for (const HeldPart& part : reply.chunks.empty()
+                                    ? absl::InlinedVector<HeldPart, 1>()
+                                    : reply.chunks[0].parts) {
+      if (reason == MissReason::kNone && part.group == query.group &&
+          part.shape == query.shape && part.checksum == query.checksum &&
+          query.offset < part.memory.size() &&
+          query.bytes <= part.memory.size() - query.offset) {
+        bytes = part.memory.subspan(query.offset, query.bytes);
+      }
+    }
+  }
+  {
+    absl::MutexLock lock(&mu_);
+    ++(bytes.empty() ? stats_.refused_reads : stats_.reads);
+    stats_.sent_bytes += bytes.size();
+  }
+  Answer answer = *std::exchange(reading->answer, std::nullopt);
+  if (bytes.empty()) {
+    End(reading);
+    answer.Send(absl::NotFoundError("the record is not here"));
+    return;
+  }
+  // Whoever has the landing watches it; whether all arrived is his to see.
+  reading->link->Put(
+      query.landing, 0, bytes, query.urgency,
+      Lifeline::Guard<Status>(
+          lifeline_, Link::Done([this, reading](Status) { End(reading); })));
+  answer.Send(std::string());
+}
+
+void PeerService::End(const std::shared_ptr<Reading>& reading) {
+  HoldId hold{};
+  {
+    absl::MutexLock lock(&reading->mu);
+    hold = reading->reply->hold;
+  }
+  if (hold != HoldId{}) {
+    (void)engine_.ReleaseHold(reading->client, hold);
+  }
+}
+
+PeerService::Stats PeerService::GetStats() const {
+  absl::MutexLock lock(&mu_);
+  return stats_;
+}
+
+}  // namespace larder

@@ -1,0 +1,63 @@
+#ifndef LARDER_STORE_CLUSTER_PEER_SERVICE_H_
+#define LARDER_STORE_CLUSTER_PEER_SERVICE_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+#include "store/cluster/peer_messages.h"
+#include "store/engine.h"
+#include "store/lifeline.h"
+#include "store/transport.h"
+
+namespace larder {
+
+// Gives other nodes what this one has: says which records there are, and puts
+// their bytes into the landings of who asks. What is being sent is held, and
+// what lies in a slower tier is brought up first. Thread-safe; never blocks.
+// Nodes of a cluster trust each other with the chunks of all tenants.
+class PeerService {
+ public:
+  // Order of the end: the transport, by which nothing reads the engine's memory
+  // any more; the engine, whose clients these are; the service.
+  explicit PeerService(Engine& engine);
+  ~PeerService();
+
+  // Messages of kinds 16 to 31. `deadline` as in LinkService::OnCall.
+  void Handle(const std::shared_ptr<Link>& link, const std::string& message,
+              absl::Time deadline, Answer answer);
+
+  struct Stats {
+    uint64_t reads = 0;
+    uint64_t refused_reads = 0;  // the record was not there
+    uint64_t sent_bytes = 0;
+  };
+  Stats GetStats() const;
+
+ private:
+  struct Reading;
+
+  void Read(const std::shared_ptr<Link>& link, const ReadQuery& query,
+            absl::Time deadline, Answer answer);
+  // The chunk is in memory, or never will be.
+  void Send(const std::shared_ptr<Reading>& reading, MissReason reason);
+  void End(const std::shared_ptr<Reading>& reading);
+  ClientId ClientOf(TenantId tenant);
+
+  Engine& engine_;
+  const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
+
+  mutable absl::Mutex mu_;
+  // Holds are of these.
+  std::map<TenantId, ClientId> clients_ ABSL_GUARDED_BY(mu_);
+  Stats stats_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_CLUSTER_PEER_SERVICE_H_
