@@ -48,6 +48,7 @@ const std::vector<Foreign>& ForeignLibraries() {
       {"RocksDB", {"rocksdb/"}, {"tiers/"}},
       {"liburing", {"liburing"}, {"tiers/"}},
       {"gRPC", {"grpc/", "grpcpp/", "grpc++/"}, {"transport/", "tools/"}},
+      {"OpenSSL's TLS", {"openssl/ssl.h"}, {"transport/"}},
       {"UCX", {"ucp/", "uct/", "ucs/", "ucm/"}, {"transport/"}},
       {"ZeroMQ", {"zmq.h", "zmq.hpp", "zmq_addon.hpp"}, {"transport/"}},
       {"MessagePack", {"msgpack"}, {"transport/"}},
