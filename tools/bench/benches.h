@@ -55,6 +55,8 @@ Status RunTtft(const BenchOptions& options, Report& report);
 Status RunLevels(const BenchOptions& options, Report& report);
 Status RunCodec(const BenchOptions& options, Report& report);
 Status RunKernels(const BenchOptions& options, Report& report);
+// Links by TLS; runs no larderd.
+Status RunTls(const BenchOptions& options, Report& report);
 // Called by RunKernels: attention over coded tiles.
 void RunCodedAttention(const BenchOptions& options, Report& report);
 

@@ -222,6 +222,11 @@ class TlsWire final : public Wire, public Polled {
   void Read();
   void Write();
   bool FillRecord();
+  // Whether the network gets full segments only, which costs both ends less.
+  void Cork(bool corked) {
+    if (std::exchange(corked_, corked) == corked) return;
+    SetOption(connection_->fd(), IPPROTO_TCP, TCP_CORK, corked ? 1 : 0);
+  }
   void Lose(const Status& why) {
     if (const auto core = core_.lock()) core->OnWireLost(why);
   }
@@ -242,6 +247,7 @@ class TlsWire final : public Wire, public Polled {
   bool readable_ = true, writable_ = true;  // until the socket says no
   bool ready_ = false;                      // the worker will call
   bool closing_ = false;
+  bool corked_ = false;
 
   // Puts of many bytes let everything else pass.
   std::deque<Outgoing> ordered_, puts_;
@@ -535,13 +541,18 @@ bool TlsWire::FillRecord() {
     record_.append(reinterpret_cast<const char*>(&next.header),
                    sizeof next.header);
     record_.append(reinterpret_cast<const char*>(next.bytes.data()), copied);
-    if (!whole) rest_of_put_ = next.bytes;
+    if (!whole) {
+      rest_of_put_ = next.bytes;
+      Cork(true);
+    }
     writing_.push_back(std::move(next));
     queue.pop_front();
   }
   rest_of_record_ = std::as_bytes(std::span(record_));
-  if (record_.empty()) std::string().swap(record_);  // idle links keep nothing
-  return !record_.empty();
+  if (!record_.empty()) return true;
+  Cork(false);
+  std::string().swap(record_);  // idle links keep nothing
+  return false;
 }
 
 // ---- The transport
