@@ -617,8 +617,9 @@ class TlsTransport final : public Transport {
 Status TlsTransport::Start() {
   LARDER_RETURN_IF_ERROR(credentials_.Load());
   for (uint32_t i = 0; i < std::max<uint32_t>(options_.workers, 1); ++i) {
-    workers_.push_back(std::make_unique<Worker>(*options_.clock));
-    LARDER_RETURN_IF_ERROR(workers_.back()->Start(i));
+    auto worker = std::make_unique<Worker>(*options_.clock);
+    LARDER_RETURN_IF_ERROR(worker->Start(i));
+    workers_.push_back(std::move(worker));
   }
   return absl::OkStatus();
 }
