@@ -57,7 +57,10 @@ void Announcer::Stored(AnchorKey anchor_key, ChunkKey chunk,
     anchor = std::make_unique<Anchor>();
     anchor->place = static_cast<uint32_t>(order_.size());
     order_.push_back(anchor_key);
-    FindHomes(anchor_key, *anchor);
+    if (rendezvous_ != nullptr) {
+      anchor->homes = rendezvous_->Find(anchor_key, kHomesMax);
+      anchor->views = views_;
+    }
   }
   places_[chunk] = {anchor_key, static_cast<uint32_t>(anchor->chunks.size())};
   anchor->chunks.push_back({chunk, facts});

@@ -127,10 +127,14 @@ Directory::Life* Directory::FindLife(NodeId node, uint64_t incarnation) {
   if (rendezvous_ == nullptr) return nullptr;
   const Node* const member = rendezvous_->view().Find(node);
   if (member == nullptr || member->incarnation != incarnation) return nullptr;
-  const auto place = std::find_if(
-      lives_.begin(), lives_.end(),
-      [](const Life& life) { return !life.alive && life.entries == 0; });
-  size_t index = static_cast<size_t>(place - lives_.begin());
+  // Those that were left behind are taken once they are many.
+  auto place = lives_.end();
+  if (lives_.size() >= 2 * rendezvous_->view().nodes.size()) {
+    place = std::find_if(lives_.begin(), lives_.end(), [](const Life& life) {
+      return !life.alive && life.entries == 0;
+    });
+  }
+  const auto index = static_cast<size_t>(place - lives_.begin());
   if (place == lives_.end()) {
     if (index > UINT16_MAX) return nullptr;
     lives_.emplace_back();

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
 
 #include "tools/cluster_sim/plot.h"
 #include "tools/cluster_sim/scenarios.h"
@@ -173,6 +174,8 @@ int main(int argc, char** argv) {
   app.add_option("--plots", plots, "folder to write SVG pictures to");
   CLI11_PARSE(app, argc, argv);
 
+  // One thread takes all the locks there are.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   Results results;
   for (const size_t chunks : {size_t{64}, size_t{512}}) {
     results.matches.push_back(
@@ -182,7 +185,9 @@ int main(int argc, char** argv) {
   for (size_t nodes = 10; nodes < scale.nodes; nodes *= 10) {
     Scale smaller = scale;
     smaller.nodes = nodes;
-    smaller.sampled = std::min(scale.sampled, 300 * nodes);
+    smaller.sampled = std::min(scale.sampled, 100 * nodes);
+    smaller.chunks *=
+        static_cast<double>(nodes) / static_cast<double>(scale.nodes);
     results.changes.push_back(SimulateChanges(smaller, nodes < 20 ? 3 : 10));
   }
   results.changes.push_back(SimulateChanges(scale, 10));

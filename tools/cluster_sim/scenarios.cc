@@ -93,7 +93,7 @@ class Filled {
     const absl::Time end = loop.Now() + limit;
     absl::Time last = loop.Now();
     uint64_t copies = cluster_.stats().copies;
-    while (loop.Now() < end && loop.Now() - last < absl::Seconds(30)) {
+    while (loop.Now() < end && loop.Now() - last < absl::Seconds(20)) {
       loop.RunFor(absl::Seconds(1));
       if (copies == cluster_.stats().copies && Quiet()) continue;
       copies = cluster_.stats().copies;
@@ -144,6 +144,8 @@ class Filled {
   static SimOptions OptionsOf(const Scale& scale) {
     SimOptions options;
     options.seed = scale.seed;
+    options.replication.bytes_per_second = scale.copy_bytes_per_second;
+    options.link_bytes_per_second = scale.copy_bytes_per_second;
     return options;
   }
 

@@ -171,9 +171,8 @@ class DirectoryTest : public ::testing::Test {
   }
   std::set<NodeId> Holders(uint64_t key) {
     std::set<NodeId> nodes;
-    for (const Holder& holder : Ask({key}).holders[0]) {
-      nodes.insert(holder.node);
-    }
+    const Found::Section section = Ask({key});
+    for (const Holder& holder : section.holders[0]) nodes.insert(holder.node);
     return nodes;
   }
   static NodeId Id(int node) { return TestNode(node).id; }

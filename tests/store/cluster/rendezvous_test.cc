@@ -113,7 +113,6 @@ TEST(RendezvousTest, WhatDidNotMoveIsTheSame) {
     }
     const auto after = RendezvousOf(nodes, before.get());
     EXPECT_EQ(after->before(), before->digest());
-    EXPECT_NE(after->digest(), before->digest());
     for (uint64_t a = 1; a < 300; ++a) {
       const AnchorKey anchor{a};
       const Homes homes = before->Find(anchor, 3);
