@@ -14,7 +14,7 @@ constexpr absl::Duration kRefreshRest = absl::Milliseconds(200);
 }  // namespace
 
 Announcer::Announcer(Parts parts, const AnnouncerOptions& options)
-    : parts_(std::move(parts)),
+    : parts_(parts),
       options_(options),
       refreshed_(parts_.clock->Now()),
       free_at_(refreshed_) {}
@@ -30,7 +30,7 @@ void Announcer::SetView(std::shared_ptr<const Rendezvous> rendezvous) {
   rendezvous_ = std::move(rendezvous);
   ++views_;
   const ClusterView& view = rendezvous_->view();
-  const Node* const self = view.Find(parts_.self.id);
+  const Node* const self = view.Find(parts_.self);
   draining_ = self != nullptr && self->draining;
   // Those that left are nobody's business any more.
   absl::erase_if(homes_, [&view](const auto& home) {
@@ -38,6 +38,11 @@ void Announcer::SetView(std::shared_ptr<const Rendezvous> rendezvous) {
   });
   rehome_left_ = order_.size();
   WakeAt(parts_.clock->Now());
+}
+
+void Announcer::SetOnTold(OnTold on_told) {
+  absl::MutexLock lock(&told_mu_);
+  on_told_ = std::move(on_told);
 }
 
 void Announcer::Stored(AnchorKey anchor_key, ChunkKey chunk,
@@ -229,7 +234,7 @@ void Announcer::Send(NodeId id, Home& home, absl::Time now,
     return;
   }
   Announce announce;
-  announce.incarnation = parts_.self.incarnation;
+  announce.incarnation = parts_.incarnation;
   Announce::Section gone;
   size_t room =
       std::clamp<size_t>(options_.message_records_max, 1, kAnnounceRecordsMax);
@@ -296,27 +301,26 @@ void Announcer::Send(NodeId id, Home& home, absl::Time now,
              absl::Seconds(records / options_.records_per_second);
 
   std::string message = Encode(announce);
-  auto answered = Lifeline::Guard<StatusOr<std::string>>(
-      lifeline_, PeerCalls::Replied([this, id, announce = std::move(announce)](
-                                        StatusOr<std::string> answer) mutable {
-        OnAnswer(id, announce, std::move(answer));
-      }));
-  if (id == parts_.self.id) {
-    after.Call([this, message = std::move(message),
-                answered = std::move(answered)]() mutable {
-      parts_.executor->Post([self = parts_.self.id,
-                             directory = parts_.directory,
-                             message = std::move(message),
-                             answered = std::move(answered)]() mutable {
-        std::move(answered)(directory->Handle(self, message));
-      });
+  if (id == parts_.self) {
+    after.Call([this, id, message = std::move(message),
+                announce = std::move(announce)]() mutable {
+      parts_.executor->Post(Lifeline::Guard<>(
+          lifeline_, Task([this, id, message = std::move(message),
+                           announce = std::move(announce)] {
+            OnAnswer(id, announce, parts_.directory->Handle(id, message));
+          })));
     });
     return;
   }
+  auto replied = Lifeline::Guard<StatusOr<std::string>>(
+      lifeline_, PeerCalls::Replied([this, id, announce = std::move(announce)](
+                                        StatusOr<std::string> answer) {
+        OnAnswer(id, announce, std::move(answer));
+      }));
   after.Call([this, id, message = std::move(message),
               deadline = now + options_.call_timeout,
-              answered = std::move(answered)]() mutable {
-    parts_.calls->Call(id, std::move(message), deadline, std::move(answered));
+              replied = std::move(replied)]() mutable {
+    parts_.calls->Call(id, std::move(message), deadline, std::move(replied));
   });
 }
 
@@ -378,9 +382,9 @@ void Announcer::OnAnswer(NodeId id, const Announce& said,
       }
     }
   }
-  if (told.empty() || !parts_.on_told) return;
+  if (told.empty()) return;
   absl::MutexLock lock(&told_mu_);
-  parts_.on_told(told);
+  if (on_told_) on_told_(told);
 }
 
 Announcer::Stats Announcer::GetStats() const {

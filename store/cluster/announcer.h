@@ -71,18 +71,21 @@ class Announcer {
   using OnTold = absl::AnyInvocable<void(std::span<const Told>)>;
 
   struct Parts {
-    Node self;  // id and incarnation count
+    NodeId self{};
+    uint64_t incarnation = 0;
     PeerCalls* calls = nullptr;
     Clock* clock = nullptr;
     Executor* executor = nullptr;
     Directory* directory = nullptr;  // this node's own
-    OnTold on_told;                  // not called twice at a time; may be null
   };
 
   Announcer(Parts parts, const AnnouncerOptions& options);
   ~Announcer();
 
   void SetView(std::shared_ptr<const Rendezvous> rendezvous);
+  // Not called twice at a time; the one before is not called any more once
+  // this returns. May be null. Not from within it.
+  void SetOnTold(OnTold on_told);
 
   // This node has the chunk, with these facts from now on: it was saved, came
   // to another tier, more of it is visible. `facts.tier` is not kGone.
@@ -185,11 +188,12 @@ class Announcer {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnAnswer(NodeId id, const Announce& said, StatusOr<std::string> answer);
 
-  Parts parts_;
+  const Parts parts_;
   const AnnouncerOptions options_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
-  absl::Mutex told_mu_;  // one OnTold at a time
+  absl::Mutex told_mu_;
+  OnTold on_told_ ABSL_GUARDED_BY(told_mu_);
 
   mutable absl::Mutex mu_;
   std::shared_ptr<const Rendezvous> rendezvous_ ABSL_GUARDED_BY(mu_);

@@ -9,9 +9,13 @@
 namespace larder {
 
 Replication::Replication(Parts parts, const ReplicationOptions& options)
-    : parts_(parts), options_(options), free_at_(parts_.clock->Now()) {}
+    : parts_(parts), options_(options), free_at_(parts_.clock->Now()) {
+  parts_.announcer->SetOnTold(
+      [this](std::span<const Announcer::Told> told) { Told(told); });
+}
 
 Replication::~Replication() {
+  parts_.announcer->SetOnTold(nullptr);
   lifeline_->Cut();
 }
 

@@ -62,7 +62,7 @@ struct ReplicationOptions {
 // What a home has too much after a change is cache, and goes as such.
 //
 // Chunks with one holder are copied first. Thread-safe; nothing runs after
-// destruction.
+// destruction, which is before the announcer's.
 class Replication {
  public:
   struct Parts {
@@ -73,10 +73,11 @@ class Replication {
     Executor* executor = nullptr;
   };
 
+  // Takes Announcer::SetOnTold.
   Replication(Parts parts, const ReplicationOptions& options);
   ~Replication();
 
-  // What Announcer::OnTold was told.
+  // What Announcer::OnTold is told.
   void Told(std::span<const Announcer::Told> told);
   // This node drains: what nobody else has gets a copy elsewhere. Set before
   // the announcer learns of the view that says so.

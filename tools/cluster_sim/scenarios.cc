@@ -359,7 +359,7 @@ std::vector<FailureResult> SimulateFailures(
       point.time = absl::ToDoubleSeconds(loop.Now() - begin);
       point.degraded = static_cast<double>(state.degraded) /
                        static_cast<double>(scale.sampled);
-      point.located = filled.Located(4000);
+      point.located = filled.Located(std::min<size_t>(4000, scale.sampled / 4));
       result.lost = static_cast<double>(state.lost - lost_before) /
                     static_cast<double>(scale.sampled);
       result.points.push_back(point);

@@ -96,17 +96,10 @@ void SimCluster::Boot(size_t index) {
   node.copier = std::make_unique<Copier>(*this, index);
   node.directory =
       std::make_unique<Directory>(loop_, options_.directory, random_());
-  Announcer::Parts parts;
-  parts.self = node.self;
-  parts.calls = node.calls.get();
-  parts.clock = &loop_;
-  parts.executor = &loop_;
-  parts.directory = node.directory.get();
-  parts.on_told = [&node](std::span<const Announcer::Told> told) {
-    node.replication->Told(told);
-  };
-  node.announcer =
-      std::make_unique<Announcer>(std::move(parts), options_.announcer);
+  node.announcer = std::make_unique<Announcer>(
+      Announcer::Parts{node.self.id, node.self.incarnation, node.calls.get(),
+                       &loop_, &loop_, node.directory.get()},
+      options_.announcer);
   node.replication = std::make_unique<Replication>(
       Replication::Parts{node.self.id, node.announcer.get(), node.copier.get(),
                          &loop_, &loop_},
@@ -124,8 +117,8 @@ void SimCluster::Halt(size_t index) {
   SimNode& node = *nodes_[index];
   node.up = false;
   node.locator.reset();
-  node.announcer.reset();
   node.replication.reset();
+  node.announcer.reset();
   node.directory.reset();
 }
 

@@ -28,16 +28,12 @@ class AnnouncerTest : public ::testing::Test {
   void Open(const AnnouncerOptions& options) {
     announcer_.reset();
     calls_.waiting.clear();
-    Announcer::Parts parts;
-    parts.self = TestNode(0, 3);
-    parts.calls = &calls_;
-    parts.clock = &clock_;
-    parts.executor = &executor_;
-    parts.directory = &own_;
-    parts.on_told = [this](std::span<const Announcer::Told> told) {
+    announcer_.emplace(Announcer::Parts{TestNode(0).id, 3, &calls_, &clock_,
+                                        &executor_, &own_},
+                       options);
+    announcer_->SetOnTold([this](std::span<const Announcer::Told> told) {
       told_.insert(told_.end(), told.begin(), told.end());
-    };
-    announcer_.emplace(std::move(parts), options);
+    });
     heard_.clear();
     rendezvous_ = nullptr;
   }
@@ -333,16 +329,11 @@ TEST(OwnDirectoryTest, IsToldWithoutACall) {
   HeldCalls calls;
   Directory directory(clock, {}, 1);
   std::vector<Announcer::Told> told;
-  Announcer::Parts parts;
-  parts.self = TestNode(1);
-  parts.calls = &calls;
-  parts.clock = &clock;
-  parts.executor = &executor;
-  parts.directory = &directory;
-  parts.on_told = [&](std::span<const Announcer::Told> some) {
+  Announcer announcer(
+      {TestNode(1).id, 1, &calls, &clock, &executor, &directory}, {});
+  announcer.SetOnTold([&](std::span<const Announcer::Told> some) {
     told.insert(told.end(), some.begin(), some.end());
-  };
-  Announcer announcer(std::move(parts), {});
+  });
   const auto rendezvous = RendezvousOf({TestNode(1)});
   directory.SetView(rendezvous);
   announcer.SetView(rendezvous);

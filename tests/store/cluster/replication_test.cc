@@ -45,13 +45,9 @@ class ReplicationTest : public ::testing::Test {
 
   void Open(const ReplicationOptions& options) {
     replication_.reset();
-    Announcer::Parts parts;
-    parts.self = TestNode(0);
-    parts.calls = &calls_;
-    parts.clock = &clock_;
-    parts.executor = &executor_;
-    parts.directory = &directory_;
-    announcer_.emplace(std::move(parts), AnnouncerOptions{});
+    announcer_.emplace(Announcer::Parts{TestNode(0).id, 1, &calls_, &clock_,
+                                        &executor_, &directory_},
+                       AnnouncerOptions{});
     replication_.emplace(Replication::Parts{TestNode(0).id, &*announcer_,
                                             &replicator_, &clock_, &executor_},
                          options);
