@@ -50,8 +50,8 @@ std::string ToJson(const Results& results, const Scale& scale) {
       "],\n \"directory\": {\"entries\": %.0f, \"bytes\": %.0f, "
       "\"bytes_per_entry\": %.2f, \"heap_bytes_per_entry\": %.2f, "
       "\"announce_ns\": %.0f, \"find_ns\": %.0f},\n \"change\": [",
-      d.entries, d.bytes, d.bytes / d.entries, d.heap_bytes / d.entries,
-      d.announce_ns, d.find_ns);
+      d.entries, d.bytes, d.bytes / std::max(1.0, d.entries),
+      d.heap_bytes / std::max(1.0, d.entries), d.announce_ns, d.find_ns);
   comma = "";
   for (const ChangeResult& r : results.changes) {
     absl::StrAppendFormat(&out,
@@ -89,11 +89,13 @@ void PrintTable(const Results& results, const Scale& scale) {
                  r.messages_unaligned_max, r.bytes_mean, r.wrong);
   }
   const DirectoryResult& d = results.directory;
-  absl::PrintF(
-      "\ndirectory of one node: %.0f chunk copies, %.1f MB: %.1f bytes each "
-      "(%.1f of heap); announced in %.0f ns, found in %.0f ns each\n\n",
-      d.entries, d.bytes / 1e6, d.bytes / d.entries, d.heap_bytes / d.entries,
-      d.announce_ns, d.find_ns);
+  if (d.entries > 0) {
+    absl::PrintF(
+        "\ndirectory of one node: %.0f chunk copies, %.1f MB: %.1f bytes each "
+        "(%.1f of heap); announced in %.0f ns, found in %.0f ns each\n\n",
+        d.entries, d.bytes / 1e6, d.bytes / d.entries, d.heap_bytes / d.entries,
+        d.announce_ns, d.find_ns);
+  }
   absl::PrintF("%-8s %-8s %-8s %-14s %-14s %s\n", "change", "nodes", "changes",
                "join * N", "leave * N", "needless copies");
   for (const ChangeResult& r : results.changes) {
@@ -148,8 +150,10 @@ bool WritePlots(const Results& results, const std::string& folder) {
     moved.series[0].points.emplace_back(nodes, r.join_share);
     moved.series[1].points.emplace_back(nodes, r.leave_share);
   }
-  return Write(folder + "/failures.svg", ToSvg(located)) &&
-         Write(folder + "/changes.svg", ToSvg(moved));
+  return (results.failures.empty() ||
+          Write(folder + "/failures.svg", ToSvg(located))) &&
+         (results.changes.empty() ||
+          Write(folder + "/changes.svg", ToSvg(moved)));
 }
 
 }  // namespace
@@ -159,6 +163,8 @@ int main(int argc, char** argv) {
   Scale scale;
   bool json = false;
   std::string plots;
+  std::vector<std::string> parts = {"match", "directory", "changes",
+                                    "failures"};
   app.add_option("--nodes", scale.nodes, "of the cluster")
       ->check(CLI::Range(3, 20'000))
       ->capture_default_str();
@@ -172,29 +178,41 @@ int main(int argc, char** argv) {
   app.add_option("--seed", scale.seed, "of everything random");
   app.add_flag("--json", json, "instead of a table");
   app.add_option("--plots", plots, "folder to write SVG pictures to");
+  app.add_option("--parts", parts, "what is simulated")
+      ->delimiter(',')
+      ->check(CLI::IsMember(parts));
   CLI11_PARSE(app, argc, argv);
+  const auto wanted = [&parts](const char* part) {
+    return std::find(parts.begin(), parts.end(), part) != parts.end();
+  };
 
   // One thread takes all the locks there are.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   Results results;
-  for (const size_t chunks : {size_t{64}, size_t{512}}) {
-    results.matches.push_back(
-        SimulateMatch(scale.nodes, chunks, 200, scale.seed));
+  if (wanted("match")) {
+    for (const size_t chunks : {size_t{64}, size_t{512}}) {
+      results.matches.push_back(
+          SimulateMatch(scale.nodes, chunks, 200, scale.seed));
+    }
   }
-  results.directory = SimulateDirectory(scale);
-  for (size_t nodes = 10; nodes < scale.nodes; nodes *= 10) {
-    Scale smaller = scale;
-    smaller.nodes = nodes;
-    smaller.sampled = std::min(scale.sampled, 100 * nodes);
-    smaller.chunks *=
-        static_cast<double>(nodes) / static_cast<double>(scale.nodes);
-    results.changes.push_back(SimulateChanges(smaller, nodes < 20 ? 3 : 10));
+  if (wanted("directory")) results.directory = SimulateDirectory(scale);
+  if (wanted("changes")) {
+    for (size_t nodes = 10; nodes < scale.nodes; nodes *= 10) {
+      Scale smaller = scale;
+      smaller.nodes = nodes;
+      smaller.sampled = std::min(scale.sampled, 100 * nodes);
+      smaller.chunks *=
+          static_cast<double>(nodes) / static_cast<double>(scale.nodes);
+      results.changes.push_back(SimulateChanges(smaller, nodes < 20 ? 3 : 10));
+    }
+    results.changes.push_back(SimulateChanges(scale, 10));
   }
-  results.changes.push_back(SimulateChanges(scale, 10));
-  results.failures = SimulateFailures(
-      scale, {{"one node", 1},
-              {"a rack", std::max<size_t>(2, scale.nodes / 250)},
-              {"a third", scale.nodes / 3}});
+  if (wanted("failures")) {
+    results.failures = SimulateFailures(
+        scale, {{"one node", 1},
+                {"a rack", std::max<size_t>(2, scale.nodes / 250)},
+                {"a third", scale.nodes / 3}});
+  }
   if (json) {
     std::cout << ToJson(results, scale);
   } else {

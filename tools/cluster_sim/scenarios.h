@@ -18,7 +18,7 @@ namespace larder::cluster_sim {
 struct Scale {
   size_t nodes = 10'000;
   double chunks = 1e9;
-  size_t sampled = 200'000;
+  size_t sampled = 100'000;
   double chunk_bytes = 2 << 20;
   uint8_t copies = 2;  // at homes, besides the saver's
   // That a node sends, and takes: a fifth of 100 Gb/s.
