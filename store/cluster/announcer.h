@@ -106,7 +106,7 @@ class Announcer {
     uint64_t overflows = 0;  // of changes_max
   };
   Stats GetStats() const;
-  // Everything was told and answered, as far as homes can be reached.
+  // Everything was told and answered: no home is left that could not be reached.
   bool Quiet() const;
 
  private:
