@@ -14,7 +14,7 @@ constexpr absl::Duration kRefreshRest = absl::Milliseconds(200);
 }  // namespace
 
 Announcer::Announcer(Parts parts, const AnnouncerOptions& options)
-    : parts_(parts),
+    : parts_(std::move(parts)),
       options_(options),
       refreshed_(parts_.clock->Now()),
       free_at_(refreshed_) {}
@@ -30,7 +30,7 @@ void Announcer::SetView(std::shared_ptr<const Rendezvous> rendezvous) {
   rendezvous_ = std::move(rendezvous);
   ++views_;
   const ClusterView& view = rendezvous_->view();
-  const Node* const self = view.Find(parts_.self);
+  const Node* const self = view.Find(parts_.self.id);
   draining_ = self != nullptr && self->draining;
   // Those that left are nobody's business any more.
   absl::erase_if(homes_, [&view](const auto& home) {
@@ -234,7 +234,7 @@ void Announcer::Send(NodeId id, Home& home, absl::Time now,
     return;
   }
   Announce announce;
-  announce.incarnation = parts_.incarnation;
+  announce.incarnation = parts_.self.incarnation;
   Announce::Section gone;
   size_t room =
       std::clamp<size_t>(options_.message_records_max, 1, kAnnounceRecordsMax);
@@ -301,7 +301,7 @@ void Announcer::Send(NodeId id, Home& home, absl::Time now,
              absl::Seconds(records / options_.records_per_second);
 
   std::string message = Encode(announce);
-  if (id == parts_.self) {
+  if (id == parts_.self.id) {
     after.Call([this, id, message = std::move(message),
                 announce = std::move(announce)]() mutable {
       parts_.executor->Post(Lifeline::Guard<>(

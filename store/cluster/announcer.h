@@ -71,8 +71,7 @@ class Announcer {
   using OnTold = absl::AnyInvocable<void(std::span<const Told>)>;
 
   struct Parts {
-    NodeId self{};
-    uint64_t incarnation = 0;
+    Node self;  // id and incarnation count
     PeerCalls* calls = nullptr;
     Clock* clock = nullptr;
     Executor* executor = nullptr;
@@ -106,7 +105,8 @@ class Announcer {
     uint64_t overflows = 0;  // of changes_max
   };
   Stats GetStats() const;
-  // Everything was told and answered: no home is left that could not be reached.
+  // Everything was told and answered: no home is left that could not be
+  // reached.
   bool Quiet() const;
 
  private:

@@ -97,8 +97,8 @@ void SimCluster::Boot(size_t index) {
   node.directory =
       std::make_unique<Directory>(loop_, options_.directory, random_());
   node.announcer = std::make_unique<Announcer>(
-      Announcer::Parts{node.self.id, node.self.incarnation, node.calls.get(),
-                       &loop_, &loop_, node.directory.get()},
+      Announcer::Parts{node.self, node.calls.get(), &loop_, &loop_,
+                       node.directory.get()},
       options_.announcer);
   node.replication = std::make_unique<Replication>(
       Replication::Parts{node.self.id, node.announcer.get(), node.copier.get(),

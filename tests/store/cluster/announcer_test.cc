@@ -28,9 +28,9 @@ class AnnouncerTest : public ::testing::Test {
   void Open(const AnnouncerOptions& options) {
     announcer_.reset();
     calls_.waiting.clear();
-    announcer_.emplace(Announcer::Parts{TestNode(0).id, 3, &calls_, &clock_,
-                                        &executor_, &own_},
-                       options);
+    announcer_.emplace(
+        Announcer::Parts{TestNode(0, 3), &calls_, &clock_, &executor_, &own_},
+        options);
     announcer_->SetOnTold([this](std::span<const Announcer::Told> told) {
       told_.insert(told_.end(), told.begin(), told.end());
     });
@@ -329,8 +329,7 @@ TEST(OwnDirectoryTest, IsToldWithoutACall) {
   HeldCalls calls;
   Directory directory(clock, {}, 1);
   std::vector<Announcer::Told> told;
-  Announcer announcer(
-      {TestNode(1).id, 1, &calls, &clock, &executor, &directory}, {});
+  Announcer announcer({TestNode(1), &calls, &clock, &executor, &directory}, {});
   announcer.SetOnTold([&](std::span<const Announcer::Told> some) {
     told.insert(told.end(), some.begin(), some.end());
   });

@@ -89,7 +89,7 @@ class ClusterThreadTest : public ::testing::Test {
       Directory* const own = directories_[TestNode(i).id].get();
       node->calls = std::make_unique<Calls>(*this, i);
       node->announcer = std::make_unique<Announcer>(
-          Announcer::Parts{TestNode(i).id, 1, node->calls.get(), &Clock::Real(),
+          Announcer::Parts{TestNode(i), node->calls.get(), &Clock::Real(),
                            pool_.get(), own},
           announcer);
       node->replication = std::make_unique<Replication>(

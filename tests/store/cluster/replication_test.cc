@@ -45,7 +45,7 @@ class ReplicationTest : public ::testing::Test {
 
   void Open(const ReplicationOptions& options) {
     replication_.reset();
-    announcer_.emplace(Announcer::Parts{TestNode(0).id, 1, &calls_, &clock_,
+    announcer_.emplace(Announcer::Parts{TestNode(0), &calls_, &clock_,
                                         &executor_, &directory_},
                        AnnouncerOptions{});
     replication_.emplace(Replication::Parts{TestNode(0).id, &*announcer_,
