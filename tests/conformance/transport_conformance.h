@@ -249,6 +249,13 @@ TEST_P(TransportConformance, TheyGreetEachOther) {
   }
 }
 
+TEST_P(TransportConformance, GreetingsMayBeLong) {
+  std::string greeting(kMessageBytesMax - 6, 'g');
+  const auto link = Connect(greeting);
+  ASSERT_TRUE(link.ok()) << link.status();
+  EXPECT_EQ((*link)->peer_greeting(), "hello " + greeting);
+}
+
 TEST_P(TransportConformance, WhoIsNotAdmittedIsToldWhy) {
   const auto link = Connect("stranger");
   EXPECT_EQ(link.status().code(), absl::StatusCode::kPermissionDenied);

@@ -536,7 +536,13 @@ Status UcxTransport::Start() {
   set("NET_DEVICES", options_.devices);
   // UCX 1.13 aborts the process (an assertion in tcp_ep.c) when a link is
   // closed while its own tcp "put" is under way; messages do without.
-  set("TCP_PUT_ENABLE", "n");
+  // (Settings of one transport go by their names without its prefix; with it
+  // they are not found, and UCX warns.)
+  set("PUT_ENABLE", "n");
+  // A peer that does not answer must not stop the worker in connect().
+  set("CONN_NB", "y");
+  // Who is started again listens where he was, whatever is left of old links.
+  set("CM_REUSEADDR", "y");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME |
                       UCP_PARAM_FIELD_MT_WORKERS_SHARED;

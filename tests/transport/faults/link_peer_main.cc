@@ -484,6 +484,8 @@ int Main(Settings settings) {
 int main(int argc, char** argv) {
   larder::Settings settings;
   CLI::App app("a node of a test of links between hosts");
+  // Of an option that is given twice the last counts.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--transport", settings.transport, "ucx:TRANSPORTS");
   app.add_option("--listen", settings.listen, "HOST:PORT");
   app.add_option("--node", settings.node, "what it greets with");

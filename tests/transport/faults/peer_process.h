@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -61,11 +62,11 @@ class PeerProcess {
   // Waits until a state is as it should be, or the process is no more: false.
   bool Until(absl::FunctionRef<bool(const Json& state)> wanted) {
     absl::MutexLock lock(&mu_);
-    const auto met = [&] {
-      return ended_ || (!state_.is_null() && wanted(state_));
+    const auto met = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return ended_ || (!state_.empty() && wanted(state_));
     };
     mu_.Await(absl::Condition(&met));
-    return !state_.is_null() && wanted(state_);
+    return !state_.empty() && wanted(state_);
   }
   // `more` than there were are there now.
   bool UntilMore(const char* name, int64_t more) {
@@ -77,18 +78,18 @@ class PeerProcess {
   // Waits for an event, those included that were already; each is had once.
   std::optional<Json> Event(absl::FunctionRef<bool(const Json& event)> wanted) {
     absl::MutexLock lock(&mu_);
-    std::optional<Json> found;
-    const auto met = [&] {
-      for (auto it = events_.begin(); it != events_.end(); ++it) {
-        if (!wanted(*it)) continue;
-        found = *it;
-        events_.erase(it);
-        return true;
-      }
-      return ended_;
+    const auto find = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return std::find_if(events_.begin(), events_.end(), wanted);
+    };
+    const auto met = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return ended_ || find() != events_.end();
     };
     mu_.Await(absl::Condition(&met));
-    return found;
+    const auto it = find();
+    if (it == events_.end()) return std::nullopt;
+    Json event = std::move(*it);
+    events_.erase(it);
+    return event;
   }
   std::optional<Json> Event(const std::string& name) {
     return Event([&](const Json& event) { return event["event"] == name; });
@@ -133,7 +134,7 @@ class PeerProcess {
   const std::unique_ptr<HostProcess> process_;
   std::string address_;
   absl::Mutex mu_;
-  Json state_ ABSL_GUARDED_BY(mu_);
+  Json state_ ABSL_GUARDED_BY(mu_) = Json::object();
   std::vector<Json> states_ ABSL_GUARDED_BY(mu_);
   std::vector<Json> events_ ABSL_GUARDED_BY(mu_);
   bool ended_ ABSL_GUARDED_BY(mu_) = false;

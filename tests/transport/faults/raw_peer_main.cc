@@ -53,9 +53,10 @@ int main(int argc, char** argv) {
   ucp_config_t* config = nullptr;
   Check(ucp_config_read(nullptr, nullptr, &config), "settings");
   Check(ucp_config_modify(config, "TLS", "tcp"), "TLS");
+  Check(ucp_config_modify(config, "PUT_ENABLE", "n"), "PUT_ENABLE");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES;
-  params.features = UCP_FEATURE_AM;
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
   ucp_context_h context;
   Check(ucp_init(&params, config, &context), "UCX");
   ucp_config_release(config);
