@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -19,6 +20,7 @@
 
 #include "transport/link/link_core.h"
 #include "transport/link/socket_address.h"
+#include "transport/ucx/listener_guard.h"
 
 namespace larder {
 namespace {
@@ -514,6 +516,8 @@ class UcxTransport final : public Transport {
   void RunOn(Worker& worker, Task task);
 
   const UcxOptions options_;
+  uint32_t accepted_max_ = 0;
+  std::atomic<uint32_t> accepted_{0};
   ucp_context_h context_ = nullptr;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<size_t> next_worker_{0};
@@ -522,6 +526,12 @@ class UcxTransport final : public Transport {
 };
 
 Status UcxTransport::Start() {
+  accepted_max_ = options_.accepted_max;
+  rlimit descriptors{};
+  if (accepted_max_ == 0 && ::getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
+    accepted_max_ = static_cast<uint32_t>(
+        std::clamp<rlim_t>(descriptors.rlim_cur / 4, 1, 1 << 20));
+  }
   ucp_config_t* config = nullptr;
   LARDER_RETURN_IF_ERROR(
       ToStatus(ucp_config_read(nullptr, nullptr, &config), "UCX's settings"));
@@ -539,6 +549,10 @@ Status UcxTransport::Start() {
   // (Settings of one transport go by their names without its prefix; with it
   // they are not found, and UCX warns.)
   set("PUT_ENABLE", "n");
+  // Nor does tcp send from the caller's memory (two pieces are what its own
+  // headers take): a link that was closed while UCX found out that the peer is
+  // gone ended the process (an assertion in uct_iface.h).
+  set("MAX_IOV", "2");
   // A peer that does not answer must not stop the worker in connect().
   set("CONN_NB", "y");
   // Who is started again listens where he was, whatever is left of old links.
@@ -620,6 +634,7 @@ StatusOr<std::string> UcxTransport::Listen(const std::string& address,
     ucp_listener_attr_t attributes{};
     attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
     status = ucp_listener_query(listener->listener, &attributes);
+    if (status == UCS_OK) GuardUcxListener(attributes.sockaddr);
     listening = status == UCS_OK
                     ? FormatSocketAddress(attributes.sockaddr)
                     : StatusOr<std::string>(ToStatus(status, "a listener"));
@@ -640,6 +655,11 @@ void UcxTransport::OnConnection(ucp_conn_request_h request, void* arg) {
     address = FormatSocketAddress(attributes.client_address);
   }
   UcxTransport& self = *listener->transport;
+  if (self.accepted_ >= self.accepted_max_) {
+    ucp_listener_reject(listener->listener, request);
+    return;
+  }
+  ++self.accepted_;
   Worker& worker = self.NextWorker();
   worker.Post([&self, &worker, listener, request,
                address = std::move(address)]() mutable {
@@ -664,15 +684,22 @@ void UcxTransport::StartLink(Worker& worker,
                              std::unique_ptr<UcxWire> wire,
                              std::optional<LinkCore::Opening> opening) {
   worker.links().emplace(core.get(), core);
+  const bool accepted = !opening.has_value();
   core->Start(std::move(wire), std::move(opening),
-              [&worker, key = core.get()] { worker.links().erase(key); });
+              [this, &worker, accepted, key = core.get()] {
+                if (accepted) --accepted_;
+                worker.links().erase(key);
+              });
 }
 
 void UcxTransport::Accept(Worker& worker, Listener& listener,
                           ucp_conn_request_h request, std::string address) {
   const auto core = NewLink(worker, *listener.service, std::move(address));
   auto wire = std::make_unique<UcxWire>(worker, core);
-  if (!wire->Open(nullptr, request).ok()) return;
+  if (!wire->Open(nullptr, request).ok()) {
+    --accepted_;
+    return;
+  }
   StartLink(worker, core, std::move(wire), std::nullopt);
 }
 

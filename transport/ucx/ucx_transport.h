@@ -20,6 +20,10 @@ struct UcxOptions : TransportOptions {
   // The network device that links go over (UCX_NET_DEVICES), "eth0" or
   // "mlx5_0:1". Empty: any.
   std::string devices;
+  // Links that peers may have here at once; who comes then is rejected. Each
+  // takes two descriptors, and UCX 1.13 ends the process when there are none
+  // left. 0: a quarter of the descriptors that the process may have.
+  uint32_t accepted_max = 0;
   // Threads, each with a UCX worker; links are spread over them.
   uint32_t workers = 1;
   // A worker with nothing to do looks for more for so long before it sleeps.

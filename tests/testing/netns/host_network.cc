@@ -21,6 +21,10 @@ std::string Port(uint32_t host) {
   return absl::StrCat("port", host);
 }
 
+std::string DropRule(uint32_t from, uint32_t to) {
+  return absl::StrCat("iifname ", Port(from), " oifname ", Port(to), " drop");
+}
+
 // A thread of its own enters or makes a namespace, and takes it along.
 template <class Work>
 void OnOwnThread(Work work) {
@@ -132,8 +136,13 @@ Status HostNetwork::Partition(uint32_t one, uint32_t other) {
 }
 
 Status HostNetwork::DropOneWay(uint32_t from, uint32_t to) {
-  switch_rules_.push_back(
-      absl::StrCat("iifname ", Port(from), " oifname ", Port(to), " drop"));
+  switch_rules_.push_back(DropRule(from, to));
+  return ApplyRules();
+}
+
+Status HostNetwork::Join(uint32_t one, uint32_t other) {
+  std::erase(switch_rules_, DropRule(one, other));
+  std::erase(switch_rules_, DropRule(other, one));
   return ApplyRules();
 }
 

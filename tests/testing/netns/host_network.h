@@ -53,6 +53,8 @@ class HostNetwork {
   // Packets between two hosts are lost without a word, both ways or one way.
   Status Partition(uint32_t one, uint32_t other);
   Status DropOneWay(uint32_t from, uint32_t to);
+  // Ends both, for these two.
+  Status Join(uint32_t one, uint32_t other);
   // Of each host's packets, in either direction, so many are lost at random.
   Status Lose(double percent);
   // What a host can send, and be sent.

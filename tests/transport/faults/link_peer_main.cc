@@ -18,7 +18,7 @@
 // memory is filled anew, kept for a while, looked at again, and freed.
 //
 // It says, one JSON object a line, what happens ("event") and every 100 ms how
-// far it is ("event": "state").
+// far it is ("event": "state"); "at_ms" is of the machine's monotonic clock.
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -160,7 +160,6 @@ class Peer final : public LinkService {
 
   const Settings settings_;
   const absl::Duration patience_ = absl::Milliseconds(settings_.patience_ms);
-  const absl::Time began_ = Clock::Real().Now();
   Counts counts_;
   std::unique_ptr<Executor> strand_;
   std::unique_ptr<Transport> transport_;
@@ -255,7 +254,8 @@ void Peer::Quit() {
 
 void Peer::SayState(const char* event) {
   Say({{"event", event},
-       {"at_ms", absl::ToInt64Milliseconds(Clock::Real().Now() - began_)},
+       {"at_ms",
+        absl::ToDoubleMilliseconds(Clock::Real().Now() - absl::UnixEpoch())},
        {"verified", counts_.verified.load()},
        {"wrong", counts_.wrong.load()},
        {"late", counts_.late.load()},
@@ -275,8 +275,11 @@ void Peer::SayState(const char* event) {
 
 void Peer::Connect(const std::string& address, bool stay) {
   ++connecting_;
+  // TCP asks again after 1, 3, 7 ... seconds; who wants to be there when the
+  // network is asks anew.
+  const absl::Duration within = stay ? absl::Seconds(1) : patience_;
   transport_->Connect(
-      address, settings_.node, *this, Clock::Real().Now() + patience_,
+      address, settings_.node, *this, Clock::Real().Now() + within,
       [this, address, stay](StatusOr<std::shared_ptr<Link>> link) {
         strand_->Post([this, address, stay, link = std::move(link)] {
           --connecting_;
