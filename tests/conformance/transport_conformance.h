@@ -449,24 +449,36 @@ TEST_P(TransportConformance, LandingsAreOfOneLink) {
                           [](std::byte b) { return b == std::byte{0xee}; }));
 }
 
+// In the middle of a put. Whoever is told that it ended uses the memory for
+// something else at once: it must neither be seen by the peer nor written to.
 TEST_P(TransportConformance, ClosingEndsEverythingOnce) {
+  constexpr size_t kBytes = 8 << 20;
+  std::vector<std::byte> intos[2];
   for (const bool here : {true, false}) {
     SCOPED_TRACE(here);
     Open();
     const size_t lost_here = calling_.lost(), lost_there = served_.lost();
-    std::vector<std::byte> into(8 << 20);
-    const auto from = Pattern(1, into.size());
-    std::atomic<uint64_t> landed{0};
-    const LandingId landing = OpenLanding(
-        *link_, into, [&](uint64_t, uint64_t bytes) { landed += bytes; });
+    std::vector<std::byte>& into = intos[here];
+    into.resize(kBytes);
+    auto from = Pattern(1, kBytes);
+    std::vector<std::pair<uint64_t, uint64_t>> landed;
+    std::atomic<uint64_t> landed_bytes{0};
+    const LandingId landing =
+        OpenLanding(*link_, into, [&](uint64_t offset, uint64_t bytes) {
+          landed.emplace_back(offset, bytes);
+          landed_bytes += bytes;
+        });
     std::atomic<int> calls{0}, puts{0};
     Status called;
     link_->Call("keep", {}, [&](StatusOr<std::string> answer) {
       called = answer.status();
       ++calls;
     });
-    far_->Put(landing, 0, from, Urgency::kNormal, [&](Status) { ++puts; });
-    bed_->PumpUntil([&] { return landed > 0; });
+    far_->Put(landing, 0, from, Urgency::kNormal, [&](Status) {
+      std::fill(from.begin(), from.end(), std::byte{0xdd});
+      ++puts;
+    });
+    bed_->PumpUntil([&] { return landed_bytes > 0; });
     (here ? link_ : far_)->Close();
     bed_->PumpUntil([&] {
       return calls == 1 && puts == 1 && calling_.lost() == lost_here + 1 &&
@@ -475,10 +487,23 @@ TEST_P(TransportConformance, ClosingEndsEverythingOnce) {
     EXPECT_EQ(called.code(), here ? absl::StatusCode::kCancelled
                                   : absl::StatusCode::kUnavailable);
     CloseLanding(*link_, landing);
+    const auto sent = Pattern(1, kBytes);
+    for (const auto& [offset, bytes] : landed) {
+      EXPECT_TRUE(std::equal(sent.begin() + offset,
+                             sent.begin() + offset + bytes,
+                             into.begin() + offset))
+          << offset;
+    }
+    std::fill(into.begin(), into.end(), std::byte{0xee});
     EXPECT_FALSE(Call(*link_, "gone").ok());
     EXPECT_FALSE(Put(*far_, landing, 0, from).ok());
     EXPECT_EQ(calls, 1);
     EXPECT_EQ(puts, 1);
+  }
+  End();
+  for (const auto& into : intos) {
+    EXPECT_TRUE(std::all_of(into.begin(), into.end(),
+                            [](std::byte b) { return b == std::byte{0xee}; }));
   }
 }
 

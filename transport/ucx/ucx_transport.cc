@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include <ucp/api/ucp.h>
@@ -526,7 +528,47 @@ class UcxTransport final : public Transport {
   std::vector<std::unique_ptr<Listener>> listeners_ ABSL_GUARDED_BY(mu_);
 };
 
+// RDMA pins what it sends and receives, and 50 MB of each worker's own first.
+// Where the process may not, UCX tries again for ever, one error after the
+// other, and no link comes about.
+constexpr size_t kPinnedBytesMin = size_t{1} << 30;
+
+Status CanPin(size_t bytes) {
+  void* const memory =
+      ::mmap(nullptr, bytes, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("mmap: ", std::strerror(errno)));
+  }
+  const bool can = ::mlock2(memory, bytes, MLOCK_ONFAULT) == 0;
+  ::munmap(memory, bytes);
+  if (can) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "RDMA pins memory, more than this process may: raise RLIMIT_MEMLOCK "
+      "(ulimit -l unlimited, LimitMEMLOCK=infinity)");
+}
+
+// Of lists as UCX_TLS takes them: "" is all, "^..." all but these.
+bool NamesRdma(const std::string& transports) {
+  for (const absl::string_view name : absl::StrSplit(transports, ',')) {
+    for (const char* const kind : {"rc", "dc", "ud", "ib"}) {
+      if (absl::StartsWith(name, kind)) return true;
+    }
+  }
+  return false;
+}
+
+bool MayUseTcp(const std::string& transports) {
+  return transports.empty() || transports.front() == '^' ||
+         absl::StrContains(transports, "tcp") ||
+         absl::StrContains(transports, "all");
+}
+
 Status UcxTransport::Start() {
+  if (NamesRdma(options_.transports)) {
+    LARDER_RETURN_IF_ERROR(CanPin(kPinnedBytesMin));
+  }
   accepted_max_ = options_.accepted_max;
   rlimit descriptors{};
   if (accepted_max_ == 0 && ::getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
@@ -546,19 +588,23 @@ Status UcxTransport::Start() {
   set("TLS", options_.transports);
   set("NET_DEVICES", options_.devices);
   // UCX 1.13 aborts the process (an assertion in tcp_ep.c) when a link is
-  // closed while its own tcp "put" is under way; messages do without.
-  // (Settings of one transport go by their names without its prefix; with it
-  // they are not found, and UCX warns.)
-  set("PUT_ENABLE", "n");
-  // Nor does tcp send from the caller's memory, but copies, in large pieces: a
-  // link that was closed while UCX found its peer to be gone ended the process
-  // (an assertion in uct_iface.h, 1 of 100 runs of such a test).
-  if (absl::StrContains(options_.transports, "tcp")) {
-    set("ZCOPY_THRESH", "inf");
-    set("TX_SEG_SIZE", "64K");
+  // closed while its own tcp "put" is under way; messages do without. 1.13
+  // knows the settings of a transport by their names without the prefix, and
+  // warns of one that no transport in use has.
+  if (MayUseTcp(options_.transports)) {
+    unsigned major = 0, minor = 0, release = 0;
+    ucp_get_version(&major, &minor, &release);
+    const std::string prefix =
+        std::pair(major, minor) > std::pair(1u, 13u) ? "TCP_" : "";
+    set((prefix + "PUT_ENABLE").c_str(), "n");
+    // Nor does tcp send from the caller's memory, but copies, in large pieces:
+    // a link that was closed while UCX found its peer to be gone ended the
+    // process (an assertion in uct_iface.h, 1 of 100 runs of such a test).
+    set((prefix + "ZCOPY_THRESH").c_str(), "inf");
+    set((prefix + "TX_SEG_SIZE").c_str(), "64K");
+    // A peer that does not answer must not stop the worker in connect().
+    set((prefix + "CONN_NB").c_str(), "y");
   }
-  // A peer that does not answer must not stop the worker in connect().
-  set("CONN_NB", "y");
   // Who is started again listens where he was, whatever is left of old links.
   set("CM_REUSEADDR", "y");
   ucp_params_t params{};

@@ -37,7 +37,8 @@ struct UcxOptions : TransportOptions {
 // greeting.
 //
 // Addresses are "192.0.2.7:9400" or "[2001:db8::7]:9400"; no names.
-// Unavailable: UCX has none of the transports on this host.
+// Unavailable: UCX has none of the transports on this host. FailedPrecondition:
+// RDMA is asked for, and this process may not pin memory (RLIMIT_MEMLOCK).
 StatusOr<std::unique_ptr<Transport>> NewUcxTransport(const UcxOptions& options);
 
 }  // namespace larder
