@@ -505,6 +505,32 @@ std::string FormatConfigKey(const DaemonConfig& config, const ConfigKey& key) {
       key.field(copy));
 }
 
+Status CheckCluster(const DaemonConfig& config) {
+  const DaemonConfig::Cluster& cluster = config.cluster;
+  if (cluster.etcd.empty()) return absl::OkStatus();
+  if (cluster.transport == "tls" &&
+      (cluster.ca.empty() || cluster.certificate.empty() ||
+       cluster.key.empty())) {
+    return Impossible(
+        "cluster.transport = \"tls\" needs cluster.ca, cluster.certificate "
+        "and cluster.key",
+        "give the three files, or, on a network on which nobody else is, "
+        "choose ucx");
+  }
+  if (cluster.etcd_user.empty() != cluster.etcd_password_file.empty()) {
+    return Impossible(
+        "cluster.etcd_user and cluster.etcd_password_file go together",
+        "give both or neither");
+  }
+  if (config.server.tenant_mode == "per-uid") {
+    return Impossible(
+        "in a cluster the same tenant must be the same on all nodes, which "
+        "uids need not be: server.tenant_mode = \"per-uid\"",
+        "use listed with server.tokens_file or server.tenants, or single");
+  }
+  return absl::OkStatus();
+}
+
 Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckSockets(config));
   LARDER_RETURN_IF_ERROR(CheckListen(config.metrics.listen));
@@ -512,6 +538,7 @@ Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckHbm(config));
   LARDER_RETURN_IF_ERROR(CheckNvme(config));
   LARDER_RETURN_IF_ERROR(CheckCodecs(config));
+  LARDER_RETURN_IF_ERROR(CheckCluster(config));
   if (config.engine.hold_ttl > config.engine.hold_ttl_max) {
     return Impossible("engine.hold_ttl is longer than engine.hold_ttl_max",
                       "raise the maximum or lower the default");

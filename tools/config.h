@@ -105,6 +105,18 @@ struct DaemonConfig {
     uint64_t promote_io_bytes = 1_MiB;
     bool operator==(const Engine&) const = default;
   } engine;
+  struct Cluster {
+    std::string etcd;  // empty: this node is alone
+    std::string name = "larder";
+    std::string node;    // empty: the host's name
+    std::string listen;  // empty: the address that reaches etcd, port 9400
+    std::string transport = "tls";
+    std::string ca, certificate, key;
+    std::string etcd_ca, etcd_certificate, etcd_key;
+    std::string etcd_user, etcd_password_file;
+    absl::Duration lease = absl::Seconds(10);
+    bool operator==(const Cluster&) const = default;
+  } cluster;
   struct Log {
     std::string level = "info";
     std::string file;

@@ -327,6 +327,81 @@ const std::array kSchema = {
               .max = int64_t{1} << 30,
               .unit = "bytes",
               .description = "size of one read (a multiple of 4KiB)"},
+    ConfigKey{.name = "cluster.etcd",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(cluster.etcd),
+              .description =
+                  "etcd of the cluster that this node joins, such as "
+                  "https://10.0.0.1:2379,https://10.0.0.2:2379; empty: it is "
+                  "alone, and nothing of this section counts"},
+    ConfigKey{.name = "cluster.name",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(cluster.name),
+              .description = "nodes of one name find each other's chunks"},
+    ConfigKey{.name = "cluster.node",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(cluster.node),
+              .description = "this node, by a name of its own that stays the "
+                             "same; empty: the host's"},
+    ConfigKey{.name = "cluster.listen",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(cluster.listen),
+              .description =
+                  "address that other nodes reach this one at, such as "
+                  "10.0.0.7:9400; empty: the one that this host reaches etcd "
+                  "from, port 9400"},
+    ConfigKey{.name = "cluster.transport",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(cluster.transport),
+              .choices = "tls|ucx",
+              .description =
+                  "how nodes talk: TLS, both sides with a certificate; or UCX, "
+                  "which neither encrypts nor proves who is there: for "
+                  "networks on which nobody else is"},
+    ConfigKey{.name = "cluster.ca",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.ca),
+              .description = "PEM file of the CAs that sign nodes' "
+                             "certificates; looked at again when it changes, "
+                             "as the next two"},
+    ConfigKey{.name = "cluster.certificate",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.certificate),
+              .description = "PEM file of this node's certificate: its DNS "
+                             "name or common name is cluster.node"},
+    ConfigKey{.name = "cluster.key",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.key),
+              .description = "PEM file of its key"},
+    ConfigKey{.name = "cluster.etcd_ca",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.etcd_ca),
+              .description = "PEM file of the CA of etcd's https endpoints"},
+    ConfigKey{.name = "cluster.etcd_certificate",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.etcd_certificate),
+              .description = "PEM file of the certificate that etcd wants of "
+                             "its clients, if it does"},
+    ConfigKey{.name = "cluster.etcd_key",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.etcd_key),
+              .description = "PEM file of its key"},
+    ConfigKey{.name = "cluster.etcd_user",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(cluster.etcd_user),
+              .description = "user of etcd, if it has users"},
+    ConfigKey{.name = "cluster.etcd_password_file",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.etcd_password_file),
+              .description = "file of the user's password (mode 0600)"},
+    ConfigKey{.name = "cluster.lease",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(cluster.lease),
+              .min = kSecond,
+              .max = kHour,
+              .unit = "time",
+              .description = "how long a node that died is still believed to "
+                             "be there"},
     ConfigKey{.name = "log.level",
               .type = ConfigType::kEnum,
               .field = LARDER_FIELD(log.level),

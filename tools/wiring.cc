@@ -23,6 +23,7 @@
 #include "tiers/index/rocksdb_index.h"
 #include "tiers/nvme/nvme_tier.h"
 #include "tiers/nvme/uring_file_io.h"
+#include "tools/cluster_member.h"
 #include "tools/control_plane.h"
 #include "tools/doctor_checks.h"
 #include "tools/durable_coding.h"
@@ -68,6 +69,7 @@ class WiredDaemon final : public Daemon {
 
   ~WiredDaemon() override {
     if (local_) local_->Stop(absl::Seconds(1));
+    if (cluster_) cluster_->Stop();
     if (control_) control_->Stop(absl::Seconds(1));
   }
 
@@ -87,11 +89,19 @@ class WiredDaemon final : public Daemon {
     LARDER_RETURN_IF_ERROR(BuildCoding(config));
     // Before DRAM is prefaulted, which takes long.
     if (config.hbm.capacity != 0) LARDER_RETURN_IF_ERROR(BuildHbm(config));
+    if (!config.cluster.etcd.empty()) {
+      LARDER_ASSIGN_OR_RETURN(
+          cluster_,
+          ClusterMember::Create(config.cluster, [](const std::string& line) {
+            spdlog::info("{}", line);
+          }));
+    }
     LARDER_RETURN_IF_ERROR(BuildDram(config));
     LARDER_RETURN_IF_ERROR(BuildEngine(config));
     recovery_ = Clock::Real().Now() - started_;
     LARDER_RETURN_IF_ERROR(BuildControlPlane(config));
     LARDER_RETURN_IF_ERROR(BuildLocalServer(config));
+    if (cluster_) LARDER_RETURN_IF_ERROR(cluster_->Start(*engine_));
     serving_ = true;
     return absl::OkStatus();
   }
@@ -106,6 +116,7 @@ class WiredDaemon final : public Daemon {
   void BeginShutdown(absl::AnyInvocable<void(Status) &&> done) override {
     draining_ = true;
     local_->Stop(absl::Seconds(1));
+    if (cluster_) cluster_->Stop();
     engine_->Drain(std::move(done));
   }
 
@@ -226,6 +237,10 @@ class WiredDaemon final : public Daemon {
     deps.dram = dram_.get();
     deps.durable = nvme_.get();
     deps.dram_policy = NewLruPolicy();
+    if (cluster_) {
+      deps.peers = &cluster_->tier();
+      deps.observer = &cluster_->observer();
+    }
     if (hbm_) {
       deps.device = hbm_.get();
       deps.device_policy = NewLruPolicy();
@@ -381,6 +396,7 @@ class WiredDaemon final : public Daemon {
   std::unique_ptr<DramTier> dram_;
   std::unique_ptr<HbmTier> hbm_;
   std::unique_ptr<NvmeTier> nvme_;
+  std::unique_ptr<ClusterMember> cluster_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ControlPlane> control_;
   std::unique_ptr<LocalServer> local_;

@@ -1,0 +1,229 @@
+#include "tools/cluster_member.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "absl/synchronization/notification.h"
+
+#include "store/clock.h"
+#include "store/executor.h"
+#include "transport/etcd/etcd_membership.h"
+#include "transport/link/socket_address.h"
+#include "transport/tls/tls_transport.h"
+#include "transport/ucx/ucx_transport.h"
+
+namespace larder {
+namespace {
+
+constexpr int kPort = 9400;
+
+std::string HostName() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
+StatusOr<std::string> ReadSecret(const std::string& path) {
+  if (path.empty()) return std::string();
+  struct stat info;
+  std::ifstream in(path, std::ios::binary);
+  if (!in || stat(path.c_str(), &info) != 0) {
+    return absl::NotFoundError(
+        absl::StrCat("cluster.etcd_password_file: cannot read ", path));
+  }
+  if ((info.st_mode & 077) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, " is readable by others; chmod 600 ", path));
+  }
+  std::string secret((std::istreambuf_iterator<char>(in)), {});
+  return std::string(absl::StripAsciiWhitespace(secret));
+}
+
+// The address of this host that the endpoint is reached from.
+StatusOr<std::string> AddressTowards(const std::string& endpoint) {
+  absl::string_view rest = endpoint;
+  if (!absl::ConsumePrefix(&rest, "https://")) {
+    absl::ConsumePrefix(&rest, "http://");
+  }
+  const size_t colon = rest.rfind(':');
+  const std::string host(
+      absl::StripSuffix(absl::StripPrefix(rest.substr(0, colon), "["), "]"));
+  const std::string port(
+      colon == absl::string_view::npos ? "" : rest.substr(colon + 1));
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  const Status unknown = absl::UnavailableError(
+      absl::StrCat("cannot tell from which address this host reaches ",
+                   endpoint, "; say it in cluster.listen"));
+  if (getaddrinfo(host.c_str(), port.c_str(), &hints, &found) != 0) {
+    return unknown;
+  }
+  const absl::Cleanup freed = [found] { freeaddrinfo(found); };
+  const int fd = socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  const absl::Cleanup closed = [fd] { close(fd); };
+  sockaddr_storage own = {};
+  socklen_t size = sizeof own;
+  char text[NI_MAXHOST];
+  if (fd < 0 || connect(fd, found->ai_addr, found->ai_addrlen) != 0 ||
+      getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) != 0 ||
+      getnameinfo(reinterpret_cast<sockaddr*>(&own), size, text, sizeof text,
+                  nullptr, 0, NI_NUMERICHOST) != 0) {
+    return unknown;
+  }
+  return own.ss_family == AF_INET6 ? absl::StrCat("[", text, "]:", kPort)
+                                   : absl::StrCat(text, ":", kPort);
+}
+
+// The certificate's name is the node's: nobody is taken for another.
+Status CheckIdentity(const Node& node, const Peer& peer) {
+  if (peer.identity == node.name) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      absl::StrCat("node ", node.name, " shows a certificate of \"",
+                   peer.identity, "\"; give it one of its own name"));
+}
+
+class WiredClusterMember final : public ClusterMember {
+ public:
+  WiredClusterMember(std::string listen, std::unique_ptr<Transport> transport,
+                     std::unique_ptr<Membership> membership, bool certificates,
+                     const DaemonConfig::Cluster& config,
+                     std::function<void(const std::string&)> log)
+      : listen_(std::move(listen)),
+        log_(std::move(log)),
+        executor_(NewThreadPool("cluster", 2)),
+        node_(std::make_unique<ClusterNode>(Parts(config, certificates),
+                                            ClusterOptions{})),
+        transport_(std::move(transport)),
+        membership_(std::move(membership)) {}
+
+  ~WiredClusterMember() override { Stop(); }
+
+  PeerTier& tier() override { return node_->tier(); }
+  ChunkObserver& observer() override { return node_->observer(); }
+  const Node& self() const override { return self_; }
+  const ClusterNode& node() const override { return *node_; }
+
+  Status Start(Engine& engine) override {
+    LARDER_RETURN_IF_ERROR(Annotate(node_->Start(engine, *transport_, listen_),
+                                    absl::StrCat("cluster.listen ", listen_)));
+    self_ = node_->self();
+    log_(absl::StrCat("cluster: node ", self_.name, " at ", self_.address));
+    membership_->Join(
+        self_,
+        [this](std::shared_ptr<const ClusterView> view) {
+          log_(absl::StrCat("cluster: ", view->nodes.size(), " nodes",
+                            view->current ? "" : "; etcd does not answer"));
+          node_->SetView(std::move(view));
+        },
+        [this](const Status& status) {
+          log_(status.ok()
+                   ? "cluster: joined"
+                   : absl::StrCat("cluster: not joined: ", status.message()));
+        });
+    return absl::OkStatus();
+  }
+
+  void Stop() override {
+    if (membership_ == nullptr) return;
+    // The others learn of it at once, if etcd can be told quickly.
+    auto left = std::make_shared<absl::Notification>();
+    if (!self_.name.empty()) {
+      membership_->Leave([left](const Status&) { left->Notify(); });
+      left->WaitForNotificationWithTimeout(absl::Seconds(1));
+    }
+    membership_.reset();
+    node_->Stop();
+    transport_.reset();
+  }
+
+ private:
+  ClusterNode::Parts Parts(const DaemonConfig::Cluster& config,
+                           bool certificates) {
+    ClusterNode::Parts parts;
+    parts.cluster = config.name;
+    parts.name = config.node.empty() ? HostName() : config.node;
+    parts.incarnation =
+        static_cast<uint64_t>(absl::ToUnixNanos(Clock::Real().Now()));
+    parts.clock = &Clock::Real();
+    parts.executor = executor_.get();
+    if (certificates) {
+      parts.authorize = [](const Node& node, const Peer& peer,
+                           const std::string&) {
+        return CheckIdentity(node, peer);
+      };
+    }
+    return parts;
+  }
+
+  const std::string listen_;
+  const std::function<void(const std::string&)> log_;
+  const std::unique_ptr<Executor> executor_;
+  const std::unique_ptr<ClusterNode> node_;
+  std::unique_ptr<Transport> transport_;
+  std::unique_ptr<Membership> membership_;
+  Node self_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
+    const DaemonConfig::Cluster& config,
+    std::function<void(const std::string&)> log) {
+  EtcdOptions etcd;
+  etcd.endpoints = absl::StrSplit(config.etcd, ',', absl::SkipWhitespace());
+  for (std::string& endpoint : etcd.endpoints) {
+    absl::StripAsciiWhitespace(&endpoint);
+  }
+  etcd.cluster = config.name;
+  etcd.ca_file = config.etcd_ca;
+  etcd.certificate_file = config.etcd_certificate;
+  etcd.key_file = config.etcd_key;
+  etcd.user = config.etcd_user;
+  etcd.lease = config.lease;
+  etcd.log = log;
+  LARDER_ASSIGN_OR_RETURN(etcd.password, ReadSecret(config.etcd_password_file));
+  StatusOr<std::unique_ptr<Membership>> membership = NewEtcdMembership(etcd);
+  if (!membership.ok()) {
+    return Annotate(membership.status(), "cluster.etcd");
+  }
+  std::string listen = config.listen;
+  if (listen.empty()) {
+    LARDER_ASSIGN_OR_RETURN(listen, AddressTowards(etcd.endpoints.front()));
+  }
+  std::unique_ptr<Transport> transport;
+  const bool certificates = config.transport == "tls";
+  if (certificates) {
+    TlsOptions tls;
+    tls.ca_file = config.ca;
+    tls.certificate_file = config.certificate;
+    tls.key_file = config.key;
+    tls.log = [log](const Status& status) {
+      log(absl::StrCat("cluster: ", status.message()));
+    };
+    auto made = NewTlsTransport(tls);
+    if (!made.ok()) return Annotate(made.status(), "cluster.ca, .certificate");
+    transport = *std::move(made);
+  } else {
+    auto made = NewUcxTransport({});
+    if (!made.ok()) return Annotate(made.status(), "cluster.transport");
+    transport = *std::move(made);
+  }
+  return std::unique_ptr<ClusterMember>(std::make_unique<WiredClusterMember>(
+      std::move(listen), std::move(transport), *std::move(membership),
+      certificates, config, std::move(log)));
+}
+
+}  // namespace larder

@@ -1,0 +1,45 @@
+#ifndef LARDER_TOOLS_CLUSTER_MEMBER_H_
+#define LARDER_TOOLS_CLUSTER_MEMBER_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "store/cluster/cluster_node.h"
+#include "store/engine.h"
+#include "store/status.h"
+#include "store/tier.h"
+#include "tools/config.h"
+
+namespace larder {
+
+// The daemon's part in a cluster as its configuration says: the node, its
+// network, its entry in etcd. Thread-safe.
+class ClusterMember {
+ public:
+  // Reads certificates, finds out this node's address; joins nobody yet.
+  // Errors say what to change. `log`: one line for people; any thread.
+  static StatusOr<std::unique_ptr<ClusterMember>> Create(
+      const DaemonConfig::Cluster& config,
+      std::function<void(const std::string& line)> log);
+  virtual ~ClusterMember() = default;
+
+  // For Engine::Dependencies.
+  virtual PeerTier& tier() = 0;
+  virtual ChunkObserver& observer() = 0;
+
+  // Serves other nodes and enters the cluster, in the background: a registry
+  // that does not answer is no error, it is asked again.
+  virtual Status Start(Engine& engine) = 0;
+  // Leaves. Nothing of it touches the engine or its memory afterwards; call it
+  // before the engine goes.
+  virtual void Stop() = 0;
+
+  virtual const Node& self() const = 0;
+  virtual const ClusterNode& node() const = 0;
+};
+
+}  // namespace larder
+
+#endif  // LARDER_TOOLS_CLUSTER_MEMBER_H_
