@@ -1,18 +1,21 @@
 // What a link by TLS makes of the machine's AES.
 
 #include <openssl/evp.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
 
 #include <array>
+#include <cstdio>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 
 #include "store/transport.h"
-#include "tests/testing/test_ca.h"
 #include "tools/bench/benches.h"
 #include "tools/bench/limits.h"
 #include "transport/tls/tls_transport.h"
@@ -47,6 +50,34 @@ double AesThroughput(const Buffer& source) {
     }
   });
   return static_cast<double>(source.size()) / seconds / 1e9;
+}
+
+// A certificate that is its own CA, and its key, in one file.
+Status WriteCertificate(const std::string& path) {
+  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(
+      EVP_EC_gen("P-256"), &EVP_PKEY_free);
+  const std::unique_ptr<X509, decltype(&X509_free)> certificate(X509_new(),
+                                                                &X509_free);
+  const std::unique_ptr<FILE, decltype(&std::fclose)> file(
+      std::fopen(path.c_str(), "w"), &std::fclose);
+  X509* const c = certificate.get();
+  constexpr unsigned char kName[] = "bench";
+  if (key == nullptr || c == nullptr || file == nullptr ||
+      X509_set_version(c, X509_VERSION_3) != 1 ||
+      X509_gmtime_adj(X509_getm_notBefore(c), -3600) == nullptr ||
+      X509_gmtime_adj(X509_getm_notAfter(c), 86'400) == nullptr ||
+      X509_set_pubkey(c, key.get()) != 1 ||
+      X509_NAME_add_entry_by_txt(X509_get_subject_name(c), "CN", MBSTRING_ASC,
+                                 kName, -1, -1, 0) != 1 ||
+      X509_set_issuer_name(c, X509_get_subject_name(c)) != 1 ||
+      X509_sign(c, key.get(), EVP_sha256()) == 0 ||
+      PEM_write_X509(file.get(), c) != 1 ||
+      PEM_write_PrivateKey(file.get(), key.get(), nullptr, nullptr, 0, nullptr,
+                           nullptr) != 1) {
+    return absl::InternalError(
+        absl::StrCat("cannot write a certificate to ", path));
+  }
+  return absl::OkStatus();
 }
 
 // Admits everybody, answers calls with nothing.
@@ -87,12 +118,11 @@ Status RunTls(const BenchOptions& options, Report& report) {
   if (!options.Wants({"remote.tls.put", "remote.tls.cpu"})) {
     return absl::OkStatus();
   }
-  const TestCa ca;
-  const TestCredentialFiles files(ca.certificate(), ca.Issue("bench"));
+  const std::string file = options.directory + "/bench_tls.pem";
+  const absl::Cleanup remove = [&] { std::remove(file.c_str()); };
+  LARDER_RETURN_IF_ERROR(WriteCertificate(file));
   TlsOptions tls;
-  tls.ca_file = files.ca();
-  tls.certificate_file = files.certificate();
-  tls.key_file = files.key();
+  tls.ca_file = tls.certificate_file = tls.key_file = file;
   Service served, calling;
   LARDER_ASSIGN_OR_RETURN(const auto server, NewTlsTransport(tls));
   LARDER_ASSIGN_OR_RETURN(const auto client, NewTlsTransport(tls));
