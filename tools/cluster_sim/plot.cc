@@ -9,7 +9,7 @@
 namespace larder::cluster_sim {
 namespace {
 
-constexpr double kWidth = 720, kHeight = 340;
+constexpr double kWidth = 720, kHeight = 376;
 constexpr double kLeft = 60, kRight = 700, kTop = 48, kBottom = 290;
 constexpr std::array<const char*, 6> kColours = {
     "#1f6f8b", "#e0912f", "#7a5195", "#5a9e4b", "#b23a48", "#555555"};
@@ -41,7 +41,7 @@ std::string ToSvg(const Plot& plot) {
       "<text x=\"%g\" y=\"40\">%s</text>\n"
       "<text x=\"%g\" y=\"%g\" text-anchor=\"end\">%s</text>\n",
       kWidth, kHeight, kLeft, plot.title, kLeft, plot.y_label, kRight,
-      kHeight - 14, plot.x_label);
+      kBottom + 32, plot.x_label);
   for (int tick = 0; tick <= 4; ++tick) {
     const double y = plot.y_max * tick / 4;
     absl::StrAppendFormat(
@@ -76,7 +76,7 @@ std::string ToSvg(const Plot& plot) {
         "text-anchor=\"end\" fill=\"#b23a48\">%s</text>\n",
         kLeft, at_y(y), kRight, at_y(y), kRight, at_y(y) - 4, name);
   }
-  double legend = kLeft;
+  double legend = kLeft, row = kHeight - 32;
   for (size_t i = 0; i < plot.series.size(); ++i) {
     const auto& series = plot.series[i];
     const char* const colour = kColours[i % kColours.size()];
@@ -89,8 +89,12 @@ std::string ToSvg(const Plot& plot) {
     }
     absl::StrAppendFormat(&svg,
                           "\"/><text x=\"%g\" y=\"%g\" fill=\"%s\">%s</text>\n",
-                          legend, kHeight - 14, colour, series.name);
-    legend += 7.0 * static_cast<double>(series.name.size()) + 24;
+                          legend, row, colour, series.name);
+    legend += 6.5 * static_cast<double>(series.name.size()) + 24;
+    if (legend > 480) {
+      legend = kLeft;
+      row += 18;
+    }
   }
   return svg + "</svg>\n";
 }
