@@ -102,9 +102,9 @@ struct Counts {
 
 // All but the counts belongs to `strand_`, a pool of one thread, where the
 // transport's callbacks post. What is put is made there too.
-class Peer final : public LinkService {
+class Node final : public LinkService {
  public:
-  explicit Peer(Settings settings) : settings_(std::move(settings)) {}
+  explicit Node(Settings settings) : settings_(std::move(settings)) {}
   Status Start();
   void Order(const std::vector<std::string>& words);
   // Ends everything.
@@ -112,8 +112,7 @@ class Peer final : public LinkService {
   void SayState(const char* event);
 
   StatusOr<std::string> Admit(const std::string& greeting,
-                              const std::string& address) override {
-    (void)address;
+                              const Peer&) override {
     return absl::StrCat(settings_.node, " to ", greeting);
   }
   void OnLink(std::shared_ptr<Link> link) override {
@@ -177,7 +176,7 @@ class Peer final : public LinkService {
   Urgency load_urgency_ = Urgency::kNormal;
 };
 
-Status Peer::Start() {
+Status Node::Start() {
   strand_ = NewThreadPool("peer", 1);
   LARDER_ASSIGN_OR_RETURN(transport_, NewTransport(settings_));
   if (settings_.listen.empty()) {
@@ -190,7 +189,7 @@ Status Peer::Start() {
   return absl::OkStatus();
 }
 
-void Peer::OnStrand(std::function<void()> work) {
+void Node::OnStrand(std::function<void()> work) {
   absl::Notification done;
   strand_->Post([&] {
     work();
@@ -199,7 +198,7 @@ void Peer::OnStrand(std::function<void()> work) {
   done.WaitForNotification();
 }
 
-void Peer::Order(const std::vector<std::string>& words) {
+void Node::Order(const std::vector<std::string>& words) {
   OnStrand([&] {
     uint64_t number = 0;
     if (words[0] == "rest") {
@@ -233,7 +232,7 @@ void Peer::Order(const std::vector<std::string>& words) {
   });
 }
 
-void Peer::Quit() {
+void Node::Quit() {
   OnStrand([&] {
     load_count_ = 0;
     quitting_ = true;
@@ -252,7 +251,7 @@ void Peer::Quit() {
   SayState("end");
 }
 
-void Peer::SayState(const char* event) {
+void Node::SayState(const char* event) {
   Say({{"event", event},
        {"at_ms",
         absl::ToDoubleMilliseconds(Clock::Real().Now() - absl::UnixEpoch())},
@@ -273,7 +272,7 @@ void Peer::SayState(const char* event) {
 
 // ---- Links
 
-void Peer::Connect(const std::string& address, bool stay) {
+void Node::Connect(const std::string& address, bool stay) {
   ++connecting_;
   // TCP asks again after 1, 3, 7 ... seconds; who wants to be there when the
   // network is asks anew.
@@ -299,14 +298,14 @@ void Peer::Connect(const std::string& address, bool stay) {
       });
 }
 
-void Peer::Keep(const std::shared_ptr<Link>& link) {
+void Node::Keep(const std::shared_ptr<Link>& link) {
   if (quitting_) return;  // nobody keeps it: it closes
   links_.emplace(link.get(), link);
   ++counts_.links;
   for (int i = 0; i < load_count_; ++i) Begin(link);
 }
 
-void Peer::Lost(const std::shared_ptr<Link>& link, const Status& why) {
+void Node::Lost(const std::shared_ptr<Link>& link, const Status& why) {
   if (links_.erase(link.get()) == 0) return;
   --counts_.links;
   ++counts_.lost;
@@ -317,7 +316,7 @@ void Peer::Lost(const std::shared_ptr<Link>& link, const Status& why) {
 
 // ---- Serving
 
-void Peer::Serve(const std::shared_ptr<Link>& link, const std::string& message,
+void Node::Serve(const std::shared_ptr<Link>& link, const std::string& message,
                  Answer answer) {
   const std::vector<std::string> words = absl::StrSplit(message, ' ');
   LandingId landing = 0;
@@ -350,7 +349,7 @@ void Peer::Serve(const std::shared_ptr<Link>& link, const std::string& message,
 
 // ---- Loads
 
-void Peer::Begin(const std::shared_ptr<Link>& link) {
+void Node::Begin(const std::shared_ptr<Link>& link) {
   auto load = std::make_shared<Load>();
   load->link = link;
   load->seed = ++next_seed_;
@@ -382,7 +381,7 @@ void Peer::Begin(const std::shared_ptr<Link>& link) {
       });
 }
 
-void Peer::CloseIfDone(const std::shared_ptr<Load>& load) {
+void Node::CloseIfDone(const std::shared_ptr<Load>& load) {
   const bool failed = load->answered && !load->status.ok();
   const bool complete = load->answered && load->landed == load->size;
   if (load->closed && load->answered) End(load);
@@ -397,7 +396,7 @@ void Peer::CloseIfDone(const std::shared_ptr<Load>& load) {
   });
 }
 
-void Peer::End(const std::shared_ptr<Load>& load) {
+void Node::End(const std::shared_ptr<Load>& load) {
   if (loads_.erase(load) == 0) return;
   const auto* const words = reinterpret_cast<uint64_t*>(load->memory.get());
   bool right = true;
@@ -419,14 +418,14 @@ void Peer::End(const std::shared_ptr<Load>& load) {
   if (load_count_ > 0 && links_.contains(link.get())) Begin(link);
 }
 
-void Peer::Reuse(std::unique_ptr<std::byte[]> memory, size_t size) {
+void Node::Reuse(std::unique_ptr<std::byte[]> memory, size_t size) {
   std::memset(memory.get(), std::to_integer<int>(kReused), size);
   reused_.emplace_back(std::move(memory), size);
   reused_bytes_ += size;
   LookAgain(kKeptBytes);
 }
 
-void Peer::LookAgain(size_t kept_bytes) {
+void Node::LookAgain(size_t kept_bytes) {
   while (reused_bytes_ > kept_bytes) {
     const auto& [memory, size] = reused_.front();
     // Each byte equals the next, and the first is right.
@@ -442,8 +441,8 @@ void Peer::LookAgain(size_t kept_bytes) {
 // ---- Orders
 
 int Main(Settings settings) {
-  Peer peer(std::move(settings));
-  if (const Status started = peer.Start(); !started.ok()) {
+  Node node(std::move(settings));
+  if (const Status started = node.Start(); !started.ok()) {
     Say({{"event", "not started"}, {"why", started.ToString()}});
     return 1;
   }
@@ -452,7 +451,7 @@ int Main(Settings settings) {
   for (;;) {
     const absl::Duration left = next - Clock::Real().Now();
     if (left <= absl::ZeroDuration()) {
-      peer.SayState("state");
+      node.SayState("state");
       next += absl::Milliseconds(100);
       continue;
     }
@@ -471,13 +470,13 @@ int Main(Settings settings) {
           absl::StrSplit(input.substr(0, end), ' ');
       input.erase(0, end + 1);
       if (words[0] == "quit") {
-        peer.Quit();
+        node.Quit();
         return 0;
       }
-      peer.Order(words);
+      node.Order(words);
     }
   }
-  peer.Quit();
+  node.Quit();
   return 0;
 }
 
