@@ -600,7 +600,7 @@ Status UcxTransport::Start() {
     // Nor does tcp send from the caller's memory, but copies, in large pieces:
     // a link that was closed while UCX found its peer to be gone ended the
     // process (an assertion in uct_iface.h, 1 of 100 runs of such a test).
-    set((prefix + "ZCOPY_THRESH").c_str(), "inf");
+    set("ZCOPY_THRESH", "inf");
     set((prefix + "TX_SEG_SIZE").c_str(), "64K");
     // A peer that does not answer must not stop the worker in connect().
     set((prefix + "CONN_NB").c_str(), "y");
