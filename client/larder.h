@@ -413,6 +413,7 @@ struct CommitOptions {
   uint8_t priority = 0;
   bool want_durable = false;
   uint32_t stop_reason = 0;
+  std::optional<larder_blocks> blocks;  // without struct_size
 };
 
 // ---- Owners ----
@@ -580,6 +581,12 @@ class Saver : public internal::Owner<larder_save, larder_save_close> {
     opts.priority = options.priority;
     opts.want_durable = options.want_durable;
     opts.stop_reason = options.stop_reason;
+    auto blocks = internal::Sized<larder_blocks>();
+    if (options.blocks) {
+      blocks = *options.blocks;
+      blocks.struct_size = sizeof blocks;
+      opts.blocks = &blocks;
+    }
     return Outcome::From(larder_save_commit(get(), &opts));
   }
   Outcome Wait(larder_stage stage, Deadline deadline = {}) {

@@ -891,6 +891,25 @@ LARDER_API int larder_save_gathering(const larder_save* save);
 LARDER_API larder_status larder_save_truncate(larder_save* save,
                                               uint32_t token_count);
 
+/* The engine's blocks in a chunk, for daemons that publish KV events: told to
+ * the tenant's own routers, kept nowhere else, not even sent where nobody asks
+ * for it. Without it they learn of the chunk, but not what is in it. */
+#define LARDER_BLOCKS_SIGNED 1u /* hashes are int64_t */
+/* The KV depends on more than tokens (a salt, an adapter, an image ...), in
+ * this chunk or one before: tokens are published only where the operator says
+ * so. */
+#define LARDER_BLOCKS_KEYED 2u
+
+typedef struct larder_blocks {
+  uint32_t struct_size;
+  uint32_t flags;         /* LARDER_BLOCKS_* */
+  const uint32_t* tokens; /* of the chunk, or NULL; over 8192: none are told */
+  const uint64_t* hashes; /* of its blocks, as the engine's own events name
+                             them, or NULL; over 2048: none are told */
+  uint32_t token_count;
+  uint32_t hash_count;
+} larder_blocks;
+
 typedef struct larder_commit_opts {
   uint32_t struct_size;
   uint32_t token_begin;          /* position of the chunk's first token */
@@ -905,6 +924,7 @@ typedef struct larder_commit_opts {
   uint32_t stop_reason; /* hint */
   larder_queue* queue;  /* NULL = larder_save_wait tells */
   uint64_t user_data;
+  const larder_blocks* blocks; /* NULL = not told */
 } larder_commit_opts;
 
 /* Makes it visible, all or nothing, idempotent. Never waits. On success the

@@ -177,9 +177,21 @@ std::optional<Level> EngineImpl::LevelOf(TierKind kind) const {
 }
 
 void EngineImpl::EmitChunk(EventType type, const ChunkEntry& chunk,
-                           TierKind tier, MissReason reason) {
+                           TierKind tier, MissReason reason,
+                           std::shared_ptr<const ChunkBlocks> blocks) {
   const Space& space = spaces_[chunk.space];
-  Emit(type, space.tenant, space.id, chunk.id, tier, reason, "");
+  Event event;
+  event.time = clock_.WallNow();
+  event.type = type;
+  event.tenant = space.tenant;
+  event.space = space.id;
+  event.chunk = chunk.id;
+  event.tier = tier;
+  event.reason = reason;
+  event.parent = chunk.parent;
+  event.token_count = chunk.token_count;
+  event.blocks = std::move(blocks);
+  events_.Publish(std::move(event));
 }
 
 // ---- Clients ----

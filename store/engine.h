@@ -206,6 +206,9 @@ using HoldRevoked = absl::AnyInvocable<void(HoldId hold, MissReason reason)>;
 struct SaveHints {
   uint8_t priority = 0;
   uint32_t stop_reason = 0;
+  // For the event that says that the chunk can be read; may be null. Of a chunk
+  // of several parts, that of the last one counts.
+  std::shared_ptr<const ChunkBlocks> blocks;
 };
 
 struct ReserveRequest {

@@ -328,7 +328,9 @@ class EngineImpl final : public Engine {
             const ChunkId& chunk, TierKind tier, MissReason reason,
             std::string detail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EmitChunk(EventType type, const ChunkEntry& chunk, TierKind tier,
-                 MissReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                 MissReason reason,
+                 std::shared_ptr<const ChunkBlocks> blocks = nullptr)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SweepEpoch(SpaceRef space, uint32_t from) ABSL_LOCKS_EXCLUDED(mu_);
   uint64_t IndexBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   TierKind KindOf(Level level) const { return tiers_[Raw(level)]->kind(); }
@@ -427,8 +429,10 @@ class EngineImpl final : public Engine {
 
   // -- placement.cc
   // After the parts of a chunk changed: puts its summary, the policies, the
-  // events and its expiry right, and drops it if nothing is left.
-  void Settle(ChunkIndex index, MissReason why, AfterUnlock& after)
+  // events (saying `blocks`) and its expiry right, and drops it if nothing is
+  // left.
+  void Settle(ChunkIndex index, MissReason why, AfterUnlock& after,
+              const std::shared_ptr<const ChunkBlocks>& blocks = nullptr)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Summarize(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SettlePolicies(ChunkIndex index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

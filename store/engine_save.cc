@@ -441,7 +441,7 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
     QueueWrite(index, *part);
     durable_waiters_.emplace(PartKey(index, version), std::move(waiters));
   }
-  Settle(index, MissReason::kNone, after);
+  Settle(index, MissReason::kNone, after, work.hints.blocks);
   ++counters_.commits;
   counters_.saved_bytes += meta.record_bytes;
   Acknowledge(index, *chunks_.FindPart(index, version), work.ticket, after);

@@ -2,6 +2,7 @@
 #define LARDER_STORE_EVENTS_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,23 @@ enum class EventType : uint8_t {
 
 std::string_view ToString(EventType type);
 
+// What an engine says of the blocks in a chunk that it saves, so that routers
+// which follow the events can tell which prompts it serves
+// (transport/kv_events). Only events have it: it is in no index, no log and no
+// file.
+struct ChunkBlocks {
+  static constexpr size_t kMaxHashes = 2048;
+  static constexpr size_t kMaxTokens = 8192;
+
+  std::vector<uint64_t>
+      hashes;  // the engine's own, of each block; may be empty
+  std::vector<uint32_t> tokens;  // of the whole chunk; may be empty
+  bool signed_hashes = false;    // they are int64_t
+  // The KV depends on more than tokens (a salt, an adapter, an image ...), in
+  // this chunk or one before it.
+  bool keyed = false;
+};
+
 struct Event {
   uint64_t sequence = 0;  // 1, 2, 3 ... without gaps while the daemon lives
   absl::Time time;        // calendar
@@ -41,6 +59,11 @@ struct Event {
   TierKind tier = TierKind::kNone;
   MissReason reason = MissReason::kNone;
   std::string detail;
+  // Of a chunk.
+  ChunkId parent;  // zero if none was given
+  uint32_t token_count = 0;
+  // kChunkStored, if the save that made it readable said so; or null.
+  std::shared_ptr<const ChunkBlocks> blocks;
 };
 
 // The last `capacity` events. Publishing never blocks on readers: one that

@@ -82,7 +82,8 @@ void EngineImpl::SettlePolicies(ChunkIndex index) {
   chunk.ranked = there;
 }
 
-void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
+void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after,
+                        const std::shared_ptr<const ChunkBlocks>& blocks) {
   ChunkEntry& chunk = chunks_[index];
   if (!chunk.live) return;
   const LevelMask before = chunk.readable;
@@ -98,7 +99,8 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after) {
     if (((chunk.readable ^ before) & Bit(level)) == 0) continue;
     const bool has = chunk.Readable(level);
     EmitChunk(has ? EventType::kChunkStored : EventType::kChunkRemoved, chunk,
-              KindOf(level), has ? MissReason::kNone : why);
+              KindOf(level), has ? MissReason::kNone : why,
+              has ? blocks : nullptr);
   }
   Tell(index, was_visible, before);
   if (chunk.incomplete && !was_incomplete) {

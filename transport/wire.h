@@ -107,6 +107,8 @@ struct HelloReply {
   uint64_t max_staging_bytes = 0;
   uint32_t max_holds = 0;
   uint32_t ring_entries = kRingEntries;
+  uint8_t wants_blocks = 0;  // 1: of commits; the tenant's events are published
+  uint8_t reserved[7] = {};
 };
 
 struct OpenSpace {  // then `encoded_bytes` of EncodeSpace
@@ -263,7 +265,7 @@ struct ReserveReply {
   uint64_t reservation = 0;
 };
 
-struct Commit {
+struct Commit {  // then block_hash_count u64, then token_count u32
   uint64_t reservation = 0;
   uint32_t region = 0;
   uint8_t want_durable = 0;
@@ -273,6 +275,12 @@ struct Commit {
   uint64_t bytes = 0;
   uint32_t stop_reason = 0;
   uint32_t reserved2 = 0;
+  // What events say of the chunk (store/events.h, ChunkBlocks).
+  uint32_t block_hash_count = 0;
+  uint32_t token_count = 0;
+  uint8_t signed_hashes = 0;
+  uint8_t keyed = 0;
+  uint8_t reserved3[6] = {};
 };
 struct Abort {
   uint64_t reservation = 0;

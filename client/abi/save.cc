@@ -115,6 +115,23 @@ larder_status larder_save_commit(larder_save* save,
   hints.priority = raw.priority;
   hints.stop_reason = raw.stop_reason;
   hints.user_data = raw.user_data;
+  if (raw.blocks != nullptr) {
+    larder_blocks blocks;
+    if (const larder_status bad = Take(raw.blocks, blocks); bad != LARDER_OK) {
+      return bad;
+    }
+    if ((blocks.flags & ~(LARDER_BLOCKS_SIGNED | LARDER_BLOCKS_KEYED)) != 0) {
+      return Refuse(LARDER_E_UNSUPPORTED, "blocks: unknown flags");
+    }
+    if ((blocks.token_count != 0 && blocks.tokens == nullptr) ||
+        (blocks.hash_count != 0 && blocks.hashes == nullptr)) {
+      return Invalid("blocks: tokens or hashes is NULL");
+    }
+    hints.blocks.tokens = {blocks.tokens, blocks.token_count};
+    hints.blocks.hashes = {blocks.hashes, blocks.hash_count};
+    hints.blocks.signed_hashes = (blocks.flags & LARDER_BLOCKS_SIGNED) != 0;
+    hints.blocks.keyed = (blocks.flags & LARDER_BLOCKS_KEYED) != 0;
+  }
   if (raw.queue != nullptr) hints.queue = raw.queue->queue;
   return Answer(save->saver->Commit(hints));
 }

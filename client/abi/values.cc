@@ -10,6 +10,25 @@
 namespace larder::abi {
 namespace {
 
+// What events of the engine itself call a block that it gives this key; 64 bits
+// of its hash. False if the keys of this scheme are no block hashes.
+bool BlockHashOf(const std::string& scheme, ByteSpan key, uint64_t& hash,
+                 bool& is_signed) {
+  size_t from = 0;
+  if (scheme == "vllm block hash and group" && key.size() == 36) {
+    from = 24;  // the low bits of 32 bytes; the group's number follows
+  } else if (scheme == "sglang:sha256" && key.size() == 32) {
+    is_signed = true;  // the high bits
+  } else {
+    return false;
+  }
+  hash = 0;
+  for (size_t i = from; i < from + 8; ++i) {
+    hash = hash << 8 | std::to_integer<uint64_t>(key[i]);
+  }
+  return true;
+}
+
 larder_status TakeValues(larder_space* space, const larder_keys* keys,
                          const larder_piece* pieces, uint32_t pieces_per_key,
                          const larder_value_opts* opts,
@@ -38,8 +57,13 @@ larder_status TakeValues(larder_space* space, const larder_keys* keys,
   const auto* data = static_cast<const std::byte*>(keys->data);
   request.ids.reserve(keys->count);
   for (uint32_t i = 0; i < keys->count; ++i) {
-    request.ids.push_back(ChunkIdFromEngineHash(
-        space->space->id(), {data + size_t{i} * stride, keys->key_bytes}));
+    const ByteSpan key(data + size_t{i} * stride, keys->key_bytes);
+    request.ids.push_back(ChunkIdFromEngineHash(space->space->id(), key));
+    uint64_t hash = 0;
+    if (BlockHashOf(space->space->descriptor().hash_scheme, key, hash,
+                    request.signed_hashes)) {
+      request.block_hashes.push_back(hash);
+    }
   }
   const size_t piece_count = size_t{keys->count} * pieces_per_key;
   request.pieces.reserve(piece_count);

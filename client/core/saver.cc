@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "store/checksum.h"
+#include "store/events.h"
 
 namespace larder::client {
 namespace cuda = kernels::cuda;
@@ -27,7 +28,9 @@ class Saver::Progress : public SaveWatcher {
         job_(job),
         hints_(hints),
         bytes_(bytes),
-        client_(client) {}
+        client_(client) {
+    hints_.blocks = {};  // the caller's memory
+  }
   ~Progress() override { FreeStaging(); }
 
   bool OnStage(SaveStage stage, const Status& status) override
@@ -108,7 +111,7 @@ class Saver::Progress : public SaveWatcher {
   Status failure_ ABSL_GUARDED_BY(mu_);
   const uint64_t offset_;
   const JobId job_;
-  const CommitHints hints_;
+  CommitHints hints_;
   const uint64_t bytes_;
   Client& client_;
 };
@@ -579,6 +582,20 @@ Status Saver::Commit(const CommitHints& hints) {
   body.offset = offset_;
   body.bytes = layout_.record_bytes;
   body.stop_reason = hints.stop_reason;
+  ByteSpan hashes, tokens;
+  if (link_->channel().session().wants_blocks) {
+    const BlockHints& blocks = hints.blocks;
+    body.signed_hashes = blocks.signed_hashes ? 1 : 0;
+    body.keyed = blocks.keyed ? 1 : 0;
+    if (blocks.hashes.size() <= ChunkBlocks::kMaxHashes) {
+      body.block_hash_count = static_cast<uint32_t>(blocks.hashes.size());
+      hashes = BytesOfArray(blocks.hashes);
+    }
+    if (blocks.tokens.size() <= ChunkBlocks::kMaxTokens) {
+      body.token_count = static_cast<uint32_t>(blocks.tokens.size());
+      tokens = BytesOfArray(blocks.tokens);
+    }
+  }
   const uint64_t request = link_->channel().NewRequestId();
   progress_ =
       std::make_shared<Progress>(std::move(staging_), offset_, job_, hints,
@@ -588,7 +605,7 @@ Status Saver::Commit(const CommitHints& hints) {
   link_->WatchSave(request, progress_);
   if (hints.queue != nullptr && hints.stages != 0) link_->StartPump();
   const Status sent = link_->channel().Send(
-      wire::Type::kCommit, body, {},
+      wire::Type::kCommit, body, {hashes, tokens},
       space_->client().clock().Now() + kSendPatience, request);
   if (!sent.ok()) {
     link_->ForgetSave(request);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -30,6 +31,15 @@ struct SaveRequest {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
+// What is in the chunk, for events (ChunkBlocks); sent if the daemon wants it.
+// Points to memory that is the caller's, valid during the call.
+struct BlockHints {
+  std::span<const uint64_t> hashes;
+  std::span<const uint32_t> tokens;
+  bool signed_hashes = false;
+  bool keyed = false;
+};
+
 struct CommitHints {
   std::optional<ChunkId> id;
   ChunkId parent;             // zero = not given
@@ -39,6 +49,7 @@ struct CommitHints {
   bool want_durable = false;
   uint8_t priority = 0;
   uint32_t stop_reason = 0;
+  BlockHints blocks;
   // Completions: bit SaveStage set.
   uint8_t stages = 0;
   std::shared_ptr<Queue> queue;

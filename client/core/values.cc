@@ -105,6 +105,10 @@ Status Put(const Space& space, const ValueRequest& request, size_t key,
       uint64_t{units} * space.value_unit() - bytes);  // padding
   hints.want_durable = request.want_durable;
   hints.priority = request.priority;
+  if (!request.block_hashes.empty()) {
+    hints.blocks.hashes = {&request.block_hashes[key], 1};
+    hints.blocks.signed_hashes = request.signed_hashes;
+  }
   return saver.Commit(hints);
 }
 

@@ -29,6 +29,10 @@ void DescribeValues(uint64_t value_bytes_max, uint32_t unit,
 
 struct ValueRequest {
   std::vector<ChunkId> ids;
+  // put: what the engine's own events call each, where its keys are its block
+  // hashes; or empty.
+  std::vector<uint64_t> block_hashes;
+  bool signed_hashes = false;
   // pieces_per_key of them for each id.
   std::vector<MutableByteSpan> pieces;
   uint32_t pieces_per_key = 1;

@@ -18,7 +18,7 @@ TEST(Wire, SizesAreFixed) {
   EXPECT_EQ(sizeof(wire::Header), 24U);
   EXPECT_EQ(sizeof(wire::ReplyHead), 8U);
   EXPECT_EQ(sizeof(wire::Hello), 136U);
-  EXPECT_EQ(sizeof(wire::HelloReply), 40U);
+  EXPECT_EQ(sizeof(wire::HelloReply), 48U);
   EXPECT_EQ(sizeof(wire::OpenSpace), 8U);
   EXPECT_EQ(sizeof(wire::OpenSpaceReply), 56U);
   EXPECT_EQ(sizeof(wire::Match), 56U);
@@ -38,7 +38,7 @@ TEST(Wire, SizesAreFixed) {
   EXPECT_EQ(sizeof(wire::UnshareStaging), 8U);
   EXPECT_EQ(sizeof(wire::Reserve), 64U);
   EXPECT_EQ(sizeof(wire::ReserveReply), 16U);
-  EXPECT_EQ(sizeof(wire::Commit), 40U);
+  EXPECT_EQ(sizeof(wire::Commit), 56U);
   EXPECT_EQ(sizeof(wire::Abort), 8U);
   EXPECT_EQ(sizeof(wire::SpaceRef), 8U);
   EXPECT_EQ(sizeof(wire::EpochReply), 16U);
@@ -80,6 +80,8 @@ TEST(Wire, FieldsAreWhereTheyWere) {
   EXPECT_EQ(offsetof(wire::Reserve, shape), 16U);
   EXPECT_EQ(offsetof(wire::Reserve, id), 32U);
   EXPECT_EQ(offsetof(wire::Commit, offset), 16U);
+  EXPECT_EQ(offsetof(wire::Commit, block_hash_count), 40U);
+  EXPECT_EQ(offsetof(wire::HelloReply, wants_blocks), 40U);
   EXPECT_EQ(offsetof(wire::RingHeader, produced), 8U);
   EXPECT_EQ(offsetof(wire::RingHeader, notices), 16U);
   EXPECT_EQ(offsetof(wire::RingEntry, value), 16U);

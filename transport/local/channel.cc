@@ -1014,7 +1014,8 @@ Status ChannelImpl::Handshake(const Options& options, absl::Time deadline) {
               .client = ClientId{welcome.client},
               .minor = welcome.minor,
               .max_staging_bytes = welcome.max_staging_bytes,
-              .max_holds = welcome.max_holds};
+              .max_holds = welcome.max_holds,
+              .wants_blocks = welcome.wants_blocks != 0};
   return absl::OkStatus();
 }
 

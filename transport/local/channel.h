@@ -180,6 +180,7 @@ class LocalChannel {
     uint16_t minor = 0;  // of the protocol as spoken on this connection
     uint64_t max_staging_bytes = 0;
     uint32_t max_holds = 0;
+    bool wants_blocks = false;  // commits should say what is in their chunks
   };
 
   virtual ~LocalChannel() = default;

@@ -206,6 +206,8 @@ class SessionImpl final : public Session {
   Status OnUnshareStaging(const PacketView& view);
   Status OnReserve(const PacketView& view);
   Status OnCommit(const PacketView& view);
+  StatusOr<std::shared_ptr<const ChunkBlocks>> BlocksOf(
+      const wire::Commit& body, const PacketView& view) const;
   Status OnAbort(const PacketView& view);
   Status OnAdvanceEpoch(const PacketView& view);
   Status OnDelete(const PacketView& view);
@@ -287,6 +289,7 @@ class SessionImpl final : public Session {
   // Set by the hello, then constant.
   bool open_ = false;
   TenantId tenant_{};
+  bool wants_blocks_ = false;
   ClientId client_{};
   std::shared_ptr<CompletionPort> port_;
 
@@ -522,6 +525,8 @@ Status SessionImpl::OnHello(const PacketView& view) {
   welcome.client = Raw(client_);
   welcome.max_staging_bytes = options_.max_staging_bytes;
   welcome.max_holds = options_.max_holds;
+  wants_blocks_ = options_.wants_blocks && options_.wants_blocks(tenant_);
+  welcome.wants_blocks = wants_blocks_ ? 1 : 0;
   reply.SetBody(welcome);
   const int fds[2] = {port_->ring_fd(), port_->bell_fd()};
   sink_->Send(reply.packet(), fds);
@@ -1001,8 +1006,34 @@ Status SessionImpl::OnReserve(const PacketView& view) {
   return Reply(reply);
 }
 
+// What the commit says of its chunk's blocks, if anybody wants to know; null if
+// it says nothing.
+StatusOr<std::shared_ptr<const ChunkBlocks>> SessionImpl::BlocksOf(
+    const wire::Commit& body, const PacketView& view) const {
+  if (!wants_blocks_ || body.block_hash_count + body.token_count == 0) {
+    return nullptr;
+  }
+  if (body.block_hash_count > ChunkBlocks::kMaxHashes ||
+      body.token_count > ChunkBlocks::kMaxTokens) {
+    return BadPacket("too many block hashes or tokens");
+  }
+  ArrayReader arrays(view.arrays());
+  LARDER_ASSIGN_OR_RETURN(const std::span<const uint64_t> hashes,
+                          arrays.Take<uint64_t>(body.block_hash_count));
+  LARDER_ASSIGN_OR_RETURN(const std::span<const uint32_t> tokens,
+                          arrays.Take<uint32_t>(body.token_count));
+  auto blocks = std::make_shared<ChunkBlocks>();
+  blocks->hashes.assign(hashes.begin(), hashes.end());
+  blocks->tokens.assign(tokens.begin(), tokens.end());
+  blocks->signed_hashes = body.signed_hashes != 0;
+  blocks->keyed = body.keyed != 0;
+  return blocks;
+}
+
 Status SessionImpl::OnCommit(const PacketView& view) {
   const auto body = view.Body<wire::Commit>();
+  LARDER_ASSIGN_OR_RETURN(std::shared_ptr<const ChunkBlocks> blocks,
+                          BlocksOf(body, view));
   const auto refused = [&](const Status& status) {
     return wire::RingEntry{.request = view.header().request,
                            .kind = wire::Completion::kSave,
@@ -1029,7 +1060,9 @@ Status SessionImpl::OnCommit(const PacketView& view) {
   request.record = region->second->bytes().subspan(body.offset, body.bytes);
   request.keep_alive = region->second;
   request.want_durable = body.want_durable != 0;
-  request.hints = {.priority = body.priority, .stop_reason = body.stop_reason};
+  request.hints = {.priority = body.priority,
+                   .stop_reason = body.stop_reason,
+                   .blocks = std::move(blocks)};
   engine_.Commit(std::move(request),
                  SaveCompletions(std::move(lease), view.header().request,
                                  body.want_durable != 0));

@@ -42,6 +42,10 @@ struct SessionOptions {
   std::function<std::shared_ptr<const std::string>(const ProfileId& id)>
       profile_of;
 
+  // Whether the tenant's events are published, so that its clients are asked
+  // what is in their chunks. Any thread, must not block. Null: none are.
+  std::function<bool(TenantId tenant)> wants_blocks;
+
   // What one client may have at most; one more is ResourceExhausted.
   uint64_t max_staging_bytes = 16_GiB;
   uint32_t max_staging_regions = 64;

@@ -1,4 +1,5 @@
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
 
 #include "kv.h"
 
@@ -27,7 +28,9 @@ void CommitSave(const Save& self, uint32_t token_begin,
                 const std::optional<nb::bytes>& id,
                 const std::optional<nb::bytes>& parent,
                 const std::optional<nb::bytes>& root_content, uint8_t lineage,
-                uint8_t priority, bool durable) {
+                uint8_t priority, bool durable,
+                const std::optional<std::vector<uint32_t>>& tokens,
+                bool keyed) {
   larder_commit_opts options = {};
   options.struct_size = sizeof options;
   options.token_begin = token_begin;
@@ -47,6 +50,14 @@ void CommitSave(const Save& self, uint32_t token_begin,
   options.lineage = lineage;
   options.priority = priority;
   options.want_durable = durable ? 1 : 0;
+  larder_blocks blocks = {};
+  if (tokens.has_value()) {
+    blocks.struct_size = sizeof blocks;
+    blocks.flags = keyed ? LARDER_BLOCKS_KEYED : 0;
+    blocks.tokens = tokens->data();
+    blocks.token_count = static_cast<uint32_t>(tokens->size());
+    options.blocks = &blocks;
+  }
   Check(larder_save_commit(self.get(), &options));
 }
 
@@ -99,14 +110,18 @@ void BindSave(nb::module_& module) {
           },
           nb::arg("token_count"),
           "Drops a suffix of tokens: `token_count` are left.")
-      .def("commit", &CommitSave, nb::arg("token_begin") = 0,
-           nb::arg("id").none() = nb::none(),
-           nb::arg("parent").none() = nb::none(),
-           nb::arg("root_content").none() = nb::none(), nb::arg("lineage") = 0,
-           nb::arg("priority") = 0, nb::arg("durable") = false,
-           "Makes it visible, all or nothing. Never waits. `token_begin`: "
-           "position of the\nchunk's first token. `id`: None: that of the "
-           "begin. `durable`: wait(Stage.DURABLE)\nwill be asked for.")
+      .def(
+          "commit", &CommitSave, nb::arg("token_begin") = 0,
+          nb::arg("id").none() = nb::none(),
+          nb::arg("parent").none() = nb::none(),
+          nb::arg("root_content").none() = nb::none(), nb::arg("lineage") = 0,
+          nb::arg("priority") = 0, nb::arg("durable") = false,
+          nb::arg("tokens").none() = nb::none(), nb::arg("keyed") = false,
+          "Makes it visible, all or nothing. Never waits. `token_begin`: "
+          "position of the\nchunk's first token. `id`: None: that of the "
+          "begin. `durable`: wait(Stage.DURABLE)\nwill be asked for. `tokens`: "
+          "of the chunk, for daemons that publish KV events;\n`keyed`: the KV "
+          "depends on more than tokens (a salt, an adapter).")
       .def(
           "wait",
           [](const Save& self, uint32_t stage, const Seconds& deadline) {

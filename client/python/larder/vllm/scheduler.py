@@ -316,6 +316,8 @@ class SchedulerHalf:
                 root_content=root_content,
                 token_begin=begin,
                 token_count=count,
+                tokens=list(tracked.request.all_token_ids[begin : begin + count]),
+                keyed=bool(keys_in(tracked.keys, 0, begin + count)),
                 blocks=tuple(
                     list(ids[begin // g.block_tokens : (begin + count) // g.block_tokens])
                     for g, ids in zip(self._geometry.groups, blocks)

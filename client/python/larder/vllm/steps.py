@@ -30,6 +30,9 @@ class SaveOrder:
     token_begin: int
     token_count: int
     blocks: BlockIds
+    # For KV events; `keyed`: the KV depends on more than tokens.
+    tokens: list[int]
+    keyed: bool
 
 
 @dataclasses.dataclass

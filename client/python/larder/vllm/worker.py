@@ -247,6 +247,8 @@ class WorkerHalf:
                 root_content=order.root_content,
                 lineage=self._lineage,
                 durable=settings.durable,
+                tokens=order.tokens,
+                keyed=order.keyed,
             )
 
     def shutdown(self) -> None:
