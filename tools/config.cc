@@ -11,6 +11,7 @@
 #include <iterator>
 #include <type_traits>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -228,6 +229,91 @@ Status CheckListen(const std::string& listen) {
       absl::StrCat("metrics.listen = \"", listen, "\" is no ADDRESS:PORT"),
       "give a literal address such as 127.0.0.1:9464 or [::1]:9464, or \"\" "
       "for none");
+}
+
+// An ipc path or a literal address; `loopback` is whether it leaves the host.
+Status CheckEndpoint(absl::string_view key, const std::string& endpoint,
+                     bool& beyond_loopback) {
+  constexpr absl::string_view kIpc = "ipc://", kTcp = "tcp://";
+  beyond_loopback = false;
+  if (absl::StartsWith(endpoint, kIpc)) {
+    if (endpoint.size() > kIpc.size() && endpoint[kIpc.size()] == '/') {
+      return absl::OkStatus();
+    }
+  } else if (absl::StartsWith(endpoint, kTcp)) {
+    const std::string listen = endpoint.substr(kTcp.size());
+    if (!listen.empty() && CheckListen(listen).ok()) {
+      beyond_loopback = !absl::StartsWith(listen, "127.") &&
+                        !absl::StartsWith(listen, "[::1]:");
+      return absl::OkStatus();
+    }
+  }
+  return Impossible(
+      absl::StrCat(key, " = \"", endpoint.substr(0, 200), "\" is no endpoint"),
+      "give ipc:///absolute/path or tcp://ADDRESS:PORT with a literal address");
+}
+
+Status CheckKvEvents(const DaemonConfig& config) {
+  const DaemonConfig::KvEvents& events = config.kv_events;
+  if (events.publish.empty()) {
+    if (events.replay.empty()) return absl::OkStatus();
+    return Impossible("kv_events.replay without kv_events.publish",
+                      "give both, or neither");
+  }
+  if (events.publish == events.replay) {
+    return Impossible("kv_events.publish and kv_events.replay are the same",
+                      "give each its own");
+  }
+  const std::vector<absl::string_view> tenants =
+      absl::StrSplit(events.tenants, ',', absl::SkipEmpty());
+  const bool single = config.server.tenant_mode == "single";
+  if (tenants.empty() && !single) {
+    return Impossible(
+        "kv_events.publish without kv_events.tenants: whose chunks may be told "
+        "of is not known",
+        "name tenants, or set server.tenant_mode = \"single\"");
+  }
+  for (const absl::string_view tenant : tenants) {
+    if (!IsTenantName({tenant.data(), tenant.size()})) {
+      return Impossible(
+          absl::StrCat("kv_events.tenants: \"", tenant, "\" is no tenant"),
+          "separate names or numbers by commas alone");
+    }
+  }
+  for (const auto& [key, endpoint] :
+       {std::pair<absl::string_view, const std::string&>("kv_events.publish",
+                                                         events.publish),
+        {"kv_events.replay", events.replay}}) {
+    if (endpoint.empty()) continue;
+    bool beyond_loopback = false;
+    LARDER_RETURN_IF_ERROR(CheckEndpoint(key, endpoint, beyond_loopback));
+    if (tenants.size() > 1 && !absl::StrContains(endpoint, "{tenant}")) {
+      return Impossible(
+          absl::StrCat(key,
+                       ": several tenants at one endpoint would hear of "
+                       "each other"),
+          "put {tenant} into an ipc path");
+    }
+    if (!absl::StartsWith(endpoint, "tcp://") || !events.keys_file.empty()) {
+      continue;
+    }
+    if (beyond_loopback || !single) {
+      return Impossible(
+          absl::StrCat(key, " = \"", endpoint,
+                       "\" would be open to whoever reaches it"),
+          "give kv_events.keys_file, or use ipc; tcp on loopback is enough if "
+          "server.tenant_mode is \"single\"");
+    }
+  }
+  constexpr int64_t kLeastEvents = 4096;
+  if (config.engine.event_capacity < kLeastEvents) {
+    return Impossible(
+        absl::StrCat("kv_events.publish with engine.event_capacity = ",
+                     config.engine.event_capacity,
+                     " would lose events all the time"),
+        absl::StrCat("give at least ", kLeastEvents));
+  }
+  return absl::OkStatus();
 }
 
 Status CheckSockets(const DaemonConfig& config) {
@@ -534,6 +620,7 @@ Status CheckCluster(const DaemonConfig& config) {
 Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckSockets(config));
   LARDER_RETURN_IF_ERROR(CheckListen(config.metrics.listen));
+  LARDER_RETURN_IF_ERROR(CheckKvEvents(config));
   LARDER_RETURN_IF_ERROR(CheckDram(config));
   LARDER_RETURN_IF_ERROR(CheckHbm(config));
   LARDER_RETURN_IF_ERROR(CheckNvme(config));

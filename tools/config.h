@@ -57,6 +57,20 @@ struct DaemonConfig {
     std::string listen;
     bool operator==(const Metrics&) const = default;
   } metrics;
+  struct KvEvents {
+    std::string publish;  // "": none are
+    std::string replay;
+    std::string tenants;  // whose, separated by commas
+    std::string topic;
+    std::string encoding = "arrays";
+    int64_t socket_mode = 0660;
+    std::string keys_file;
+    absl::Duration interval = absl::Milliseconds(20);
+    uint64_t replay_memory = 64_MiB;
+    uint64_t blocks_memory = 256_MiB;
+    bool keyed_tokens = false;
+    bool operator==(const KvEvents&) const = default;
+  } kv_events;
   struct Dram {
     uint64_t capacity = 4_GiB;
     uint64_t slab = 256_MiB;

@@ -88,6 +88,84 @@ const std::array kSchema = {
               .description =
                   "HTTP address of /metrics, /livez and /readyz, such as "
                   "127.0.0.1:9464; empty: no TCP port (use `larder metrics`)"},
+    ConfigKey{
+        .name = "kv_events.publish",
+        .type = ConfigType::kString,
+        .field = LARDER_FIELD(kv_events.publish),
+        .description =
+            "where routers hear which blocks can be read here, in vLLM's "
+            "schema over ZeroMQ: ipc:///path or tcp://address:port, "
+            "\"{tenant}\" standing for the tenant's name; empty: nowhere"},
+    ConfigKey{.name = "kv_events.replay",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(kv_events.replay),
+              .description = "where they ask for what they missed, likewise; "
+                             "empty: nowhere"},
+    ConfigKey{.name = "kv_events.tenants",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(kv_events.tenants),
+              .description =
+                  "whose chunks are told of, to nobody else: names (or "
+                  "numbers), separated by commas; may be empty if "
+                  "server.tenant_mode is single"},
+    ConfigKey{.name = "kv_events.topic",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(kv_events.topic),
+              .description = "topic of every message, such as kv@pod-7@model; "
+                             "\"{tenant}\" stands for the tenant's name"},
+    ConfigKey{.name = "kv_events.encoding",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(kv_events.encoding),
+              .choices = "arrays|maps",
+              .description = "form of an event within a batch: arrays for most "
+                             "routers, maps for Mooncake's Conductor"},
+    ConfigKey{.name = "kv_events.socket_mode",
+              .type = ConfigType::kMode,
+              .field = LARDER_FIELD(kv_events.socket_mode),
+              .max = 0777,
+              .unit = "octal",
+              .description =
+                  "permissions of ipc sockets; of those who can open one, the "
+                  "tenant's own uids, the daemon's and root are admitted"},
+    ConfigKey{.name = "kv_events.keys_file",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(kv_events.keys_file),
+              .description =
+                  "CURVE keys for tcp (mode 0600): a line \"secret KEY\" and a "
+                  "line \"client KEY\" for each public key that is admitted; "
+                  "none: tcp on loopback alone, if server.tenant_mode is "
+                  "single"},
+    ConfigKey{.name = "kv_events.interval",
+              .type = ConfigType::kDuration,
+              .field = LARDER_FIELD(kv_events.interval),
+              .min = kMs,
+              .max = kSecond,
+              .unit = "time",
+              .description = "longest that an event waits for others to share "
+                             "a message with"},
+    ConfigKey{.name = "kv_events.replay_memory",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(kv_events.replay_memory),
+              .min = kMiB,
+              .max = kTiB,
+              .unit = "bytes",
+              .description = "of messages kept for replay, 10000 at most"},
+    ConfigKey{.name = "kv_events.blocks_memory",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(kv_events.blocks_memory),
+              .min = kMiB,
+              .max = kTiB,
+              .unit = "bytes",
+              .description = "for the tokens and block hashes of chunks that "
+                             "were told of (some 5 bytes a token); chunks "
+                             "beyond it are told of without them"},
+    ConfigKey{.name = "kv_events.keyed_tokens",
+              .type = ConfigType::kBool,
+              .field = LARDER_FIELD(kv_events.keyed_tokens),
+              .description =
+                  "tell the tokens of chunks that depend on more than tokens "
+                  "(salt, adapter, image), too: routers then take them for "
+                  "matches of prompts that they are not"},
     ConfigKey{.name = "dram.capacity",
               .type = ConfigType::kSize,
               .field = LARDER_FIELD(dram.capacity),

@@ -13,6 +13,7 @@
 
 #include "store/engine.h"
 #include "store/status.h"
+#include "tools/kv_events.h"
 
 namespace larder {
 
@@ -28,6 +29,7 @@ struct ReadyCheck {
 struct MetricsInput {
   EngineStats engine;
   uint64_t last_event = 0;
+  KvEvents::Stats kv_events;
   absl::Duration uptime;
   absl::Duration recovery;  // how long start-up took
   uint64_t connections = 0, accepted = 0, refused = 0, dropped = 0;

@@ -29,6 +29,7 @@
 #include "tools/durable_coding.h"
 #include "tools/format.h"
 #include "tools/gpu_view.h"
+#include "tools/kv_events.h"
 #include "tools/metrics.h"
 #include "tools/profile_store.h"
 #include "tools/system_view.h"
@@ -99,6 +100,8 @@ class WiredDaemon final : public Daemon {
     LARDER_RETURN_IF_ERROR(BuildDram(config));
     LARDER_RETURN_IF_ERROR(BuildEngine(config));
     recovery_ = Clock::Real().Now() - started_;
+    LARDER_ASSIGN_OR_RETURN(kv_events_,
+                            KvEvents::Start(config, *tenants_, *engine_));
     LARDER_RETURN_IF_ERROR(BuildControlPlane(config));
     LARDER_RETURN_IF_ERROR(BuildLocalServer(config));
     if (cluster_) LARDER_RETURN_IF_ERROR(cluster_->Start(*engine_));
@@ -290,6 +293,10 @@ class WiredDaemon final : public Daemon {
                                      tenants_.get()](const PeerIdentity& peer) {
       return tenants->Resolve(peer.uid, peer.token);
     };
+    options.session.wants_blocks = [events =
+                                        kv_events_.get()](TenantId tenant) {
+      return events->Publishes(tenant);
+    };
     options.session.profile_of = [this](const ProfileId& id) {
       return ProfileBytes(id);
     };
@@ -337,6 +344,7 @@ class WiredDaemon final : public Daemon {
     MetricsInput out;
     out.engine = engine_->Stats();
     out.last_event = engine_->Events().last_sequence();
+    out.kv_events = kv_events_->stats();
     out.uptime = Clock::Real().Now() - started_;
     out.recovery = recovery_;
     if (serving_) {
@@ -398,6 +406,7 @@ class WiredDaemon final : public Daemon {
   std::unique_ptr<NvmeTier> nvme_;
   std::unique_ptr<ClusterMember> cluster_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<KvEvents> kv_events_;
   std::unique_ptr<ControlPlane> control_;
   std::unique_ptr<LocalServer> local_;
 };
