@@ -819,6 +819,120 @@ TEST_F(ClientTest, TheExampleWorks) {
   EXPECT_EQ(std::system(command.c_str()), 0);  // it is there already
 }
 
+// A daemon that wants to know what is in chunks.
+class BlocksTest : public ClientTest {
+ protected:
+  BlocksTest() : ClientTest(Options()) {}
+  static DaemonFixture::Options Options() {
+    DaemonFixture::Options options;
+    options.session.wants_blocks = [](TenantId) { return true; };
+    return options;
+  }
+  // What the events say of chunks that were stored.
+  std::vector<std::shared_ptr<const ChunkBlocks>> Told() {
+    std::vector<std::shared_ptr<const ChunkBlocks>> told;
+    for (const Event& event :
+         daemon_.engine().Events().Read(0, 1000, absl::ZeroDuration())) {
+      if (event.type == EventType::kChunkStored) told.push_back(event.blocks);
+    }
+    return told;
+  }
+  void SaveWith(const larder_blocks& blocks, uint32_t seed) {
+    auto prompt = space_.Ids(PromptOf(kChunk, seed));
+    CommitOptions commit;
+    commit.blocks = blocks;
+    ASSERT_DONE(SaveChunk(space_, prompt->ids[0], 0, {}, commit));
+  }
+};
+
+TEST_F(BlocksTest, CommitsSayWhatIsInTheirChunk) {
+  const Tokens tokens = PromptOf(kChunk);
+  const uint64_t hashes[] = {7, UINT64_MAX};
+  larder_blocks blocks = {};
+  blocks.tokens = tokens.data();
+  blocks.token_count = kChunk;
+  blocks.hashes = hashes;
+  blocks.hash_count = 2;
+  blocks.flags = LARDER_BLOCKS_SIGNED | LARDER_BLOCKS_KEYED;
+  SaveWith(blocks, 1);
+  // Too many to be told: the save is none the worse.
+  const Tokens many(ChunkBlocks::kMaxTokens + 1, 1);
+  blocks.tokens = many.data();
+  blocks.token_count = static_cast<uint32_t>(many.size());
+  blocks.flags = 0;
+  SaveWith(blocks, 2);
+  const auto told = Told();
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_TRUE(std::equal(tokens.begin(), tokens.end(), told[0]->tokens.begin(),
+                         told[0]->tokens.end()));
+  EXPECT_EQ(told[0]->hashes, (std::vector<uint64_t>{7, UINT64_MAX}));
+  EXPECT_TRUE(told[0]->signed_hashes);
+  EXPECT_TRUE(told[0]->keyed);
+  EXPECT_TRUE(told[1]->tokens.empty());
+  EXPECT_EQ(told[1]->hashes.size(), 2u);
+  EXPECT_FALSE(told[1]->keyed);
+}
+
+TEST_F(BlocksTest, WhatMakesNoSenseIsRefused) {
+  auto prompt = space_.Ids(PromptOf(kChunk));
+  for (const bool flags : {false, true}) {
+    SaveOptions options;
+    options.id = prompt->ids[0];
+    auto saver = space_.BeginSave(options);
+    ASSERT_TRUE(saver.ok());
+    CommitOptions commit;
+    larder_blocks blocks = {};
+    blocks.flags = flags ? 128 : 0;
+    blocks.token_count = flags ? 0 : 5;  // where?
+    commit.blocks = blocks;
+    EXPECT_FALSE(saver->Commit(commit).ok());
+  }
+}
+
+// Keys that are block hashes name the block as the engine's own events do.
+TEST_F(BlocksTest, ValuesAreNamedByTheirKeys) {
+  std::vector<uint8_t> key(36);
+  std::iota(key.begin(), key.end(), static_cast<uint8_t>(0xf0));
+  for (const char* scheme :
+       {"vllm block hash and group", "sglang:sha256", "sha256(key)"}) {
+    SpaceOptions options = SmallSpaceOptions();
+    options.block_tokens = options.chunk_tokens = 0;
+    options.groups.clear();
+    options.value_bytes_max = 1 << 20;
+    options.hash_scheme = scheme;
+    Space values = OpenSpace(client_, options);
+    const uint32_t bytes = scheme[0] == 'v' ? 36 : 32;
+    larder_keys keys{key.data(), bytes, bytes, 1, 0};
+    char data[] = "value";
+    const larder_piece piece{data, sizeof data};
+    ASSERT_EQ(larder_put(values.get(), &keys, &piece, 1, nullptr, nullptr),
+              LARDER_OK);
+  }
+  const auto told = Told();
+  ASSERT_EQ(told.size(), 3u);
+  // The low bits of 32 bytes, and the high bits.
+  EXPECT_EQ(told[0]->hashes, std::vector<uint64_t>{0x08090a0b0c0d0e0f});
+  EXPECT_FALSE(told[0]->signed_hashes);
+  EXPECT_EQ(told[1]->hashes, std::vector<uint64_t>{0xf0f1f2f3f4f5f6f7});
+  EXPECT_TRUE(told[1]->signed_hashes);
+  EXPECT_EQ(told[2], nullptr);
+}
+
+TEST_F(ClientTest, WhatNobodyWantsIsNotSaid) {
+  const Tokens tokens = PromptOf(kChunk);
+  auto prompt = space_.Ids(tokens);
+  CommitOptions commit;
+  larder_blocks blocks = {};
+  blocks.tokens = tokens.data();
+  blocks.token_count = kChunk;
+  commit.blocks = blocks;
+  ASSERT_DONE(SaveChunk(space_, prompt->ids[0], 0, {}, commit));
+  for (const Event& event :
+       daemon_.engine().Events().Read(0, 1000, absl::ZeroDuration())) {
+    EXPECT_EQ(event.blocks, nullptr);
+  }
+}
+
 class ValuesTest : public ClientTest {
  protected:
   ValuesTest() {

@@ -1650,6 +1650,33 @@ TEST(Engine, EventsTellWhereChunksCameAndWent) {
   }
 }
 
+TEST(Engine, WhatASaveSaysOfItsBlocksIsInTheEventThatItCanBeRead) {
+  EngineRig rig;
+  const SpaceId space = rig.Open(SmallSpace());
+  const ClientId client = rig.Client();
+  auto blocks = std::make_shared<ChunkBlocks>();
+  blocks->tokens = {1, 2, 3};
+  std::weak_ptr<const ChunkBlocks> alive = blocks;
+  SaveSpec spec;
+  spec.id = Id(1);
+  spec.parent = Id(0);
+  spec.place = 1;
+  spec.hints.blocks = std::move(blocks);
+  ASSERT_TRUE(rig.Save(client, space, spec).Reached(SaveStage::kVolatile));
+  const auto stored = rig.Events(EventType::kChunkStored);
+  ASSERT_THAT(stored, SizeIs(2));
+  EXPECT_EQ(stored[0].tier, TierKind::kDram);
+  EXPECT_EQ(stored[0].parent, Id(0));
+  EXPECT_EQ(stored[0].token_count, 8u);
+  EXPECT_EQ(stored[0].blocks, alive.lock());
+  EXPECT_EQ(stored[1].tier, TierKind::kNvme);
+  EXPECT_EQ(stored[1].blocks, nullptr);
+  // A part of it that others save, too, says nothing new.
+  ASSERT_TRUE(rig.Save(client, space, spec).error().code() ==
+              absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(rig.Events(EventType::kChunkStored), SizeIs(2));
+}
+
 TEST(EventLog, KeepsTheNewestAndShowsTheGap) {
   EventLog log(4);
   for (int i = 0; i < 10; ++i) log.Publish(Event{});

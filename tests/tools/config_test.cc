@@ -345,6 +345,34 @@ TEST(Config, RefusesImpossibleCombinations) {
       {{{"metrics.listen", "localhost:9464"}}, {"literal address"}},
       {{{"metrics.listen", "127.0.0.1:99999"}}, {"ADDRESS:PORT"}},
       {{{"server.tenant_mode", "listed"}}, {"refuse every client"}},
+      {{{"kv_events.replay", "ipc:///r"}}, {"without kv_events.publish"}},
+      {{{"kv_events.publish", "ipc:///p"}}, {"kv_events.tenants", "single"}},
+      {{{"kv_events.publish", "ipc://p"}, {"kv_events.tenants", "1000"}},
+       {"is no endpoint", "ipc:///absolute/path"}},
+      {{{"kv_events.publish", "tcp://*:5557"}, {"kv_events.tenants", "1000"}},
+       {"is no endpoint", "literal address"}},
+      {{{"kv_events.publish", "ipc:///p"},
+        {"kv_events.replay", "ipc:///p"},
+        {"kv_events.tenants", "1000"}},
+       {"are the same"}},
+      {{{"kv_events.publish", "ipc:///p"}, {"kv_events.tenants", "a, b"}},
+       {"\" b\" is no tenant"}},
+      {{{"kv_events.publish", "ipc:///p"}, {"kv_events.tenants", "a,b"}},
+       {"several tenants", "{tenant}"}},
+      {{{"kv_events.publish", "tcp://127.0.0.1:5557"},
+        {"kv_events.tenants", "1000"}},
+       {"whoever reaches it", "keys_file", "ipc"}},
+      {{{"kv_events.publish", "tcp://10.0.0.1:5557"},
+        {"server.tenant_mode", "single"}},
+       {"whoever reaches it"}},
+      {{{"kv_events.publish", "ipc:///p"},
+        {"kv_events.replay", "tcp://0.0.0.0:5558"},
+        {"server.tenant_mode", "single"}},
+       {"kv_events.replay", "whoever reaches it"}},
+      {{{"kv_events.publish", "ipc:///p"},
+        {"server.tenant_mode", "single"},
+        {"engine.event_capacity", "16"}},
+       {"would lose events", "4096"}},
       {{{"no.such", "1"}}, {"command line", "unknown key"}},
   };
   for (const auto& [flags, says] : kBad) {
@@ -366,6 +394,27 @@ TEST(Config, FlagsWinAndValidate) {
   ASSERT_EQ(config.status(), absl::OkStatus());
   EXPECT_EQ(config->dram.capacity, 1_GiB);
   EXPECT_EQ(config->server.tenants.size(), 2u);
+}
+
+TEST(Config, KvEventsGoWhereOnlyTheTenantHears) {
+  using Flags = std::vector<std::pair<std::string, std::string>>;
+  const Flags kGood[] = {
+      {{"kv_events.publish", "ipc:///run/larder/kv"},
+       {"server.tenant_mode", "single"}},
+      {{"kv_events.publish", "tcp://127.0.0.1:5557"},
+       {"kv_events.replay", "tcp://[::1]:5558"},
+       {"server.tenant_mode", "single"}},
+      {{"kv_events.publish", "ipc:///run/kv-{tenant}"},
+       {"kv_events.replay", "ipc:///run/kv-{tenant}-replay"},
+       {"kv_events.tenants", "alice,bob,1000"}},
+      {{"kv_events.publish", "tcp://10.0.0.1:5557"},
+       {"kv_events.keys_file", "/etc/larder/kv.keys"},
+       {"kv_events.tenants", "alice"}},
+  };
+  for (const Flags& flags : kGood) {
+    EXPECT_EQ(LoadConfig("", flags).status(), absl::OkStatus())
+        << flags[0].second;
+  }
 }
 
 TEST(Config, MissingFileSaysSo) {

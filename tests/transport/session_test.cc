@@ -757,6 +757,88 @@ TEST_F(SessionTest, CommitStages) {
   EXPECT_EQ(h_.entry(4).status, 0U);
 }
 
+// ---- What commits say of their blocks ----
+
+class SessionBlocksTest : public ::testing::Test {
+ protected:
+  explicit SessionBlocksTest(bool wanted = true) : h_(Options(wanted)) {}
+  static SessionOptions Options(bool wanted) {
+    SessionOptions options;
+    options.wants_blocks = [wanted](TenantId) { return wanted; };
+    return options;
+  }
+  void SetUp() override {
+    FakeEngine::Behaviour behaviour;
+    behaviour.finish_commits = false;
+    h_.engine().Set(behaviour);
+    ASSERT_TRUE(h_.Open());
+    ASSERT_TRUE(h_.Give(
+        PacketWriter(Type::kShareStaging, 50).Body(wire::ShareStaging{4096}),
+        StagingFd(4096, kStagingSeals)));
+    region_ = h_.Reply<wire::ShareStagingReply>().region;
+  }
+  // A commit with these arrays behind its body.
+  bool Commit(wire::Commit body, const std::vector<uint64_t>& hashes,
+              const std::vector<uint32_t>& tokens) {
+    EXPECT_TRUE(
+        h_.Give(PacketWriter(Type::kReserve, 60)
+                    .Body(wire::Reserve{.space = 1, .record_bytes = 4096})));
+    body.reservation = h_.Reply<wire::ReserveReply>().reservation;
+    body.region = region_;
+    body.bytes = 4096;
+    return h_.Give(PacketWriter(Type::kCommit, 70)
+                       .Body(body)
+                       .Append(hashes.data(), hashes.size() * 8)
+                       .Append(tokens.data(), tokens.size() * 4)
+                       .Bytes());
+  }
+  std::shared_ptr<const ChunkBlocks> Told() {
+    const auto commits = h_.engine().TakeCommits();
+    return commits.size() == 1 ? commits[0].request.hints.blocks : nullptr;
+  }
+
+  SessionHarness h_;
+  uint32_t region_ = 0;
+};
+
+TEST_F(SessionBlocksTest, GoWithTheSave) {
+  ASSERT_TRUE(Commit(
+      {.block_hash_count = 2, .token_count = 3, .signed_hashes = 1, .keyed = 1},
+      {5, UINT64_MAX}, {1, 2, 3}));
+  const auto blocks = Told();
+  ASSERT_NE(blocks, nullptr);
+  EXPECT_EQ(blocks->hashes, (std::vector<uint64_t>{5, UINT64_MAX}));
+  EXPECT_EQ(blocks->tokens, (std::vector<uint32_t>{1, 2, 3}));
+  EXPECT_TRUE(blocks->signed_hashes);
+  EXPECT_TRUE(blocks->keyed);
+  ASSERT_TRUE(Commit({}, {}, {}));
+  EXPECT_EQ(Told(), nullptr);
+}
+
+TEST_F(SessionBlocksTest, CountsThatAreNotTheirSizeEndTheConnection) {
+  EXPECT_FALSE(Commit({.token_count = 3}, {}, {1, 2}));
+}
+
+TEST_F(SessionBlocksTest, TooManyEndTheConnection) {
+  EXPECT_FALSE(Commit({.block_hash_count = ChunkBlocks::kMaxHashes + 1},
+                      std::vector<uint64_t>(ChunkBlocks::kMaxHashes + 1), {}));
+}
+
+TEST_F(SessionBlocksTest, SumsThatWrapAreNoWayIn) {
+  EXPECT_FALSE(
+      Commit({.block_hash_count = UINT32_MAX, .token_count = 1}, {}, {1}));
+}
+
+class SessionWithoutBlocksTest : public SessionBlocksTest {
+ protected:
+  SessionWithoutBlocksTest() : SessionBlocksTest(false) {}
+};
+
+TEST_F(SessionWithoutBlocksTest, WhatNobodyWantsIsDropped) {
+  ASSERT_TRUE(Commit({.token_count = 3}, {}, {1, 2, 3}));
+  EXPECT_EQ(Told(), nullptr);
+}
+
 TEST_F(SessionTest, CommitsOutsideStaging) {
   const uint32_t region = Share(8192);
   struct Case {

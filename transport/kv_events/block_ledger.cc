@@ -30,7 +30,7 @@ std::string_view MediumOf(TierKind tier) {
     case TierKind::kCxl:
       return "CPU_TIER2";
     case TierKind::kNvme:
-      return "DISK";
+      return "STORAGE";
     case TierKind::kPeer:
       return "REMOTE";
     case TierKind::kNone:

@@ -419,6 +419,8 @@ Status SessionImpl::Dispatch(const PacketView& view) {
       return OnLookup(view);
     case wire::Type::kHold:
       return OnHold(view);
+    case wire::Type::kCommit:
+      return OnCommit(view);
     default:
       break;
   }
@@ -441,8 +443,6 @@ Status SessionImpl::Dispatch(const PacketView& view) {
       return OnUnshareStaging(view);
     case wire::Type::kReserve:
       return OnReserve(view);
-    case wire::Type::kCommit:
-      return OnCommit(view);
     case wire::Type::kAbort:
       return OnAbort(view);
     case wire::Type::kAdvanceEpoch:
@@ -1010,13 +1010,14 @@ Status SessionImpl::OnReserve(const PacketView& view) {
 // it says nothing.
 StatusOr<std::shared_ptr<const ChunkBlocks>> SessionImpl::BlocksOf(
     const wire::Commit& body, const PacketView& view) const {
-  if (!wants_blocks_ || body.block_hash_count + body.token_count == 0) {
-    return nullptr;
-  }
   if (body.block_hash_count > ChunkBlocks::kMaxHashes ||
-      body.token_count > ChunkBlocks::kMaxTokens) {
-    return BadPacket("too many block hashes or tokens");
+      body.token_count > ChunkBlocks::kMaxTokens ||
+      body.block_hash_count * sizeof(uint64_t) +
+              body.token_count * sizeof(uint32_t) !=
+          view.arrays().size()) {
+    return BadPacket("block hashes or tokens that are not their count");
   }
+  if (!wants_blocks_ || view.arrays().empty()) return nullptr;
   ArrayReader arrays(view.arrays());
   LARDER_ASSIGN_OR_RETURN(const std::span<const uint64_t> hashes,
                           arrays.Take<uint64_t>(body.block_hash_count));

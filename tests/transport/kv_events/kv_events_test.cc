@@ -45,7 +45,7 @@ std::string OneOfEach(Encoding encoding) {
                   .tokens = tokens,
                   .block_size = 2,
                   .medium = "CPU"});
-  encoder.Removed({hashes, 1}, "DISK");
+  encoder.Removed({hashes, 1}, "STORAGE");
   encoder.Cleared();
   EXPECT_EQ(encoder.count(), 3u);
   std::string batch =
@@ -72,7 +72,7 @@ TEST(BatchEncoder, ArraysAreTheseBytes) {
             "c0a3435055c0"                          // null, "CPU", null],
             "93ac426c6f636b52656d6f766564"          // ["BlockRemoved",
             "91cffedcba9876543210"                  // [hash],
-            "a44449534b"                            // "DISK"],
+            "a753544f52414745"                      // "STORAGE"],
             "91b0416c6c426c6f636b73436c6561726564"  // ["AllBlocksCleared"]],
             "00");                                  // 0]
 }
@@ -91,7 +91,7 @@ void ExpectOneOfEach(const std::string& bytes) {
   EXPECT_EQ(stored.block_size, 2);
   EXPECT_EQ(stored.medium, "CPU");
   EXPECT_EQ(batch.events[1].type, "BlockRemoved");
-  EXPECT_EQ(batch.events[1].medium, "DISK");
+  EXPECT_EQ(batch.events[1].medium, "STORAGE");
   EXPECT_THAT(batch.events[1].hashes, SizeIs(1));
   EXPECT_EQ(batch.events[2].type, "AllBlocksCleared");
 }
@@ -232,7 +232,7 @@ TEST_F(LedgerTest, WithTokensItIsToldBlockByBlockInEveryTier) {
   const auto moved = Stored(10, TierKind::kNvme);
   EXPECT_EQ(moved[0].hashes, first[0].hashes);
   EXPECT_EQ(moved[0].tokens, kTokens);
-  EXPECT_EQ(moved[0].medium, "DISK");
+  EXPECT_EQ(moved[0].medium, "STORAGE");
   EXPECT_EQ(Removed(10, TierKind::kDram)[0].hashes, first[0].hashes);
   EXPECT_EQ(ledger->known(), 2u);
   EXPECT_EQ(Removed(10, TierKind::kNvme)[0].hashes, first[0].hashes);
@@ -294,7 +294,7 @@ TEST_F(LedgerTest, WithoutMemoryChunksAreToldOfWithoutTokens) {
               SizeIs(8));
   EXPECT_THAT(Removed(20, TierKind::kNvme)[0].hashes, ElementsAre(Own(20)));
   Removed(20, TierKind::kDram);
-  EXPECT_EQ(view.Count("CPU") + view.Count("DISK"), 0u);
+  EXPECT_EQ(view.Count("CPU") + view.Count("STORAGE"), 0u);
 }
 
 // A list that was made at any moment between events ends in the same view.
@@ -343,14 +343,14 @@ TEST_F(LedgerTest, ListsAndEventsOfTheSameTimeAgree) {
     for (const Event& event : events) ledger->Apply(event, out);
     Told();
     // 10 and 12 in memory, two blocks each under whatever name; 11 on disk.
-    EXPECT_EQ(view.Count("DISK"), 2u) << listed_at;
-    EXPECT_TRUE(view.Has("DISK", Own(11))) << listed_at;
+    EXPECT_EQ(view.Count("STORAGE"), 2u) << listed_at;
+    EXPECT_TRUE(view.Has("STORAGE", Own(11))) << listed_at;
     EXPECT_EQ(view.Count("CPU"), 4u) << listed_at;
     // Taking all back leaves nothing.
     Removed(10, TierKind::kDram);
     Removed(11, TierKind::kNvme);
     Removed(12, TierKind::kDram);
-    EXPECT_EQ(view.Count("CPU") + view.Count("DISK"), 0u) << listed_at;
+    EXPECT_EQ(view.Count("CPU") + view.Count("STORAGE"), 0u) << listed_at;
     EXPECT_EQ(ledger->known(), 0u);
   }
 }
@@ -432,12 +432,12 @@ TEST_F(PublisherTest, FollowsAChunkFromTierToTierAndAway) {
   ASSERT_FALSE(router->events.empty());
   EXPECT_EQ(router->events[0].type, "AllBlocksCleared");
   Save(1, Said({}, kTokens));
-  Until(*router, [&] { return router->view.Count("DISK") == 2; });
+  Until(*router, [&] { return router->view.Count("STORAGE") == 2; });
   EXPECT_EQ(router->topic, "kv@pod@model");
   EXPECT_EQ(router->view.Count("CPU"), 2u);
   ASSERT_THAT(router->events, SizeIs(3));
   EXPECT_EQ(router->events[1].medium, "CPU");
-  EXPECT_EQ(router->events[2].medium, "DISK");
+  EXPECT_EQ(router->events[2].medium, "STORAGE");
   for (const size_t i : {1, 2}) {
     EXPECT_EQ(router->events[i].tokens, kTokens);
     EXPECT_EQ(router->events[i].block_size, 4);
@@ -445,7 +445,7 @@ TEST_F(PublisherTest, FollowsAChunkFromTierToTierAndAway) {
   }
   ASSERT_TRUE(rig->engine->Evict(TenantId{}, OracleChunkId(1), false).ok());
   Until(*router, [&] {
-    return router->view.Count("CPU") + router->view.Count("DISK") == 0;
+    return router->view.Count("CPU") + router->view.Count("STORAGE") == 0;
   });
   EXPECT_EQ(publisher->stats().stored, 2u);
   EXPECT_EQ(publisher->stats().removed, 2u);
@@ -458,7 +458,7 @@ TEST_F(PublisherTest, EvictionTakesBackTheTierThatWasLeft) {
   const auto router = Subscribe();
   for (uint64_t n = 1; n <= 40; ++n) Save(n);
   ExpectAgrees(*router);
-  EXPECT_EQ(router->view.Count("DISK"), 40u);
+  EXPECT_EQ(router->view.Count("STORAGE"), 40u);
   EXPECT_LT(router->view.Count("CPU"), 9u);
   EXPECT_FALSE(router->view.Has("CPU", Own(1)));
 }
@@ -480,7 +480,7 @@ TEST_F(PublisherTest, AnAdvancedEpochTakesBackItsSpaceAlone) {
   rig->Run();
   ExpectAgrees(*router);
   EXPECT_EQ(router->view.Count("CPU"), 3u);
-  EXPECT_TRUE(router->view.Has("DISK", Own(11)));
+  EXPECT_TRUE(router->view.Has("STORAGE", Own(11)));
   EXPECT_EQ(publisher->stats().listings, 1u);  // that of the start
 }
 
@@ -507,14 +507,14 @@ TEST_F(PublisherTest, WhatThereWasBeforeIsToldAtTheStart) {
   Publish();
   const auto router = Subscribe();
   ExpectAgrees(*router);
-  EXPECT_EQ(router->view.Count("DISK"), 9u);
+  EXPECT_EQ(router->view.Count("STORAGE"), 9u);
 }
 
 TEST_F(PublisherTest, RestartsAreSeenByTheNumbers) {
   Publish();
   const auto router = Subscribe();
   for (uint64_t n = 1; n <= 3; ++n) Save(n, Said({}, kTokens));
-  Until(*router, [&] { return router->view.Count("DISK") == 6; });
+  Until(*router, [&] { return router->view.Count("STORAGE") == 6; });
   publisher.reset();
   rig->Crash();  // memory is empty, the disk is not
   Publish();
@@ -527,7 +527,8 @@ TEST_F(PublisherTest, RestartsAreSeenByTheNumbers) {
   router->Replay(0);
   ExpectAgrees(*router);
   EXPECT_EQ(router->view.Count("CPU"), 0u);
-  EXPECT_EQ(router->view.Count("DISK"), 3u);  // nobody knows their tokens now
+  EXPECT_EQ(router->view.Count("STORAGE"),
+            3u);  // nobody knows their tokens now
 }
 
 TEST_F(PublisherTest, ReplayBringsFromWhereItIsAsked) {
@@ -598,7 +599,7 @@ TEST_F(PublisherTest, ASlowSubscriberSeesTheGapAndHasItReplayed) {
   slow.Replay(*slow.next());
   EXPECT_GT(slow.replayed, 1u);
   EXPECT_EQ(slow.view.Count("CPU"), 40 * hashes.size() + last - 1000);
-  EXPECT_EQ(slow.view.Count("DISK"), 40 * hashes.size() + last - 1000);
+  EXPECT_EQ(slow.view.Count("STORAGE"), 40 * hashes.size() + last - 1000);
 }
 
 // The publisher is kept busy by asking it who may subscribe.
@@ -670,7 +671,7 @@ TEST_F(PublisherTest, CurveAdmitsThoseWhoAreListed) {
   Subscriber router(endpoint, "", "", &listed);
   AwaitThat([&] { return publisher->stats().subscriptions == 1; });
   Save(1);
-  Until(router, [&] { return router.view.Has("DISK", Own(1)); });
+  Until(router, [&] { return router.view.Has("STORAGE", Own(1)); });
   EXPECT_EQ(other.Take(), 0u);
   EXPECT_EQ(plain.Take(), 0u);
 
