@@ -37,6 +37,9 @@ void EventLog::Publish(Event event) {
   if (capacity_ == 0) return;
   // Event n stands at place (n - 1) % capacity.
   ring_[(last_ - 1) % capacity_] = std::move(event);
+  if (capacity_ > kWithBlocks && last_ > kWithBlocks) {
+    ring_[(last_ - 1 - kWithBlocks) % capacity_].blocks.reset();
+  }
 }
 
 std::vector<Event> EventLog::Read(uint64_t after, size_t limit,

@@ -40,10 +40,11 @@ struct ChunkBlocks {
   static constexpr size_t kMaxHashes = 2048;
   static constexpr size_t kMaxTokens = 8192;
 
-  std::vector<uint64_t>
-      hashes;  // the engine's own, of each block; may be empty
-  std::vector<uint32_t> tokens;  // of the whole chunk; may be empty
-  bool signed_hashes = false;    // they are int64_t
+  // Either may be empty: the engine's own hash of each block, and the tokens of
+  // the whole chunk.
+  std::vector<uint64_t> hashes;
+  std::vector<uint32_t> tokens;
+  bool signed_hashes = false;  // they are int64_t
   // The KV depends on more than tokens (a salt, an adapter, an image ...), in
   // this chunk or one before it.
   bool keyed = false;
@@ -70,6 +71,9 @@ struct Event {
 // falls behind sees a gap in the sequence. Thread-safe.
 class EventLog {
  public:
+  // How many of them have their `blocks`, which are large.
+  static constexpr size_t kWithBlocks = 2048;
+
   // Takes its memory at once.
   explicit EventLog(size_t capacity) : capacity_(capacity), ring_(capacity) {}
 

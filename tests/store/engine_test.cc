@@ -1687,6 +1687,21 @@ TEST(EventLog, KeepsTheNewestAndShowsTheGap) {
   EXPECT_EQ(log.last_sequence(), 10u);
 }
 
+TEST(EventLog, TheOldestLoseTheirBlocksFirst) {
+  EventLog log(2 * EventLog::kWithBlocks);
+  Event event;
+  event.blocks = std::make_shared<ChunkBlocks>();
+  std::weak_ptr<const ChunkBlocks> alive = event.blocks;
+  for (size_t i = 0; i < EventLog::kWithBlocks + 5; ++i) log.Publish(event);
+  event.blocks.reset();
+  const auto events = log.Read(0, 6, absl::ZeroDuration());
+  ASSERT_THAT(events, SizeIs(6));
+  EXPECT_EQ(events[4].blocks, nullptr);
+  EXPECT_EQ(events[5].blocks, alive.lock());
+  EXPECT_EQ(alive.use_count(),
+            static_cast<long>(EventLog::kWithBlocks) + 1);  // and events[5]
+}
+
 TEST(Engine, OpeningIsIdempotentAndNamesWhatIsMissing) {
   EngineRig rig;
   const SpaceId space = rig.Open(SmallSpace());
