@@ -231,7 +231,7 @@ Status CheckListen(const std::string& listen) {
       "for none");
 }
 
-// An ipc path or a literal address; `loopback` is whether it leaves the host.
+// An ipc path or a literal address, and whether that is beyond loopback.
 Status CheckEndpoint(absl::string_view key, const std::string& endpoint,
                      bool& beyond_loopback) {
   constexpr absl::string_view kIpc = "ipc://", kTcp = "tcp://";
