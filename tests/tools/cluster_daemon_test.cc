@@ -1,0 +1,214 @@
+// larderd on several nodes: real processes, a real etcd, real links.
+
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "client/larder.h"
+#include "tests/client/kv_samples.h"
+#include "tests/testing/etcd_process.h"
+#include "tests/testing/test_ca.h"
+#include "tests/tools/daemon_under_test.h"
+#include "tests/tools/process.h"
+
+namespace larder {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr uint32_t kPromptChunks = 10;
+
+// A node: a daemon, and an engine beside it.
+class NodeUnderTest {
+ public:
+  NodeUnderTest(const std::string& name, const EtcdProcess& etcd,
+                const TestCa* ca)
+      : name_(name), port_(FreePort()), daemon_(folder_) {
+    daemon_.WithNvme();
+    const std::vector<std::string> more = {
+        "--server.tenant_mode=single",
+        "--cluster.etcd=" + etcd.endpoint(),
+        "--cluster.name=test",
+        "--cluster.node=" + name,
+        absl::StrCat("--cluster.listen=127.0.0.1:", port_),
+        "--cluster.lease=1s"};
+    daemon_.extra.insert(daemon_.extra.end(), more.begin(), more.end());
+    if (ca == nullptr) {
+      daemon_.extra.push_back("--cluster.transport=ucx");
+      return;
+    }
+    const TestCa::Issued issued = ca->Issue(name);
+    const auto write = [&](const char* file, const std::string& text) {
+      const std::string path = folder_ / file;
+      std::ofstream(path) << text;
+      std::filesystem::permissions(path, std::filesystem::perms(0600));
+      return path;
+    };
+    daemon_.extra.push_back("--cluster.ca=" +
+                            write("ca.pem", ca->certificate()));
+    daemon_.extra.push_back("--cluster.certificate=" +
+                            write("node.pem", issued.certificate));
+    daemon_.extra.push_back("--cluster.key=" + write("node.key", issued.key));
+  }
+
+  void Start() {
+    daemon_.Start();
+    ASSERT_TRUE(daemon_.WaitReady()) << daemon_.process().err();
+  }
+  Process& process() { return daemon_.process(); }
+  // Until the daemon has said so.
+  bool Says(const std::string& text) {
+    return Eventually([&] {
+      return absl::StrContains(daemon_.process().err(), text);
+    });
+  }
+
+  Space Open() {
+    ClientOptions options;
+    options.socket_path = daemon_.socket();
+    options.default_deadline = std::chrono::milliseconds(20000);
+    auto client = Client::Open(options);
+    EXPECT_TRUE(client.ok()) << client.status().ToString();
+    clients_.push_back(std::move(*client));
+    auto space = clients_.back().OpenSpace(samples::SmallSpaceOptions());
+    EXPECT_TRUE(space.ok()) << space.status().ToString();
+    return std::move(*space);
+  }
+
+ private:
+  const std::string name_;
+  const int port_;
+  TestFolder folder_;
+  DaemonUnderTest daemon_;
+  std::vector<Client> clients_;
+};
+
+std::vector<Id> Ids(Space& space, uint32_t prompt) {
+  return space.Ids(samples::PromptOf(kPromptChunks * samples::kChunk, prompt))
+      ->ids;
+}
+
+void Save(Space& space, uint32_t prompt) {
+  const std::vector<Id> ids = Ids(space, prompt);
+  for (uint32_t i = 0; i < kPromptChunks; ++i) {
+    CommitOptions commit;
+    if (i > 0) commit.parent = ids[i - 1];
+    const Outcome saved = samples::SaveChunk(
+        space, ids[i], prompt * kPromptChunks + i, {}, commit);
+    ASSERT_TRUE(saved.ok()) << saved.ToString();
+  }
+}
+
+// How much of a prompt a match promises.
+uint32_t Match(Space& space, uint32_t prompt) {
+  const auto match = space.Match(Ids(space, prompt));
+  EXPECT_TRUE(match.ok()) << match.status().ToString();
+  return match.ok() ? match->usable : 0;
+}
+
+// How much of it comes; each byte of that is compared.
+uint32_t Load(Space& space, uint32_t prompt) {
+  samples::Plain plain(kPromptChunks);
+  const LoadAnswer loaded = space.Load(Ids(space, prompt), {plain.View()});
+  for (uint32_t i = 0; i < loaded.usable; ++i) {
+    EXPECT_TRUE(plain.Holds(i, prompt * kPromptChunks + i)) << prompt;
+  }
+  return loaded.usable;
+}
+
+// By the network.
+class ClusterDaemonTest : public testing::TestWithParam<const char*> {
+ protected:
+  ClusterDaemonTest() {
+    if (GetParam() != std::string("ucx")) ca_ = std::make_unique<TestCa>();
+  }
+  std::unique_ptr<NodeUnderTest> Node(const std::string& name) {
+    return std::make_unique<NodeUnderTest>(name, etcd_, ca_.get());
+  }
+
+  EtcdProcess etcd_;
+  std::unique_ptr<TestCa> ca_;
+};
+INSTANTIATE_TEST_SUITE_P(Networks, ClusterDaemonTest,
+                         testing::Values("tls", "ucx"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
+  const auto a = Node("a"), b = Node("b");
+  ASSERT_NO_FATAL_FAILURE(a->Start());
+  Space at_a = a->Open();
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));  // before the other is there
+  ASSERT_NO_FATAL_FAILURE(b->Start());
+  ASSERT_TRUE(a->Says("cluster: 2 nodes"));
+  ASSERT_TRUE(b->Says("cluster: 2 nodes"));
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 2));
+  Space at_b = b->Open();
+  for (const uint32_t prompt : {1u, 2u}) {
+    EXPECT_TRUE(Eventually([&] { return Match(at_b, prompt) == 10; }));
+    EXPECT_EQ(Load(at_b, prompt), 10u);
+  }
+  // And back.
+  ASSERT_NO_FATAL_FAILURE(Save(at_b, 3));
+  EXPECT_TRUE(Eventually([&] { return Match(at_a, 3) == 10; }));
+  EXPECT_EQ(Load(at_a, 3), 10u);
+  EXPECT_EQ(Match(at_a, 4), 0u);
+}
+
+TEST_P(ClusterDaemonTest, ANodeThatDiesCostsItsChunksAndBringsThemBack) {
+  const auto a = Node("a"), b = Node("b");
+  ASSERT_NO_FATAL_FAILURE(a->Start());
+  ASSERT_NO_FATAL_FAILURE(b->Start());
+  ASSERT_TRUE(b->Says("cluster: 2 nodes"));
+  Space at_b = b->Open();
+  {
+    Space at_a = a->Open();
+    ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
+    EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
+  }
+  a->process().Kill();
+  EXPECT_EQ(Load(at_b, 1), 0u);  // in time, whatever was promised
+  ASSERT_TRUE(b->Says("cluster: 1 nodes"));
+  EXPECT_EQ(Match(at_b, 1), 0u);
+  ASSERT_NO_FATAL_FAILURE(a->Start());
+  // What had become durable is found again.
+  EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) > 0; }));
+  EXPECT_GT(Load(at_b, 1), 0u);
+}
+
+TEST_P(ClusterDaemonTest, EtcdMayGoMeanwhile) {
+  const auto a = Node("a"), b = Node("b");
+  ASSERT_NO_FATAL_FAILURE(a->Start());
+  ASSERT_NO_FATAL_FAILURE(b->Start());
+  ASSERT_TRUE(a->Says("cluster: 2 nodes"));
+  ASSERT_TRUE(b->Says("cluster: 2 nodes"));
+  etcd_.Kill();
+  Space at_a = a->Open(), at_b = b->Open();
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
+  EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
+  EXPECT_EQ(Load(at_b, 1), 10u);
+}
+
+TEST(ClusterDaemonTlsTest, AStrangersCertificateIsRefused) {
+  EtcdProcess etcd;
+  const TestCa ca, stranger;
+  NodeUnderTest a("a", etcd, &ca), b("b", etcd, &stranger);
+  ASSERT_NO_FATAL_FAILURE(a.Start());
+  ASSERT_NO_FATAL_FAILURE(b.Start());
+  ASSERT_TRUE(b.Says("cluster: 2 nodes"));
+  Space at_a = a.Open(), at_b = b.Open();
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
+  EXPECT_EQ(Match(at_b, 1), 0u);
+  EXPECT_EQ(Load(at_b, 1), 0u);
+}
+
+}  // namespace
+}  // namespace larder
