@@ -150,6 +150,11 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
       "the CPU (some seconds)",
       "larder bench kernels\nlarder bench kernels --only kernels.gather --json",
       bench::RunKernels);
+  add("remote",
+      "links between hosts against bare UCX, over tcp and shared memory on "
+      "this one (a minute, 1 GiB of RAM)",
+      "larder bench remote\nlarder bench remote --only remote.load --json",
+      bench::RunRemote);
   codec->add_option("--captures", chosen->captures,
                     "folder of captured KV (tools/bench-quality makes it); "
                     "without it the KV is made up");
