@@ -2,7 +2,6 @@
 
 #include <arpa/inet.h>
 #include <poll.h>
-#include <ucp/api/ucp.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,10 +10,14 @@
 #include <cstring>
 #include <vector>
 
+#include <ucp/api/ucp.h>
+
 #include "transport/link/socket_address.h"
 
 namespace larder::bench {
 namespace {
+
+constexpr std::chrono::microseconds kSpin{50};
 
 enum Message : unsigned { kRequest = 1, kChunk = 2, kAnswer = 3 };
 
@@ -48,7 +51,6 @@ class End {
   ~End() = default;
 
   ucp_worker_h worker() const { return worker_; }
-  void set_spin(uint64_t us) { spin_ = std::chrono::microseconds(us); }
 
   void On(Message id, ucp_am_recv_callback_t callback, void* self) const {
     ucp_am_handler_param_t handler{};
@@ -74,7 +76,7 @@ class End {
       }
       const Clock::time_point now = Clock::now();
       if (idle_since == Clock::time_point::max()) idle_since = now;
-      if (now - idle_since < spin_) continue;
+      if (now - idle_since < kSpin) continue;
       if (ucp_worker_arm(worker_) != UCS_OK) continue;
       pollfd fd{fd_, POLLIN, 0};
       (void)::poll(&fd, 1, -1);
@@ -86,7 +88,6 @@ class End {
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int fd_ = -1;
-  std::chrono::microseconds spin_{50};
 };
 
 ucs_status_ptr_t SendMessage(ucp_ep_h endpoint, Message id, const void* header,
@@ -99,9 +100,8 @@ ucs_status_ptr_t SendMessage(ucp_ep_h endpoint, Message id, const void* header,
   param.flags = flags;
   param.cb.send = sent;
   param.user_data = user;
-  ucs_status_ptr_t request =
-      ucp_am_send_nbx(endpoint, id, header, header_bytes, bytes.data(),
-                      bytes.size(), &param);
+  ucs_status_ptr_t request = ucp_am_send_nbx(
+      endpoint, id, header, header_bytes, bytes.data(), bytes.size(), &param);
   if (UCS_PTR_IS_ERR(request)) Check(UCS_PTR_STATUS(request), "sending");
   return request;
 }
@@ -151,7 +151,6 @@ class BareServer::Impl {
                                 size_t, const ucp_am_recv_param_t* param) {
     auto* const self = static_cast<Impl*>(arg);
     std::memcpy(&self->asked_, header, sizeof self->asked_);
-    self->end_.set_spin(self->asked_.spin_us);
     self->peer_ = param->reply_ep;
     if (self->asked_.chunk_bytes == 0) {
       SendMessage(self->peer_, kAnswer, nullptr, 0,
@@ -169,10 +168,10 @@ class BareServer::Impl {
     while (next_ < asked_.chunks) {
       const uint64_t i = next_++;
       numbers_[i] = i;
-      const ucs_status_ptr_t request = SendMessage(
-          peer_, kChunk, &numbers_[i], sizeof i,
-          pool_.subspan(i * asked_.chunk_bytes, asked_.chunk_bytes),
-          UCP_AM_SEND_FLAG_RNDV, &Impl::OnSent, this);
+      const ucs_status_ptr_t request =
+          SendMessage(peer_, kChunk, &numbers_[i], sizeof i,
+                      pool_.subspan(i * asked_.chunk_bytes, asked_.chunk_bytes),
+                      UCP_AM_SEND_FLAG_RNDV, &Impl::OnSent, this);
       if (request != nullptr) return;
     }
   }
@@ -216,8 +215,7 @@ class BareClient::Impl {
     const StatusOr<SocketAddress> to = ParseSocketAddress(address);
     if (!to.ok()) Check(UCS_ERR_INVALID_ADDR, address.c_str());
     ucp_ep_params_t params{};
-    params.field_mask =
-        UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
+    params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
     params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
     params.sockaddr.addr = to->get();
     params.sockaddr.addrlen = to->length;
@@ -227,11 +225,11 @@ class BareClient::Impl {
   void Ask(const BareRequest& request, ByteSpan padding) {
     asked_ = request;
     left_ = request.chunk_bytes == 0 ? 1 : request.chunks;
-    end_.set_spin(request.spin_us);
-    SendMessage(endpoint_, kRequest, &asked_, sizeof asked_, padding,
-                UCP_AM_SEND_FLAG_REPLY | UCP_AM_SEND_FLAG_EAGER,
-                [](void* sent, ucs_status_t, void*) { ucp_request_free(sent); },
-                nullptr);
+    SendMessage(
+        endpoint_, kRequest, &asked_, sizeof asked_, padding,
+        UCP_AM_SEND_FLAG_REPLY | UCP_AM_SEND_FLAG_EAGER,
+        [](void* sent, ucs_status_t, void*) { ucp_request_free(sent); },
+        nullptr);
     end_.Run([this] { return left_ == 0; });
   }
 

@@ -13,14 +13,13 @@ namespace larder::bench {
 
 // UCX with nothing of Larder's above it: what links between hosts are measured
 // against. Chunks are active messages by rendezvous, straight into their place;
-// an end that finds no work for `spin_us` sleeps in poll, as transport/ucx does.
+// an end that finds no work for 50 us sleeps in poll, as transport/ucx does.
 // UCX is as it is by default, but for its list of transports.
 struct BareRequest {
   uint64_t chunk_bytes = 0;  // 0: a message back, of answer_bytes
   uint64_t chunks = 0;
   uint64_t in_flight = 0;
   uint64_t answer_bytes = 0;
-  uint64_t spin_us = 50;
 };
 
 // Sends chunks of `pool`, from its beginning, to who asks at address().

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <utility>
 
@@ -31,7 +32,6 @@ namespace {
 
 constexpr uint64_t kChunkBytes = 2_MiB;
 constexpr uint64_t kChunksInFlight = 4;
-constexpr uint64_t kSpinUs = 50;
 // A match of 64 chunks: ids and a header there, where each is and what it costs
 // back.
 constexpr size_t kMatchBytes = 64 * 32 + 48;
@@ -42,9 +42,11 @@ constexpr int kBackgroundPuts = 8;                  // that wait at a time
 // More than four times the last cache, so that no byte is there still when its
 // turn comes again.
 uint64_t PoolBytes() {
-  const int64_t l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  const uint64_t bytes = 4 * std::max<uint64_t>(l3 < 0 ? 0 : l3, 32_MiB);
-  return bytes + 8 * kChunkBytes;
+  // (sysconf multiplies what it finds, here by ten.)
+  uint64_t kib = 0;
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;
+  const uint64_t l3 = std::max<uint64_t>(kib * 1_KiB, 32_MiB);
+  return (4 * l3 / kUrgentBytes + 2) * kUrgentBytes;
 }
 
 // What the loading end asks of the serving one.
@@ -63,9 +65,7 @@ class Server final : public LinkService {
   StatusOr<std::string> Admit(const std::string&, const Peer&) override {
     return std::string();
   }
-  void OnLink(std::shared_ptr<Link> link) override {
-    link_ = std::move(link);
-  }
+  void OnLink(std::shared_ptr<Link> link) override { link_ = std::move(link); }
   void OnLost(const std::shared_ptr<Link>&, const Status&) override {}
 
   void OnCall(const std::shared_ptr<Link>& link, std::string message,
@@ -107,8 +107,7 @@ class Server final : public LinkService {
     if (!background_) return;
     const uint64_t offset = next_.fetch_add(kChunkBytes) % pool_.size();
     link_->Put(landing_, offset, pool_.subspan(offset, kChunkBytes),
-               Urgency::kBackground,
-               [this](const Status& status) {
+               Urgency::kBackground, [this](const Status& status) {
                  if (status.ok()) PutBackground();
                });
   }
@@ -123,7 +122,6 @@ class Server final : public LinkService {
 UcxOptions Options(const std::string& transports) {
   UcxOptions options;
   options.transports = transports;
-  options.spin = absl::Microseconds(kSpinUs);
   return options;
 }
 
@@ -293,20 +291,18 @@ class Pair {
         loader_(transports, peer.link(), {memory.data(), memory.size()}) {}
 
   // GB/s; the bytes are what the peer has, or the program ends.
-  double LoadBare(uint64_t spin_us) {
+  double LoadBare() {
     return Rate(bare_cpu_, [&] {
-      bare_.Ask({kChunkBytes, bytes_ / kChunkBytes, kChunksInFlight, 0,
-                 spin_us});
+      bare_.Ask({kChunkBytes, bytes_ / kChunkBytes, kChunksInFlight, 0});
     });
   }
   double Load() {
     return Rate(link_cpu_, [&] { loader_.Load(0, bytes_); });
   }
-  double MatchBare(uint64_t spin_us) {
+  double MatchBare() {
     const std::string ids(kMatchBytes - sizeof(BareRequest), 'i');
     return Seconds([&] {
-      bare_.Ask({0, 0, 0, kMatchAnswerBytes, spin_us},
-                std::as_bytes(std::span(ids)));
+      bare_.Ask({0, 0, 0, kMatchAnswerBytes}, std::as_bytes(std::span(ids)));
     });
   }
   double Match() {
@@ -363,48 +359,32 @@ class Pair {
 void LoadRow(const std::string& name, const std::string& transports,
              const PeerProcess& peer, Buffer& memory, Report& report) {
   Pair pair(transports, peer, memory);
-  std::vector<double> spinning;
   const Paired p = MeasurePaired(
-      9,
-      [&] {
-        spinning.push_back(pair.LoadBare(1'000'000));
-        return pair.LoadBare(kSpinUs);
-      },
-      [&] { return pair.Load(); });
-  report.Add({name, "GB/s", p.limit, p.ours, p.ratio,
-              absl::StrFormat("%d MiB cold; bare UCX that never sleeps: %.3g; "
-                              "CPU ms per GB, both ends: bare %.0f, link %.0f",
-                              memory.size() >> 20, Median(spinning),
-                              pair.bare_cpu(), pair.link_cpu())});
+      7, [&] { return pair.LoadBare(); }, [&] { return pair.Load(); });
+  report.Add(
+      {name, "GB/s", p.limit, p.ours, p.ratio,
+       absl::StrFormat("%d MiB cold; CPU ms per GB, both ends: bare "
+                       "%.0f, link %.0f",
+                       memory.size() >> 20, pair.bare_cpu(), pair.link_cpu())});
 }
 
 void MatchRow(Pair& pair, Report& report) {
   constexpr int kCalls = 500;
-  std::vector<double> spinning;
+  const auto median_us = [](const std::function<double()>& call) {
+    std::vector<double> times;
+    for (int i = 0; i < kCalls; ++i) times.push_back(call());
+    return Median(times) * 1e6;
+  };
   const Paired p = MeasurePaired(
-      5,
-      [&] {
-        std::vector<double> times, spun;
-        for (int i = 0; i < kCalls; ++i) times.push_back(pair.MatchBare(kSpinUs));
-        for (int i = 0; i < kCalls; ++i) spun.push_back(pair.MatchBare(1'000'000));
-        pair.MatchBare(kSpinUs);
-        spinning.push_back(Median(spun));
-        return Median(times) * 1e6;
-      },
-      [&] {
-        std::vector<double> times;
-        for (int i = 0; i < kCalls; ++i) times.push_back(pair.Match());
-        return Median(times) * 1e6;
-      });
+      5, [&] { return median_us([&] { return pair.MatchBare(); }); },
+      [&] { return median_us([&] { return pair.Match(); }); });
   report.Add({"remote.match", "us", p.limit, p.ours, p.ratio,
-              absl::StrFormat("%d bytes there, %d back; bare UCX that never "
-                              "sleeps: %.3g",
-                              kMatchBytes, kMatchAnswerBytes,
-                              Median(spinning) * 1e6)});
+              absl::StrFormat("%d bytes there, %d back", kMatchBytes,
+                              kMatchAnswerBytes)});
 }
 
 void PriorityRow(Pair& pair, Report& report) {
-  constexpr int kLoads = 150;
+  constexpr int kLoads = 100;
   std::vector<double> quiet_median, busy_median, background;
   const auto loads = [&](std::vector<double>& medians) {
     std::vector<double> times;
@@ -413,7 +393,7 @@ void PriorityRow(Pair& pair, Report& report) {
     return Percentile(times, 0.99);
   };
   const Paired p = MeasurePaired(
-      5, [&] { return loads(quiet_median); },
+      3, [&] { return loads(quiet_median); },
       [&] {
         pair.loader().Background(true);
         const uint64_t before = pair.loader().Stats().landed_bytes;

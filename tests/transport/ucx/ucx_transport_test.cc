@@ -10,6 +10,7 @@
 
 #include "transport/ucx/ucx_transport.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <signal.h>
@@ -94,6 +95,31 @@ std::vector<TransportFactory> Factories() {
                          }});
   }
   return factories;
+}
+
+// UCX, as it comes, would have its handlers here and keep a program from
+// setting its own. Sanitizers have theirs, so what is asked is whose it is.
+TEST(UcxSignals, AreTheProgramsOwn) {
+  const auto of_ucx = [](int signal) {
+    struct sigaction action {};
+    EXPECT_EQ(sigaction(signal, nullptr, &action), 0);
+    Dl_info info{};
+    return dladdr(reinterpret_cast<void*>(action.sa_sigaction), &info) != 0 &&
+           std::string(info.dli_fname).find("libucs") != std::string::npos;
+  };
+  const auto transport = NewUcxTransport({});
+  ASSERT_TRUE(transport.ok()) << transport.status();
+  for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGHUP}) {
+    EXPECT_FALSE(of_ucx(signal)) << signal;
+  }
+  for (const int signal : {SIGILL, SIGHUP}) {
+    struct sigaction mine {
+    }, before{}, now{};
+    mine.sa_handler = +[](int) {};
+    ASSERT_EQ(sigaction(signal, &mine, &before), 0);
+    ASSERT_EQ(sigaction(signal, &before, &now), 0);
+    EXPECT_EQ(now.sa_handler, mine.sa_handler) << signal;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Ucx, TransportConformance,
