@@ -122,6 +122,7 @@ class Server final : public LinkService {
 UcxOptions Options(const std::string& transports) {
   UcxOptions options;
   options.transports = transports;
+  options.read_peer_memory = transports != "tcp";
   return options;
 }
 

@@ -608,6 +608,8 @@ Status UcxTransport::Start() {
   };
   set("TLS", options_.transports);
   set("NET_DEVICES", options_.devices);
+  // Without it UCX has no cma for endpoints that are told of a lost peer.
+  if (options_.read_peer_memory) set("MEMORY_INVALIDATE", "y");
   // UCX 1.13 aborts the process (an assertion in tcp_ep.c) when a link is
   // closed while its own tcp "put" is under way; messages do without. 1.13
   // knows the settings of a transport by their names without the prefix, and

@@ -24,6 +24,13 @@ struct UcxOptions : TransportOptions {
   // takes two descriptors, and UCX 1.13 ends the process when there are none
   // left. 0: a quarter of the descriptors that the process may have.
   uint32_t accepted_max = 0;
+  // Payload between processes of this host is read straight from the sender's
+  // memory (UCX's cma), where "shm" would copy it through small buffers: about
+  // half the processor time. UCX 1.13 cannot call such a read back: after a
+  // link was closed by force, the peer may still be reading bytes of a put that
+  // is done here with an error, and land what is written there next. Only for
+  // who verifies what landed, as loads do by their records' checksums.
+  bool read_peer_memory = false;
   // Threads, each with a UCX worker; links are spread over them.
   uint32_t workers = 1;
   // A worker with nothing to do looks for more for so long before it sleeps.
