@@ -445,6 +445,13 @@ void LinkCore::Pump() {
     const auto queue = std::find_if(std::begin(queues_), std::end(queues_),
                                     [](const auto& q) { return !q.empty(); });
     if (queue == std::end(queues_)) break;
+    // What is on its way cannot be overtaken: the background is a quarter of
+    // it.
+    if (queue == &queues_[Raw(Urgency::kBackground)] &&
+        window_used_ >=
+            std::max<uint64_t>(parts_.options.window_bytes / 4, 1)) {
+      break;
+    }
     const std::shared_ptr<Outgoing> put = queue->front();
     const ByteSpan piece = put->rest.first(
         std::min<uint64_t>(put->rest.size(), parts_.options.piece_bytes));
