@@ -31,7 +31,6 @@ namespace larder::bench {
 namespace {
 
 constexpr uint64_t kChunkBytes = 2_MiB;
-constexpr uint64_t kChunksInFlight = 4;
 // A match of 64 chunks: ids and a header there, where each is and what it costs
 // back.
 constexpr size_t kMatchBytes = 64 * 32 + 48;
@@ -294,7 +293,10 @@ class Pair {
   // GB/s; the bytes are what the peer has, or the program ends.
   double LoadBare() {
     return Rate(bare_cpu_, [&] {
-      bare_.Ask({kChunkBytes, bytes_ / kChunkBytes, kChunksInFlight, 0});
+      // As links cut puts, and as many at once.
+      const TransportOptions link;
+      bare_.Ask({link.piece_bytes, bytes_ / link.piece_bytes,
+                 link.window_bytes / link.piece_bytes, 0});
     });
   }
   double Load() {
