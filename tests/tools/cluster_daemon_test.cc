@@ -67,9 +67,8 @@ class NodeUnderTest {
   Process& process() { return daemon_.process(); }
   // Until the daemon has said so.
   bool Says(const std::string& text) {
-    return Eventually([&] {
-      return absl::StrContains(daemon_.process().err(), text);
-    });
+    return Eventually(
+        [&] { return absl::StrContains(daemon_.process().err(), text); });
   }
 
   Space Open() {
@@ -140,7 +139,7 @@ class ClusterDaemonTest : public testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Networks, ClusterDaemonTest,
                          testing::Values("tls", "ucx"),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& network) { return network.param; });
 
 TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   const auto a = Node("a"), b = Node("b");
@@ -174,7 +173,8 @@ TEST_P(ClusterDaemonTest, ANodeThatDiesCostsItsChunksAndBringsThemBack) {
     ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
     EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
   }
-  a->process().Kill();
+  a->process().Signal(SIGKILL);
+  a->process().Wait();
   EXPECT_EQ(Load(at_b, 1), 0u);  // in time, whatever was promised
   ASSERT_TRUE(b->Says("cluster: 1 nodes"));
   EXPECT_EQ(Match(at_b, 1), 0u);

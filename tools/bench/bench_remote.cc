@@ -426,7 +426,7 @@ Status RunRemote(const BenchOptions& options, Report& report) {
   std::unique_ptr<PeerProcess> tcp, shm;
   if (tcp_wanted) tcp = std::make_unique<PeerProcess>("tcp");
   if (shm_wanted) shm = std::make_unique<PeerProcess>("shm,tcp");
-  if (!tcp_wanted && !shm_wanted) return absl::OkStatus();
+  if (!tcp_wanted && !shm_wanted) return RunTls(options, report);
   Buffer memory(PoolBytes());
   if (options.Wants({"remote.load.tcp"})) {
     LoadRow("remote.load.tcp", "tcp", *tcp, memory, report);
@@ -439,7 +439,7 @@ Status RunRemote(const BenchOptions& options, Report& report) {
     if (options.Wants({"remote.match"})) MatchRow(pair, report);
     if (options.Wants({"remote.priority"})) PriorityRow(pair, report);
   }
-  return absl::OkStatus();
+  return RunTls(options, report);
 }
 
 }  // namespace larder::bench
