@@ -50,6 +50,7 @@ void AddEventsCommand(CLI::App& app, GlobalOptions& options);
 void AddDoctorCommand(CLI::App& app, GlobalOptions& options);
 void AddProfileCommands(CLI::App& app, GlobalOptions& options);
 void AddTierCommands(CLI::App& app, GlobalOptions& options);
+void AddClusterCommands(CLI::App& app, GlobalOptions& options);
 void AddCalibrateCommand(CLI::App& app, GlobalOptions& options);
 void AddCompletionCommand(CLI::App& app, GlobalOptions& options);
 

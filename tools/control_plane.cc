@@ -1,5 +1,6 @@
 #include "tools/control_plane.h"
 
+#include <algorithm>
 #include <span>
 #include <utility>
 
@@ -97,6 +98,34 @@ class KeptProfiles final : public AdminProfiles {
   DurableCoding& coding_;
 };
 
+AdminCluster DescribeCluster(const std::string& name,
+                             const ClusterMember& member) {
+  AdminCluster out;
+  out.name = name;
+  const ClusterNode& node = member.node();
+  const auto view = node.View();
+  out.registry_answers = view->current;
+  const Node& self = member.self();
+  out.nodes.push_back(
+      {.name = self.name, .address = self.address, .self = true});
+  for (const PeerLinks::PeerState& peer : node.Peers()) {
+    out.nodes.push_back({peer.node.name, peer.node.address, false,
+                         peer.node.draining, peer.connected, peer.problem,
+                         peer.stats.landed_bytes});
+  }
+  std::sort(out.nodes.begin(), out.nodes.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  const ClusterNode::Stats stats = node.GetStats();
+  out.announced_chunks = stats.announcer.chunks;
+  out.waiting_announcements = stats.announcer.waiting;
+  out.directory_entries = stats.directory.entries;
+  out.directory_bytes = stats.directory.memory_bytes;
+  out.fetched_bytes = stats.tier.read_bytes;
+  out.failed_reads = stats.tier.failed_reads;
+  out.sent_bytes = stats.service.sent_bytes;
+  return out;
+}
+
 AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
   AdminHooks hooks;
   hooks.config = [config = deps.config] { return ConfigEntries(config()); };
@@ -128,6 +157,11 @@ AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
     };
   }
   hooks.tenants = [tenants] { return tenants->Known(); };
+  if (deps.cluster != nullptr) {
+    hooks.cluster = [member = deps.cluster, name = deps.config().cluster.name] {
+      return DescribeCluster(name, *member);
+    };
+  }
   return hooks;
 }
 

@@ -10,6 +10,7 @@
 
 #include "store/engine.h"
 #include "store/status.h"
+#include "tools/cluster_member.h"
 #include "tools/config.h"
 #include "tools/durable_coding.h"
 #include "tools/metrics.h"
@@ -32,7 +33,8 @@ class ControlPlane {
     std::function<MetricsInput()> metrics;
     std::function<std::vector<ReadyCheck>()> ready;
     std::function<bool()> draining;
-    std::function<DaemonConfig()> config;  // in force now
+    std::function<DaemonConfig()> config;    // in force now
+    const ClusterMember* cluster = nullptr;  // may be null
   };
 
   // What is passed by pointer outlives the control plane.

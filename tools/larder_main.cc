@@ -55,6 +55,7 @@ int LarderMain(int argc, char** argv) {
   AddDoctorCommand(app, options);
   AddProfileCommands(app, options);
   AddTierCommands(app, options);
+  AddClusterCommands(app, options);
   AddCalibrateCommand(app, options);
   AddBenchCommands(app, options);
   AddCompletionCommand(app, options);

@@ -275,6 +275,7 @@ class WiredDaemon final : public Daemon {
     deps.ready = [this] { return Ready(); };
     deps.draining = [this] { return draining_.load(); };
     deps.config = [this] { return Config(); };
+    deps.cluster = cluster_.get();
     LARDER_ASSIGN_OR_RETURN(control_,
                             ControlPlane::Start(config, std::move(deps)));
     return absl::OkStatus();

@@ -29,7 +29,8 @@
 namespace larder {
 
 struct PeerLinksOptions {
-  absl::Duration connect_timeout = absl::Seconds(2);
+  // The kernel asks a second time after 1 s, then after 3: better anew.
+  absl::Duration connect_timeout = absl::Seconds(1);
   // A node that could not be reached is not tried again for so long; doubled
   // with every failure up to retry_max.
   absl::Duration retry = absl::Milliseconds(100);

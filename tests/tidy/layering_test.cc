@@ -49,7 +49,9 @@ const std::vector<Foreign>& ForeignLibraries() {
       {"liburing", {"liburing"}, {"tiers/"}},
       {"gRPC", {"grpc/", "grpcpp/", "grpc++/"}, {"transport/", "tools/"}},
       {"OpenSSL's TLS", {"openssl/ssl.h"}, {"transport/"}},
-      {"UCX", {"ucp/", "uct/", "ucs/", "ucm/"}, {"transport/"}},
+      {"UCX",
+       {"ucp/", "uct/", "ucs/", "ucm/"},
+       {"transport/", "tools/bench/bare_ucx"}},  // what links are measured by
       {"ZeroMQ", {"zmq.h", "zmq.hpp", "zmq_addon.hpp"}, {"transport/"}},
       {"MessagePack", {"msgpack"}, {"transport/"}},
       {"zstd", {"zstd", "zdict.h"}, {"codec/"}},

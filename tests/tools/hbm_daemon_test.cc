@@ -141,6 +141,7 @@ TEST_F(HbmDaemonTest, MoreThanDramHoldsComesBackWithoutNvme) {
 
   // What was loaded is the first to make room for what is loaded next.
   for (uint32_t prompt = kPrompts; prompt-- > 0;) {
+    WaitForSpills();
     ASSERT_EQ(Load(*space, prompt), kPromptChunks) << prompt;
   }
   status = Status();

@@ -74,6 +74,22 @@ class AdminProfiles {
   virtual Status Remove(const std::string& whole_id, bool force) = 0;
 };
 
+// The cluster as this node sees it; fields as in admin.proto.
+struct AdminCluster {
+  struct Node {
+    std::string name, address;
+    bool self = false, draining = false, connected = false;
+    std::string problem;
+    uint64_t received_bytes = 0;
+  };
+  std::string name;
+  bool registry_answers = false;
+  std::vector<Node> nodes;
+  uint64_t announced_chunks = 0, waiting_announcements = 0;
+  uint64_t directory_entries = 0, directory_bytes = 0;
+  uint64_t fetched_bytes = 0, failed_reads = 0, sent_bytes = 0;
+};
+
 // What the admin server shows and cannot get from the engine. All are called on
 // its threads and must not block.
 struct AdminHooks {
@@ -93,6 +109,7 @@ struct AdminHooks {
   // How durable copies of a space are coded from now on; for people.
   std::function<std::string(TenantId, const SpaceInfo&)> durable_coding;
   std::shared_ptr<AdminProfiles> profiles;  // null: none are kept
+  std::function<AdminCluster()> cluster;    // null: it is in none
   // Tenants that may have spaces without a single chunk.
   std::function<std::vector<TenantId>()> tenants;
 };

@@ -35,6 +35,7 @@ std::span<const AdminRule> AdminRules() {
       AdminRule{"Verify", AdminAccess::kOperator},
       AdminRule{"SetTierLimit", AdminAccess::kOperator},
       AdminRule{"WhyMiss", AdminAccess::kOperator},
+      AdminRule{"GetCluster", AdminAccess::kOperator},
       AdminRule{"ListSpaces", AdminAccess::kOperator},
       AdminRule{"AdvanceEpoch", AdminAccess::kOperator},
       AdminRule{"FollowEvents", AdminAccess::kOperator},
@@ -49,7 +50,7 @@ std::span<const AdminRule> AdminRules() {
 namespace admin_internal {
 namespace {
 
-constexpr uint32_t kAdminMinor = 4;
+constexpr uint32_t kAdminMinor = 5;
 constexpr uint32_t kPageChunks = 1000;
 // A page of what goes over all chunks: the engine looks at every chunk for
 // every page.
@@ -545,6 +546,37 @@ grpc::Status AdminService::SetTierLimit(grpc::ServerContext* call,
   tier = TierOf(context_.engine->Stats(), *kind);
   if (!tier.ok()) return ToGrpc(tier.status());
   *reply = *std::move(tier);
+  return grpc::Status::OK;
+}
+
+grpc::Status AdminService::GetCluster(grpc::ServerContext* call,
+                                      const v1::GetClusterRequest* request,
+                                      v1::Cluster* reply) {
+  if (Status s = Allow("GetCluster"); !s.ok()) return ToGrpc(s);
+  if (context_.hooks.cluster == nullptr) {
+    return ToGrpc(absl::FailedPreconditionError(
+        "this daemon is in no cluster; cluster.etcd joins it to one"));
+  }
+  const AdminCluster cluster = context_.hooks.cluster();
+  reply->set_name(cluster.name);
+  reply->set_registry_answers(cluster.registry_answers);
+  for (const AdminCluster::Node& node : cluster.nodes) {
+    v1::ClusterNode& out = *reply->add_nodes();
+    out.set_name(node.name);
+    out.set_address(node.address);
+    out.set_self(node.self);
+    out.set_draining(node.draining);
+    out.set_connected(node.connected);
+    out.set_problem(node.problem);
+    out.set_received_bytes(node.received_bytes);
+  }
+  reply->set_announced_chunks(cluster.announced_chunks);
+  reply->set_waiting_announcements(cluster.waiting_announcements);
+  reply->set_directory_entries(cluster.directory_entries);
+  reply->set_directory_bytes(cluster.directory_bytes);
+  reply->set_fetched_bytes(cluster.fetched_bytes);
+  reply->set_failed_reads(cluster.failed_reads);
+  reply->set_sent_bytes(cluster.sent_bytes);
   return grpc::Status::OK;
 }
 

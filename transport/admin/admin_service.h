@@ -66,6 +66,9 @@ class AdminService final : public v1::Admin::Service {
   grpc::Status SetTierLimit(grpc::ServerContext* call,
                             const v1::SetTierLimitRequest* request,
                             v1::Tier* reply) override;
+  grpc::Status GetCluster(grpc::ServerContext* call,
+                          const v1::GetClusterRequest* request,
+                          v1::Cluster* reply) override;
   grpc::Status WhyMiss(grpc::ServerContext* call,
                        const v1::WhyMissRequest* request,
                        v1::WhyMissReply* reply) override;

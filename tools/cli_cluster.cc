@@ -1,0 +1,111 @@
+// larder cluster.
+
+#include <cstdio>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+#include "tools/cli.h"
+#include "tools/cli_output.h"
+#include "tools/format.h"
+
+namespace larder {
+namespace {
+
+namespace v1 = admin::v1;
+
+StatusOr<v1::Cluster> Ask(const GlobalOptions& options) {
+  LARDER_ASSIGN_OR_RETURN(const auto client, Connect(options));
+  return client->GetCluster(v1::GetClusterRequest());
+}
+
+std::string StateOf(const v1::ClusterNode& node) {
+  if (node.draining()) return "draining";
+  if (node.self()) return "this node";
+  if (node.connected()) return "linked";
+  return node.problem().empty() ? "not asked yet" : "out of reach";
+}
+
+int RunNodes(const GlobalOptions& options) {
+  const StatusOr<v1::Cluster> cluster = Ask(options);
+  if (!cluster.ok()) return Fail(options, cluster.status());
+  if (options.json) {
+    Json nodes = Json::array();
+    for (const v1::ClusterNode& node : cluster->nodes()) {
+      nodes.push_back(ToJson(node));
+    }
+    PrintJson(nodes);
+    return kExitOk;
+  }
+  Table table(
+      {{"node"}, {"address"}, {"state"}, {"received", true}, {"problem"}});
+  for (const v1::ClusterNode& node : cluster->nodes()) {
+    table.Add({Clean(node.name()), Clean(node.address()), StateOf(node),
+               FormatBytes(node.received_bytes()), Clean(node.problem())});
+  }
+  table.Print();
+  return kExitOk;
+}
+
+int RunClusterStatus(const GlobalOptions& options) {
+  const StatusOr<v1::Cluster> cluster = Ask(options);
+  if (!cluster.ok()) return Fail(options, cluster.status());
+  if (options.json) {
+    PrintJson(ToJson(*cluster));
+    return kExitOk;
+  }
+  int out_of_reach = 0;
+  for (const v1::ClusterNode& node : cluster->nodes()) {
+    out_of_reach += !node.connected() && !node.problem().empty() ? 1 : 0;
+  }
+  std::printf("cluster %s: %d nodes%s\n", Clean(cluster->name()).c_str(),
+              cluster->nodes_size(),
+              out_of_reach == 0
+                  ? ""
+                  : absl::StrCat(", ", out_of_reach, " out of reach").c_str());
+  std::printf(
+      "etcd      %s\n",
+      cluster->registry_answers()
+          ? Paint(options, Color::kGreen, "answers").c_str()
+          : Paint(options, Color::kYellow,
+                  "does not answer; the nodes are those that it knew last")
+                .c_str());
+  std::printf("told      %s chunks of this node%s\n",
+              absl::StrCat(cluster->announced_chunks()).c_str(),
+              cluster->waiting_announcements() == 0
+                  ? ""
+                  : absl::StrCat(", ", cluster->waiting_announcements(),
+                                 " still to be told")
+                        .c_str());
+  std::printf("directory %s entries, %s\n",
+              absl::StrCat(cluster->directory_entries()).c_str(),
+              FormatBytes(cluster->directory_bytes()).c_str());
+  std::printf("fetched   %s, %s reads failed\n",
+              FormatBytes(cluster->fetched_bytes()).c_str(),
+              absl::StrCat(cluster->failed_reads()).c_str());
+  std::printf("given     %s\n", FormatBytes(cluster->sent_bytes()).c_str());
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddClusterCommands(CLI::App& app, GlobalOptions& options) {
+  CLI::App* const cluster =
+      AddCommand(app, options, "cluster", "The cluster as this node sees it",
+                 "  larder cluster status\n  larder cluster nodes", nullptr);
+  cluster->require_subcommand(1);
+  AddCommand(
+      *cluster, options, "status",
+      "Is it whole, what is this node's part of the directory, and what\n"
+      "was fetched from others and given to them",
+      "  larder cluster status\n"
+      "  larder cluster status --json | jq .fetched_bytes",
+      [&options] { return RunClusterStatus(options); });
+  AddCommand(*cluster, options, "nodes",
+             "Who is in it, and whether this node reaches them",
+             "  larder cluster nodes\n"
+             "  larder cluster nodes --json | jq -r '.[].address'",
+             [&options] { return RunNodes(options); });
+}
+
+}  // namespace larder
