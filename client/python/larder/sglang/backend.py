@@ -30,7 +30,6 @@ from .settings import Model, Settings
 logger = logging.getLogger(__name__)
 
 
-
 def _falls_back(empty: Callable[..., Any]) -> Callable[[Any], Any]:
     """An exception in a call would end SGLang's thread, and with it the cache: it
     is logged, and the answer is `empty` of the arguments."""
