@@ -53,7 +53,7 @@ struct RecordsAnswer {
 };
 
 // Put bytes [offset, offset + bytes) of that record into `landing`, from its
-// beginning on; the answer, empty, says that this was begun. NotFound: the
+// beginning on; the answer, empty, says that they were sent. NotFound: the
 // record is not there (any more).
 struct ReadQuery {
   TenantId tenant{};

@@ -127,12 +127,20 @@ void PeerService::Send(const std::shared_ptr<Reading>& reading,
     answer.Send(absl::NotFoundError("the record is not here"));
     return;
   }
-  // Whoever has the landing watches it; whether all arrived is his to see.
+  // Answered when nothing reads the bytes any more: if the link is lost before,
+  // who asked learns it at once.
   reading->link->Put(
       query.landing, 0, bytes, query.urgency,
       Lifeline::Guard<Status>(
-          lifeline_, Link::Done([this, reading](Status) { End(reading); })));
-  answer.Send(std::string());
+          lifeline_, Link::Done([this, reading, answer = std::move(answer)](
+                                    Status status) mutable {
+            End(reading);
+            if (status.ok()) {
+              answer.Send(std::string());
+            } else {
+              answer.Send(std::move(status));
+            }
+          })));
 }
 
 void PeerService::End(const std::shared_ptr<Reading>& reading) {

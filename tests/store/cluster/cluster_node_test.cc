@@ -89,6 +89,7 @@ class ClusterNodeTest : public testing::Test {
   void Kill(Host& host) {
     if (host.node == nullptr) return;
     host.node->Stop();
+    Pass(absl::Milliseconds(10));  // a transport's end waits for its links'
     host.transport.reset();
     host.engine.reset();
     host.node.reset();
