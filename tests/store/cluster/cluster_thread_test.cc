@@ -50,14 +50,25 @@ class ClusterThreadTest : public ::testing::Test {
     explicit Copier(ClusterThreadTest& test) : test_(test) {}
     void Copy(ChunkKey chunk, NodeId to, Done done) override {
       test_.pool_->Post([this, chunk, to, done = std::move(done)]() mutable {
-        test_.nodes_.at(to)->announcer->Stored(AnchorKey{Raw(chunk)}, chunk,
-                                               Facts());
+        {
+          absl::MutexLock lock(&mu_);
+          if (ended_) return;
+          test_.nodes_.at(to)->announcer->Stored(AnchorKey{Raw(chunk)}, chunk,
+                                                 Facts());
+        }
         std::move(done)(absl::OkStatus());
       });
+    }
+    // From now on it looks at no announcer.
+    void End() {
+      absl::MutexLock lock(&mu_);
+      ended_ = true;
     }
 
    private:
     ClusterThreadTest& test_;
+    absl::Mutex mu_;
+    bool ended_ = false;
   };
   struct Parts {
     std::unique_ptr<Calls> calls;
@@ -109,6 +120,7 @@ class ClusterThreadTest : public ::testing::Test {
       node->locator.reset();
       node->replication.reset();
     }
+    copier_.End();
     for (auto& [id, node] : nodes_) node->announcer.reset();
     pool_.reset();
   }
