@@ -391,11 +391,12 @@ class Engine {
 
   // -- Reading.
   virtual MatchResult Match(const MatchRequest& request) = 0;
-  // Asks other nodes for what Match(request) misses: when `done` is called, it
-  // knows what they have. Once, by `deadline`, from any thread, possibly within
-  // the call; or never, if the engine goes before. False: there is nobody to
-  // ask, and `done` is not called.
-  virtual bool Locate(const MatchRequest& request, absl::Time deadline,
+  // Whether there are other nodes to be asked (Dependencies::peers).
+  virtual bool has_peers() const = 0;
+  // Asks them for what Match(request) misses: when `done` is called, it knows
+  // what they have. Once, by `deadline`, from any thread, possibly within the
+  // call; or never, if the engine goes before.
+  virtual void Locate(const MatchRequest& request, absl::Time deadline,
                       Task done) = 0;
   // Presence alone, for engines that ask about unrelated keys.
   virtual std::vector<ChunkState> Lookup(TenantId tenant, const SpaceId& space,

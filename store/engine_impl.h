@@ -99,7 +99,8 @@ class EngineImpl final : public Engine {
                                     std::span<const ChunkId> ids,
                                     Lineage worst) const override
       ABSL_LOCKS_EXCLUDED(mu_);
-  bool Locate(const MatchRequest& request, absl::Time deadline,
+  bool has_peers() const override { return peers_ != nullptr; }
+  void Locate(const MatchRequest& request, absl::Time deadline,
               Task done) override ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<StoredRecords> Records(
       TenantId tenant, const SpaceId& space,

@@ -153,20 +153,20 @@ ChunkIndex EngineImpl::Adopt(SpaceRef ref, const ChunkId& id, Lineage worst,
   return index;
 }
 
-bool EngineImpl::Locate(const MatchRequest& request, absl::Time deadline,
+void EngineImpl::Locate(const MatchRequest& request, absl::Time deadline,
                         Task done) {
-  if (peers_ == nullptr) return false;
   Epoch epoch{};
-  {
+  bool known = false;
+  if (peers_ != nullptr) {
     absl::MutexLock lock(&mu_);
     const SpaceRef ref = spaces_.Find(request.tenant, request.space);
-    if (ref == kNoSpace) return false;
-    epoch = spaces_[ref].epoch;
+    known = ref != kNoSpace;
+    if (known) epoch = spaces_[ref].epoch;
   }
+  if (!known) return std::move(done)();
   peers_->Locate(request.tenant, request.space, epoch,
                  {request.ids.begin(), request.ids.end()}, request.start,
                  deadline, Lifeline::Guard<>(lifeline_, std::move(done)));
-  return true;
 }
 
 std::vector<Engine::StoredRecords> EngineImpl::Records(

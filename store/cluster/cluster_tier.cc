@@ -15,11 +15,20 @@ struct ClusterTier::Locating {
   TenantId tenant{};
   SpaceId space;
   Epoch epoch{};
-  std::vector<ChunkId> ids;  // from `start` on
-  std::vector<ChunkKey> keys;
+  std::vector<ChunkId> ids;
+  uint32_t start = 0;
   absl::Time deadline;
-  std::atomic<size_t> questions = 1;
+  std::atomic<size_t> questions = 1;  // without an answer
+  std::atomic<bool> ended = false;
   Task done;
+
+  // All is known that will be, or it is too late. Once.
+  void End() {
+    if (!ended.exchange(true)) std::move(done)();
+  }
+  void EndQuestion() {
+    if (--questions == 0) End();
+  }
 };
 
 // A Read, from the first byte asked for to the last that can land.
@@ -124,14 +133,11 @@ void ClusterTier::Locate(TenantId tenant, const SpaceId& space, Epoch epoch,
   locating->tenant = tenant;
   locating->space = space;
   locating->epoch = epoch;
+  locating->ids = std::move(ids);
+  locating->start =
+      std::min(start, static_cast<uint32_t>(locating->ids.size()));
   locating->deadline = deadline;
   locating->done = std::move(done);
-  const Scope scope = ScopeOf(tenant, space);
-  start = std::min<uint32_t>(start, static_cast<uint32_t>(ids.size()));
-  locating->ids.assign(ids.begin() + start, ids.end());
-  for (const ChunkId& id : locating->ids) {
-    locating->keys.push_back(ComputeChunkKey(scope, id));
-  }
   {
     absl::MutexLock lock(&mu_);
     ++stats_.locates;
@@ -139,16 +145,15 @@ void ClusterTier::Locate(TenantId tenant, const SpaceId& space, Epoch epoch,
   // Of the time there is, some is left for the holders.
   const absl::Time now = parts_.clock->Now();
   parts_.locator->Locate(
-      scope, ids, start, std::min(deadline, now + options_.call_timeout),
+      ScopeOf(tenant, space), locating->ids, locating->start,
+      std::min(deadline, now + options_.call_timeout),
       Lifeline::Guard<std::vector<Location>>(
           lifeline_,
           Locator::Done([this, locating](std::vector<Location> locations) {
             OnLocated(locating, locations);
           })));
   if (deadline == absl::InfiniteFuture()) return;
-  parts_.executor->PostAt(deadline, [locating] {
-    if (locating->questions.exchange(0) > 0) std::move(locating->done)();
-  });
+  parts_.executor->PostAt(deadline, [locating] { locating->End(); });
 }
 
 void ClusterTier::OnLocated(const std::shared_ptr<Locating>& locating,
@@ -158,9 +163,9 @@ void ClusterTier::OnLocated(const std::shared_ptr<Locating>& locating,
   std::map<NodeId, std::vector<uint32_t>> wanted;
   {
     absl::MutexLock lock(&mu_);
-    for (uint32_t i = 0; i < std::min(locations.size(), locating->ids.size());
-         ++i) {
-      if (Look({locating->tenant, locating->space, locating->ids[i]},
+    for (uint32_t i = 0; i < locations.size(); ++i) {
+      const uint32_t place = locating->start + i;
+      if (Look({locating->tenant, locating->space, locating->ids[place]},
                locating->epoch) != nullptr) {
         continue;
       }
@@ -181,7 +186,7 @@ void ClusterTier::OnLocated(const std::shared_ptr<Locating>& locating,
           best_load = load;
         }
       }
-      if (best != nullptr) wanted[best->node].push_back(i);
+      if (best != nullptr) wanted[best->node].push_back(place);
     }
   }
   for (auto& [node, places] : wanted) {
@@ -190,7 +195,7 @@ void ClusterTier::OnLocated(const std::shared_ptr<Locating>& locating,
       AskRecords(locating, node, {places.begin() + at, places.begin() + end});
     }
   }
-  EndQuestion(locating);
+  locating->EndQuestion();
 }
 
 void ClusterTier::AskRecords(const std::shared_ptr<Locating>& locating,
@@ -199,10 +204,7 @@ void ClusterTier::AskRecords(const std::shared_ptr<Locating>& locating,
   query.tenant = locating->tenant;
   query.space = locating->space;
   for (const uint32_t place : places) query.ids.push_back(locating->ids[place]);
-  size_t questions = locating->questions;
-  while (questions != 0 &&
-         !locating->questions.compare_exchange_weak(questions, questions + 1)) {
-  }
+  ++locating->questions;
   {
     absl::MutexLock lock(&mu_);
     ++stats_.record_questions;
@@ -224,19 +226,20 @@ void ClusterTier::OnRecords(const std::shared_ptr<Locating>& locating,
                             const StatusOr<std::string>& answer) {
   StatusOr<RecordsAnswer> said =
       answer.ok() ? ParseRecordsAnswer(*answer) : answer.status();
-  std::vector<uint32_t> rest;
   if (said.ok()) {
     const size_t told = std::min(said->chunks.size(), places.size());
-    absl::MutexLock lock(&mu_);
+    const Scope scope = ScopeOf(locating->tenant, locating->space);
     for (size_t i = 0; i < told; ++i) {
+      const ChunkId& id = locating->ids[places[i]];
       Engine::StoredRecords& records = said->chunks[i];
-      const uint32_t place = places[i];
-      if (records.parts.empty() || records.parts[0].epoch != locating->epoch) {
-        continue;
-      }
       Known known;
       known.node = node;
-      known.key = locating->keys[place];
+      known.key = ComputeChunkKey(scope, id);
+      if (records.parts.empty()) {
+        parts_.locator->Forget(known.key, node);
+        continue;
+      }
+      if (records.parts[0].epoch != locating->epoch) continue;
       known.until = parts_.clock->Now() + options_.known_for;
       known.epoch = locating->epoch;
       known.chunk.groups = records.groups;
@@ -247,27 +250,15 @@ void ClusterTier::OnRecords(const std::shared_ptr<Locating>& locating,
         known.chunk.bytes += meta.record_bytes;
       }
       known.parts = std::move(records.parts);
-      Remember({locating->tenant, locating->space, locating->ids[place]},
-               std::move(known));
+      absl::MutexLock lock(&mu_);
+      Remember({locating->tenant, locating->space, id}, std::move(known));
     }
-    // What did not fit, unless nothing did.
-    if (told > 0) rest.assign(places.begin() + told, places.end());
-  }
-  for (size_t i = 0; said.ok() && i < places.size() - rest.size(); ++i) {
-    if (i < said->chunks.size() && said->chunks[i].groups == 0) {
-      parts_.locator->Forget(locating->keys[places[i]], node);
+    // What did not fit is asked for again, unless nothing did.
+    if (told > 0 && told < places.size()) {
+      AskRecords(locating, node, {places.begin() + told, places.end()});
     }
   }
-  if (!rest.empty()) AskRecords(locating, node, std::move(rest));
-  EndQuestion(locating);
-}
-
-void ClusterTier::EndQuestion(const std::shared_ptr<Locating>& locating) {
-  size_t questions = locating->questions;
-  while (questions != 0 &&
-         !locating->questions.compare_exchange_weak(questions, questions - 1)) {
-  }
-  if (questions == 1) std::move(locating->done)();
+  locating->EndQuestion();
 }
 
 // ---- Reading

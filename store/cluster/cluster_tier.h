@@ -123,7 +123,6 @@ class ClusterTier final : public PeerTier {
   void OnRecords(const std::shared_ptr<Locating>& locating, NodeId node,
                  const std::vector<uint32_t>& places,
                  const StatusOr<std::string>& answer);
-  static void EndQuestion(const std::shared_ptr<Locating>& locating);
 
   void Begin(const std::shared_ptr<Reading>& reading,
              StatusOr<std::shared_ptr<Link>> link);

@@ -236,11 +236,10 @@ class FakeEngine final : public Engine {
     result.epoch = Epoch{1};
     return result;
   }
-  bool Locate(const MatchRequest&, absl::Time, Task done) override {
+  bool has_peers() const override { return behaviour().elsewhere; }
+  void Locate(const MatchRequest&, absl::Time, Task done) override {
     absl::MutexLock lock(&mu_);
-    if (!behaviour_.elsewhere) return false;
     locations_.push_back(std::move(done));
-    return true;
   }
   std::vector<StoredRecords> Records(
       TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {

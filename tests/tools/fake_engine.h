@@ -52,7 +52,8 @@ class FakeEngine final : public Engine {
     return it == spaces.end() ? std::vector<SpaceInfo>() : it->second;
   }
   MatchResult Match(const MatchRequest&) override { return {}; }
-  bool Locate(const MatchRequest&, absl::Time, Task) override { return false; }
+  bool has_peers() const override { return false; }
+  void Locate(const MatchRequest&, absl::Time, Task) override {}
   std::vector<StoredRecords> Records(
       TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {
     return std::vector<StoredRecords>(ids.size());

@@ -16,6 +16,14 @@ Status Lost(const Status& why) {
 
 }  // namespace
 
+Status CheckOptions(const TransportOptions& options) {
+  if (options.piece_bytes == 0 || options.piece_bytes > kPieceBytesMax ||
+      options.window_bytes == 0) {
+    return absl::InvalidArgumentError("a transport's window or pieces");
+  }
+  return absl::OkStatus();
+}
+
 LinkCore::LinkCore(Parts parts) : parts_(std::move(parts)) {}
 
 LinkCore::~LinkCore() = default;

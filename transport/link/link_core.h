@@ -48,6 +48,9 @@ class Incoming {
   virtual void Receive(std::byte* into, Wire::Done done) && = 0;
 };
 
+// InvalidArgument: pieces or a window that no link can work with.
+Status CheckOptions(const TransportOptions& options);
+
 // One end of a link, over any wire: greeting, calls, landings, turns by
 // urgency, silence and the end of it all. The public side (Link) is
 // thread-safe; it and everything else happens on `strand`, an Executor that

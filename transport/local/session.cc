@@ -218,7 +218,7 @@ class SessionImpl final : public Session {
   Status OnProfile(const PacketView& view);
 
   static void AnswerMatch(PacketSink& sink, uint64_t call, uint16_t minor,
-                          const MatchResult& result);
+                          MatchResult result);
   // To an older client a chunk of another node is in a slower tier.
   static ChunkState KnownTo(uint16_t minor, ChunkState state) {
     return state == ChunkState::kPeer && minor < 2 ? ChunkState::kDurable
@@ -588,20 +588,20 @@ Status SessionImpl::OnMatch(const PacketView& view) {
   request.start = body.start;
   request.worst_lineage = Lineage{body.worst_lineage};
   if (body.has_root_content != 0) request.root_content = body.root_content;
-  const MatchResult result = engine_.Match(request);
+  MatchResult result = engine_.Match(request);
   const uint64_t call = view.header().request;
-  if (request.start + result.usable >= ids.size()) {
-    AnswerMatch(*sink_, call, minor_, result);
+  const bool whole = request.start + result.usable >= ids.size();
+  if (whole || !engine_.has_peers()) {
+    AnswerMatch(*sink_, call, minor_, std::move(result));
     return absl::OkStatus();
   }
-  const absl::Duration wait =
-      std::min(FromWire(body.wait_us), options_.locate_wait);
-  if (body.wait_us == 0 ||
-      pending_calls_->fetch_add(1) >= options_.max_pending_calls) {
+  const bool waits = body.wait_us != 0 &&
+                     pending_calls_->fetch_add(1) < options_.max_pending_calls;
+  if (!waits) {
     if (body.wait_us != 0) pending_calls_->fetch_sub(1);
     // The next one who asks will know.
     engine_.Locate(request, clock_.Now() + options_.locate_wait, [] {});
-    AnswerMatch(*sink_, call, minor_, result);
+    AnswerMatch(*sink_, call, minor_, std::move(result));
     return absl::OkStatus();
   }
   struct Asked {
@@ -613,22 +613,19 @@ Status SessionImpl::OnMatch(const PacketView& view) {
   asked->request = request;
   asked->request.ids = asked->ids;
   // The engine is there when it calls.
-  const bool waits = engine_.Locate(
-      asked->request, clock_.Now() + wait,
+  engine_.Locate(
+      asked->request,
+      clock_.Now() + std::min(FromWire(body.wait_us), options_.locate_wait),
       [&engine = engine_, sink = sink_, asked, call, minor = minor_,
        pending = pending_calls_] {
         pending->fetch_sub(1);
         AnswerMatch(*sink, call, minor, engine.Match(asked->request));
       });
-  if (!waits) {
-    pending_calls_->fetch_sub(1);
-    AnswerMatch(*sink_, call, minor_, result);
-  }
   return absl::OkStatus();
 }
 
 void SessionImpl::AnswerMatch(PacketSink& sink, uint64_t call, uint16_t minor,
-                              const MatchResult& result) {
+                              MatchResult result) {
   const size_t groups = std::min(result.group_hits.size(), kMaxGroups);
   const size_t states =
       std::min<size_t>(result.states.size(), wire::kMaxIdsPerMessage);
@@ -642,11 +639,10 @@ void SessionImpl::AnswerMatch(PacketSink& sink, uint64_t call, uint16_t minor,
   match.load_estimate_us = ToWire(result.load_estimate);
   match.epoch = Raw(result.epoch);
   reply.SetBody(match);
-  reply.AppendArray(std::span(result.group_hits).first(groups));
-  std::vector<ChunkState> told(result.states.begin(),
-                               result.states.begin() + states);
-  for (ChunkState& state : told) state = KnownTo(minor, state);
-  reply.AppendArray(std::span<const ChunkState>(told));
+  reply.AppendArray(
+      std::span<const uint32_t>(result.group_hits.data(), groups));
+  for (ChunkState& state : result.states) state = KnownTo(minor, state);
+  reply.AppendArray(std::span<const ChunkState>(result.states.data(), states));
   reply.Append(result.detail.data(), match.head.detail_bytes);
   sink.Send(reply.packet(), {});
 }

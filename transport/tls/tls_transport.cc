@@ -864,10 +864,7 @@ void TlsTransport::StartLink(std::unique_ptr<Connection> connection,
 
 StatusOr<std::unique_ptr<Transport>> NewTlsTransport(
     const TlsOptions& options) {
-  if (options.piece_bytes == 0 || options.piece_bytes > kPieceBytesMax ||
-      options.window_bytes == 0) {
-    return absl::InvalidArgumentError("a transport's window or pieces");
-  }
+  LARDER_RETURN_IF_ERROR(CheckOptions(options));
   if (options.handshakes_max == 0 || options.connections_max == 0) {
     return absl::InvalidArgumentError(
         "a transport that may not accept any connection");

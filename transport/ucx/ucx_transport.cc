@@ -2,15 +2,13 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -26,6 +24,7 @@
 
 #include "transport/link/link_core.h"
 #include "transport/link/socket_address.h"
+#include "transport/link/strand.h"
 #include "transport/ucx/listener_guard.h"
 
 namespace larder {
@@ -76,18 +75,15 @@ class UcxWire;
 
 // A UCX worker and its thread, which runs tasks, timers and progress in turn:
 // the strand of the links that it has.
-class Worker final : public Executor {
+class Worker final : public Strand {
  public:
   Worker(ucp_context_h context, const UcxOptions& options)
-      : context_(context), options_(options) {}
+      : Strand(*options.clock), context_(context), spin_(options.spin) {}
   ~Worker() override;
 
   Status Start(uint32_t number);
   // Nothing runs any more, what was posted is dropped. REQUIRES: no links.
-  void Stop();
-
-  void Post(Task task) override ABSL_LOCKS_EXCLUDED(mu_);
-  void PostAt(absl::Time when, Task task) override ABSL_LOCKS_EXCLUDED(mu_);
+  void Finish();
 
   // -- on its thread
   ucp_worker_h ucp() const { return worker_; }
@@ -104,24 +100,15 @@ class Worker final : public Executor {
                                 const ucp_am_recv_param_t* param);
   Status Make();
   void Run();
-  bool RunTasks() ABSL_LOCKS_EXCLUDED(mu_);
-  void Sleep() ABSL_LOCKS_EXCLUDED(mu_);
+  void Sleep();
 
   const ucp_context_h context_;
-  const UcxOptions& options_;
+  const absl::Duration spin_;
   ucp_worker_h worker_ = nullptr;
   int progress_fd_ = -1;
-  int wake_fd_ = -1;
   std::thread thread_;
   absl::flat_hash_map<ucp_ep_h, UcxWire*> wires_;
   absl::flat_hash_map<LinkCore*, std::shared_ptr<LinkCore>> links_;
-
-  absl::Mutex mu_;
-  std::vector<Task> tasks_ ABSL_GUARDED_BY(mu_);
-  std::multimap<absl::Time, Task> timers_ ABSL_GUARDED_BY(mu_);
-  bool asleep_ ABSL_GUARDED_BY(mu_) = false;
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::vector<Task> running_;  // the thread's, kept for its memory
 };
 
 // One endpoint. What UCX has under way counts in `under_way_`; each has an
@@ -204,16 +191,11 @@ class OfferedBytes final : public Incoming {
 };
 
 Worker::~Worker() {
-  Stop();
-  if (wake_fd_ >= 0) ::close(wake_fd_);
+  Finish();
 }
 
 Status Worker::Start(uint32_t number) {
-  wake_fd_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (wake_fd_ < 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("eventfd: ", std::strerror(errno)));
-  }
+  LARDER_RETURN_IF_ERROR(Open());
   // All that UCX does for a worker has to be on one thread, from the beginning.
   Status status;
   absl::Notification made;
@@ -249,66 +231,17 @@ Status Worker::Make() {
                   "waking a worker");
 }
 
-void Worker::Stop() {
+void Worker::Finish() {
   if (!thread_.joinable()) return;
-  {
-    absl::MutexLock lock(&mu_);
-    stopping_ = true;
-  }
-  const uint64_t one = 1;
-  (void)!::write(wake_fd_, &one, sizeof one);
+  Stop();
   thread_.join();
-  std::vector<Task> dropped;
-  std::multimap<absl::Time, Task> later;
-  absl::MutexLock lock(&mu_);
-  dropped.swap(tasks_);
-  later.swap(timers_);
-}
-
-void Worker::Post(Task task) {
-  bool wake = false;
-  {
-    absl::MutexLock lock(&mu_);
-    tasks_.push_back(std::move(task));
-    wake = std::exchange(asleep_, false);
-  }
-  const uint64_t one = 1;
-  if (wake) (void)!::write(wake_fd_, &one, sizeof one);
-}
-
-void Worker::PostAt(absl::Time when, Task task) {
-  bool wake = false;
-  {
-    absl::MutexLock lock(&mu_);
-    const auto it = timers_.emplace(when, std::move(task));
-    wake = it == timers_.begin() && std::exchange(asleep_, false);
-  }
-  const uint64_t one = 1;
-  if (wake) (void)!::write(wake_fd_, &one, sizeof one);
-}
-
-bool Worker::RunTasks() {
-  {
-    absl::MutexLock lock(&mu_);
-    if (!timers_.empty()) {
-      const absl::Time now = options_.clock->Now();
-      while (!timers_.empty() && timers_.begin()->first <= now) {
-        tasks_.push_back(std::move(timers_.begin()->second));
-        timers_.erase(timers_.begin());
-      }
-    }
-    running_.swap(tasks_);
-  }
-  const bool any = !running_.empty();
-  for (Task& task : running_) std::move(task)();
-  running_.clear();
-  return any;
+  DropAll();
 }
 
 void Worker::Run() {
   absl::Time idle_since = absl::InfiniteFuture();
   for (;;) {
-    bool busy = RunTasks();
+    bool busy = RunDue();
     for (int i = 0; i < 64 && ucp_worker_progress(worker_) != 0; ++i) {
       busy = true;
     }
@@ -316,38 +249,21 @@ void Worker::Run() {
       idle_since = absl::InfiniteFuture();
       continue;
     }
-    {
-      absl::MutexLock lock(&mu_);
-      if (stopping_) return;
-    }
+    if (stopping()) return;
     const absl::Time now = absl::Now();
     if (idle_since == absl::InfiniteFuture()) idle_since = now;
-    if (now - idle_since >= options_.spin) Sleep();
+    if (now - idle_since >= spin_) Sleep();
   }
 }
 
 void Worker::Sleep() {
-  int timeout_ms = -1;
-  {
-    absl::MutexLock lock(&mu_);
-    if (!tasks_.empty() || stopping_) return;
-    if (!timers_.empty()) {
-      const absl::Duration left =
-          timers_.begin()->first - options_.clock->Now();
-      timeout_ms = static_cast<int>(std::clamp<int64_t>(
-          absl::ToInt64Milliseconds(absl::Ceil(left, absl::Milliseconds(1))), 0,
-          1000));
-    }
-    asleep_ = true;
-  }
-  if (ucp_worker_arm(worker_) == UCS_OK) {
-    pollfd fds[] = {{progress_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
+  const int timeout_ms = FallAsleep();
+  pollfd fds[] = {{progress_fd_, POLLIN, 0}, {wake_fd(), POLLIN, 0}};
+  // Not if UCX has something to do.
+  if (timeout_ms > 0 && ucp_worker_arm(worker_) == UCS_OK) {
     (void)::poll(fds, 2, timeout_ms);
-    uint64_t count;
-    (void)!::read(wake_fd_, &count, sizeof count);
   }
-  absl::MutexLock lock(&mu_);
-  asleep_ = false;
+  WakeUp((fds[1].revents & POLLIN) != 0);
 }
 
 ucs_status_t Worker::OnMessage(void* arg, const void* header,
@@ -668,7 +584,7 @@ UcxTransport::~UcxTransport() {
       });
     }
   }
-  for (const auto& worker : workers_) worker->Stop();
+  for (const auto& worker : workers_) worker->Finish();
   workers_.clear();
   if (context_ != nullptr) ucp_cleanup(context_);
 }
@@ -805,10 +721,7 @@ void UcxTransport::Connect(const std::string& address, std::string greeting,
 
 StatusOr<std::unique_ptr<Transport>> NewUcxTransport(
     const UcxOptions& options) {
-  if (options.piece_bytes == 0 || options.piece_bytes > kPieceBytesMax ||
-      options.window_bytes == 0) {
-    return absl::InvalidArgumentError("a transport's window or pieces");
-  }
+  LARDER_RETURN_IF_ERROR(CheckOptions(options));
   auto transport = std::make_unique<UcxTransport>(options);
   LARDER_RETURN_IF_ERROR(transport->Start());
   return transport;
