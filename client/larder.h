@@ -327,6 +327,7 @@ struct LoadOptions {
   Deadline deadline;
   bool layerwise = false;
   bool each = false;
+  bool arriving = false;  // waits for what is still being saved, by layer
   uint32_t worst_lineage = LARDER_LINEAGE_EXACT;
   uint32_t threads = 0;
   const Hold* hold = nullptr;
@@ -734,6 +735,13 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
                         std::vector<uint8_t>(ids.size()));
   }
 
+  // Waits until they are whole here; `consecutive`: how many in a row are.
+  Outcome Await(const std::vector<Id>& ids, Deadline deadline,
+                uint32_t* consecutive = nullptr) {
+    return Outcome::From(larder_await(get(), ids.data(), ids.size(),
+                                      deadline.ms(), consecutive));
+  }
+
   // On the calling thread. A miss is no failure: see LoadAnswer::usable.
   LoadAnswer Load(const std::vector<Id>& ids,
                   const std::vector<larder_view>& views,
@@ -870,7 +878,8 @@ class Space : public internal::Owner<larder_space, larder_space_close> {
     auto opts = internal::Sized<larder_load_opts>();
     opts.deadline_ms = options.deadline.ms();
     opts.flags = (options.layerwise ? LARDER_LOAD_LAYERWISE : 0) |
-                 (options.each ? LARDER_LOAD_EACH : 0);
+                 (options.each ? LARDER_LOAD_EACH : 0) |
+                 (options.arriving ? LARDER_LOAD_ARRIVING : 0);
     opts.worst_lineage = options.worst_lineage;
     opts.threads = options.threads;
     opts.hold_first = options.hold_first;

@@ -457,6 +457,15 @@ LARDER_API larder_status larder_submit_lookup(
     larder_space* space, larder_queue* queue, const larder_id* ids,
     size_t count, uint32_t deadline_ms, uint64_t user_data, larder_job* job);
 
+/* Waits until chunks are whole here (all groups of the space), which somebody
+ * is saving, or sending here (larder_commit_opts.destination).
+ * LARDER_E_DEADLINE if not all are; `consecutive` (may be NULL) receives how
+ * many in a row from the first are. By layer: LARDER_LOAD_ARRIVING.
+ * LARDER_E_UNSUPPORTED: the daemon is too old. */
+LARDER_API larder_status larder_await(larder_space* space, const larder_id* ids,
+                                      size_t count, uint32_t deadline_ms,
+                                      uint32_t* consecutive);
+
 /* 1 for the states of what a hold would have, now or soon; else 0. */
 LARDER_API int larder_state_is_there(uint8_t state);
 
@@ -666,6 +675,12 @@ LARDER_API void larder_region_close(larder_region* region);
 #define LARDER_LOAD_LAYERWISE 1u
 /* Try every chunk on its own instead of stopping at the first miss. */
 #define LARDER_LOAD_EACH 2u
+/* Waits, until the deadline, for chunks that are still being saved part after
+ * part (larder_save_opts.layer_begin), here or at a node that sends them
+ * (larder_commit_opts.destination), and takes each layer when all chunks have
+ * it: larder_load_wait_layer tells. Needs a deadline; without hold, stream and
+ * device. LARDER_E_UNSUPPORTED: the daemon is too old. */
+#define LARDER_LOAD_ARRIVING 4u
 
 /* What became of one chunk of a streaming load. Times count from its start. */
 typedef struct larder_stream_chunk {

@@ -167,6 +167,11 @@ struct HoldRequest {
   // Stop at the first chunk that cannot be had (a prefix); otherwise every
   // chunk is tried on its own.
   bool prefix_only = true;
+  // Of each chunk only parts with these layers (indices within their groups)
+  // are given. Then also those, in memory, of a chunk that is not complete
+  // yet; what of the layers they have, their shapes say (Await).
+  uint16_t layer_begin = 0;
+  uint16_t layer_end = UINT16_MAX;
   // Of chunks that must be brought up: so many planes of coded parts at least,
   // and no more need be valid in what is held. 0: all. Holds of fewer cannot be
   // attached to.
@@ -190,6 +195,22 @@ struct HoldReply {
   absl::Time expires;
   std::vector<HeldChunk> chunks;  // one per id; after a stop: kMiss
 };
+
+// Chunks that are being saved, part after part, here or by another node that
+// sends them.
+struct AwaitRequest {
+  TenantId tenant{};
+  SpaceId space;
+  std::span<const ChunkId> ids;
+  // Of each id, the groups that are waited for; 0: nothing of it is.
+  std::span<const GroupMask> groups;
+  // Layers [0, layers) of these groups; UINT32_MAX: all they have.
+  uint32_t layers = UINT32_MAX;
+  absl::Time deadline;
+};
+// Of each id, how many layers of its groups are here, from the first on;
+// UINT32_MAX: all.
+using Arrived = absl::AnyInvocable<void(std::vector<uint32_t> layers) &&>;
 
 // Called once per kPending chunk of a hold, from any thread, without locks,
 // possibly before Hold has returned: `index` counts all ids the hold was asked
@@ -416,6 +437,11 @@ class Engine {
   virtual std::vector<StoredRecords> Records(
       TenantId tenant, const SpaceId& space,
       std::span<const ChunkId> ids) const = 0;
+  // Waits until all that was asked for is here: whole chunks in any tier, parts
+  // of others in memory. Then, or at the deadline, `arrived` is told what is;
+  // once, from any thread, possibly within the call; or never, if the engine
+  // goes before.
+  virtual void Await(const AwaitRequest& request, Arrived arrived) = 0;
   // Brings chunks up to memory without holding them. Best effort.
   virtual void Prefetch(TenantId tenant, const SpaceId& space,
                         std::span<const ChunkId> ids) = 0;

@@ -78,6 +78,10 @@ MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
     found.chunk = Adopt(plan.space, id, request.worst_lineage, after);
     found.state = ChunkState::kDurable;
   }
+  if (found.state == ChunkState::kPending && request.layer_end < UINT16_MAX) {
+    found.chunk = LookForLayers(plan.space, id, request);
+    planned.slot.incomplete = found.chunk != kNoChunk;
+  }
   if (found.chunk == kNoChunk) return found.reason;
   ChunkEntry& chunk = chunks_[found.chunk];
   if (chunk.bytes > budget) {
@@ -109,6 +113,8 @@ MissReason EngineImpl::PlanSlot(const HoldRequest& request, const ChunkId& id,
   planned.slot.chunk = found.chunk;
   planned.slot.pending = must_read;
   planned.slot.planes = planes;
+  planned.slot.layer_begin = request.layer_begin;
+  planned.slot.layer_end = request.layer_end;
   planned.slot.bytes = chunk.bytes;
   return MissReason::kNone;
 }
@@ -155,7 +161,7 @@ void EngineImpl::SettlePlans(const HoldRequest& request, HoldPlan& plan,
       slot.pending =
           it != promotions_.end() && it->second->landed < slot.planes;
       // Its promotion failed, or it was evicted, while room was made.
-      if (it == promotions_.end() &&
+      if (it == promotions_.end() && !slot.incomplete &&
           !chunks_[slot.chunk].Readable(Level::kDram)) {
         slot.reason = MissReason::kBusy;
       }
@@ -315,7 +321,11 @@ void EngineImpl::DrawChunk(const HoldSlot& slot, bool map, HoldReply& reply) {
         checksum = promoted.expected.checksum;
       }
     }
-    if (!extent || !chunk.Visible(part.group)) continue;
+    if (!extent || !(slot.incomplete || chunk.Visible(part.group))) continue;
+    if (part.shape.layer_begin >= slot.layer_end ||
+        part.shape.layer_begin + part.shape.layer_count <= slot.layer_begin) {
+      continue;
+    }
     HeldPart& out = held.parts.emplace_back();
     out.group = part.group;
     out.shape = part.shape;

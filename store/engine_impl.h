@@ -14,6 +14,7 @@
 //   write_back.cc       memory -> durable tier, drain
 //   spill.cc            memory -> device; its limit, its loss
 //   fetch.cc            what other nodes have
+//   arrival.cc          waiting for chunks that come part after part
 //   recovery.cc         the index from the durable tier; controls
 //
 // Discipline: everything mutable is guarded by one mutex, under which there is
@@ -102,6 +103,8 @@ class EngineImpl final : public Engine {
   bool has_peers() const override { return peers_ != nullptr; }
   void Locate(const MatchRequest& request, absl::Time deadline,
               Task done) override ABSL_LOCKS_EXCLUDED(mu_);
+  void Await(const AwaitRequest& request, Arrived arrived) override
+      ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<StoredRecords> Records(
       TenantId tenant, const SpaceId& space,
       std::span<const ChunkId> ids) const override ABSL_LOCKS_EXCLUDED(mu_);
@@ -229,6 +232,17 @@ class EngineImpl final : public Engine {
     std::vector<Waiter> waiters;
 
     uint64_t BytesOf(uint8_t from, uint8_t to) const;  // of planes, to be read
+  };
+
+  // Somebody who waits for chunks to come.
+  struct Awaiting {
+    SpaceRef space{};
+    std::vector<ChunkId> ids;
+    std::vector<GroupMask> groups;
+    std::vector<uint32_t> layers;  // that are here
+    uint32_t wanted = 0;
+    size_t missing = 0;  // ids with fewer layers than wanted
+    Arrived arrived;     // null: was told
   };
 
   struct PlannedSlot {
@@ -599,6 +613,19 @@ class EngineImpl final : public Engine {
                       StoredChunk& out) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // -- arrival.cc
+  uint32_t LayersHere(SpaceRef space, const ChunkId& id, GroupMask groups) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The chunk if parts with layers of the hold are in memory, else kNoChunk.
+  ChunkIndex LookForLayers(SpaceRef space, const ChunkId& id,
+                           const HoldRequest& request) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Something of the chunk is here that was not.
+  void TellAwaiting(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndAwaiting(const std::shared_ptr<Awaiting>& awaiting,
+                   AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // -- recovery.cc
   void RecoverSpaces(const std::map<std::string, std::string>& controls)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -674,6 +701,10 @@ class EngineImpl final : public Engine {
       ABSL_GUARDED_BY(mu_);
   // Saves of known ids that are under way: kPending.
   absl::flat_hash_map<SaveKey, uint32_t> pending_saves_ ABSL_GUARDED_BY(mu_);
+  // By what they wait for, and which of their ids that is.
+  using Awaited = std::pair<std::shared_ptr<Awaiting>, size_t>;
+  absl::flat_hash_map<SaveKey, std::vector<Awaited>> awaited_
+      ABSL_GUARDED_BY(mu_);
   // What is not the chunk's any more, but may still be looked at, by level:
   // DRAM by its readers, other records by work that has not asked for the read
   // yet.

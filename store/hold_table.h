@@ -21,6 +21,9 @@ struct HoldSlot {
   bool pending = false;         // its promotion is under way
   uint8_t planes = kPlanesMax;  // that it is held with, or more
   MissReason reason = MissReason::kNone;
+  bool incomplete = false;   // the chunk, when the hold was made
+  uint16_t layer_begin = 0;  // HoldRequest
+  uint16_t layer_end = UINT16_MAX;
   uint64_t bytes = 0;  // charged to the hold's owners
 };
 

@@ -103,6 +103,7 @@ void EngineImpl::Settle(ChunkIndex index, MissReason why, AfterUnlock& after,
               has ? blocks : nullptr);
   }
   Tell(index, was_visible, before);
+  TellAwaiting(index, after);
   if (chunk.incomplete && !was_incomplete) {
     Expire(Now() + options_.incomplete_ttl, ExpiryQueue::What::kIncomplete,
            Raw(index), after);

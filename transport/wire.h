@@ -59,6 +59,7 @@ enum class Type : uint16_t {
   kCredit = 22,          // one-way: header alone, for its `ring_consumed`
   kUnshareStaging = 23,  // one-way
   kProfile = 24,
+  kAwait = 25,  // since minor 2; answered when it is over
   // daemon -> client
   kReply = 128,
   kSlab = 129,         // with one descriptor: a slab the client may map
@@ -173,6 +174,20 @@ struct LookupReply {
   uint32_t described_count = 0;
 };
 
+struct Await {  // then id_count ChunkIds, then id_count u16 group masks
+  uint32_t space = 0;
+  uint32_t id_count = 0;
+  uint32_t layers = 0;  // 0xffffffff: all
+  uint32_t reserved = 0;
+  uint64_t wait_us = 0;
+};
+// then layers_count u32: of each id how many are here, 0xffffffff: all
+struct AwaitReply {
+  ReplyHead head;
+  uint32_t layers_count = 0;
+  uint32_t reserved = 0;
+};
+
 struct Hold {  // then id_count ChunkIds
   uint32_t space = 0;
   uint32_t id_count = 0;
@@ -183,7 +198,10 @@ struct Hold {  // then id_count ChunkIds
   uint8_t prefix_only = 0;
   uint8_t planes = 0;  // that must be valid of what is coded in planes; 0: all
   uint8_t by_layer = 0;  // 1: bring it so, and say how far it is (kHoldLayers)
-  uint8_t reserved[4] = {};
+  // Parts with these layers alone, also of a chunk that is not complete; 0 and
+  // 0: all. Since minor 2.
+  uint16_t layer_begin = 0;
+  uint16_t layer_end = 0;
 };
 struct HeldChunk {
   uint8_t state = 0;   // ChunkState

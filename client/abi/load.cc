@@ -22,7 +22,8 @@ larder_status TakeLoad(larder_space* space, const larder_id* ids, size_t count,
   if (raw.worst_lineage > LARDER_LINEAGE_ANY) {
     return Invalid("worst_lineage is over 255");
   }
-  if ((raw.flags & ~(LARDER_LOAD_LAYERWISE | LARDER_LOAD_EACH)) != 0) {
+  if ((raw.flags & ~(LARDER_LOAD_LAYERWISE | LARDER_LOAD_EACH |
+                     LARDER_LOAD_ARRIVING)) != 0) {
     return Refuse(LARDER_E_UNSUPPORTED, "load: unknown flags");
   }
   const auto list = Ids(ids, count);
@@ -38,9 +39,17 @@ larder_status TakeLoad(larder_space* space, const larder_id* ids, size_t count,
   }
   request.layerwise = (raw.flags & LARDER_LOAD_LAYERWISE) != 0;
   request.each = (raw.flags & LARDER_LOAD_EACH) != 0;
+  request.arriving = (raw.flags & LARDER_LOAD_ARRIVING) != 0;
   request.worst_lineage = static_cast<Lineage>(raw.worst_lineage);
   request.threads = std::max<uint32_t>(raw.threads, 1);
   request.deadline = ToDeadline(space->space->client(), raw.deadline_ms);
+  if (request.arriving &&
+      (raw.hold != nullptr || raw.stream != nullptr || raw.device != nullptr ||
+       request.deadline == absl::InfiniteFuture())) {
+    return Invalid(
+        "load: an arriving load takes a deadline, and no hold, stream or "
+        "device");
+  }
   if (raw.hold != nullptr) {
     request.hold = raw.hold->hold;
     request.hold_first = raw.hold_first;

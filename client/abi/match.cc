@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -136,6 +137,30 @@ larder_status larder_lookup(larder_space* space, const larder_id* ids,
   if (count != 0) std::memcpy(states, found->data(), count);
   if (consecutive != nullptr) *consecutive = core::CountConsecutive(*found);
   return LARDER_OK;
+}
+
+larder_status larder_await(larder_space* space, const larder_id* ids,
+                           size_t count, uint32_t deadline_ms,
+                           uint32_t* consecutive) {
+  if (space == nullptr || (ids == nullptr && count != 0)) {
+    return Invalid("space or ids is NULL");
+  }
+  if (consecutive != nullptr) *consecutive = 0;
+  core::Space& s = *space->space;
+  const size_t all = s.descriptor().groups.size();
+  const std::vector<GroupMask> groups(
+      count, static_cast<GroupMask>((uint32_t{1} << all) - 1));
+  const StatusOr<std::vector<uint32_t>> here =
+      s.Await(Ids(ids, count), groups, UINT32_MAX,
+              ToDeadline(s.client(), deadline_ms), nullptr);
+  if (!here.ok()) return Answer(here.status());
+  const auto lacking = std::find_if(here->begin(), here->end(),
+                                    [](uint32_t n) { return n < UINT32_MAX; });
+  if (consecutive != nullptr) {
+    *consecutive = static_cast<uint32_t>(lacking - here->begin());
+  }
+  if (lacking == here->end()) return LARDER_OK;
+  return Refuse(LARDER_E_DEADLINE, "not all chunks have come");
 }
 
 larder_status larder_lookup_cached(larder_space* space, const larder_id* ids,

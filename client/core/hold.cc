@@ -104,6 +104,8 @@ StatusOr<std::shared_ptr<Hold>> Hold::Open(Space& space,
     body.prefix_only = options.prefix_only ? 1 : 0;
     body.planes = options.planes;
     body.by_layer = options.by_layer ? 1 : 0;
+    body.layer_begin = options.layer_begin;
+    body.layer_end = options.layer_end;
     LARDER_ASSIGN_OR_RETURN(
         const Packet reply,
         hold->link_->channel().Call(wire::Type::kHold, body,

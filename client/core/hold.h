@@ -28,6 +28,10 @@ struct HoldOptions {
   // What must be brought up comes layer by layer, of all chunks together, and
   // WaitReady can wait for some of them (an older daemon brings it whole).
   bool by_layer = false;
+  // Of each chunk the parts with these layers alone, also of one that is not
+  // complete yet.
+  uint16_t layer_begin = 0;
+  uint16_t layer_end = 0;  // 0: all
 };
 
 // The right to read chunks, of this process or shared with others. Released by

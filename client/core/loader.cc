@@ -69,6 +69,10 @@ class LoadRun {
 
   LoadOutcome Run() {
     if (request_.stream.has_value() && Stream()) return Collect();
+    if (request_.arriving) {
+      AsTheyArrive();
+      return Collect();
+    }
     // With fewer chunks than threads, all threads are of use only if they share
     // the chunks' layers.
     const bool spare =
@@ -96,7 +100,8 @@ class LoadRun {
         }
       }
       if (by_layer) {
-        LayerByLayer(*hold);
+        std::vector<LayeredChunk> chunks(count_);
+        LayerByLayer(*hold, chunks, 0, LayerEnd(request_.views));
       } else {
         ChunkByChunk(*hold);
       }
@@ -109,8 +114,12 @@ class LoadRun {
  private:
   StatusOr<std::shared_ptr<Hold>> OpenHold(size_t begin, size_t end,
                                            uint8_t planes = 0,
-                                           bool by_layer = false) {
+                                           bool by_layer = false,
+                                           uint32_t layer_begin = 0,
+                                           uint32_t layer_end = 0) {
     HoldOptions options;
+    options.layer_begin = static_cast<uint16_t>(layer_begin);
+    options.layer_end = static_cast<uint16_t>(layer_end);
     options.planes = planes;
     options.by_layer = by_layer;
     options.deadline = request_.deadline;
@@ -468,28 +477,32 @@ class LoadRun {
     std::atomic<uint32_t> layers_left{0};
   };
 
-  // Layer 0 of all chunks, then layer 1 and so on: whatever thread is free
-  // takes the next (chunk, layer).
-  void LayerByLayer(Hold& hold) {
-    const uint32_t layers = LayerEnd(request_.views);
-    std::vector<std::atomic<size_t>> remaining(layers);
+  // Layer `begin` of all chunks, then the next and so on until `end`: whatever
+  // thread is free takes the next (chunk, layer). `chunks` go with the load,
+  // whose earlier layers were taken before.
+  void LayerByLayer(Hold& hold, std::vector<LayeredChunk>& chunks,
+                    uint32_t begin, uint32_t end) {
+    const bool last = end == LayerEnd(request_.views);
+    std::vector<std::atomic<size_t>> remaining(end - begin);
     for (auto& layer : remaining) layer = count_;
-    std::atomic<uint32_t> ready{0};
+    std::atomic<uint32_t> ready{begin};
     std::atomic<uint64_t> next{0};
-    std::vector<LayeredChunk> chunks(count_);
-    for (LayeredChunk& chunk : chunks) chunk.layers_left = layers;
-    const uint64_t pieces = uint64_t{layers} * count_;
+    for (LayeredChunk& chunk : chunks) {
+      chunk.opened = false;
+      chunk.layers_left = end - begin;
+    }
+    const uint64_t pieces = uint64_t{end - begin} * count_;
     OnThreads(std::min<uint64_t>(threads_, pieces), [&](size_t) {
       Scratch scratch;
       uint64_t bytes = 0;
       for (uint64_t piece; (piece = next++) < pieces;) {
-        const auto layer = static_cast<uint32_t>(piece / count_);
+        const auto layer = begin + static_cast<uint32_t>(piece / count_);
         const size_t i = piece % count_;
         LayeredChunk& one = chunks[i];
-        if (layer == 0) {
-          OpenLayered(hold, i, one);
+        if (layer == begin) {
+          OpenLayered(hold, i, one, begin, end);
         } else {
-          // Its layer 0 was taken before by a thread that waits for nobody.
+          // Its first layer was taken before by a thread that waits for nobody.
           one.opened.wait(false);
         }
         if (one.why != MissReason::kNone) continue;
@@ -509,12 +522,14 @@ class LoadRun {
           }
           continue;
         }
-        if (--one.layers_left == 0) Settle(i, MissReason::kNone, one.chunk);
-        if (--remaining[layer] > 0) continue;
+        if (--one.layers_left == 0 && last) {
+          Settle(i, MissReason::kNone, one.chunk);
+        }
+        if (--remaining[layer - begin] > 0) continue;
         // Whoever is last of a layer announces it, and any after it that others
         // have finished meanwhile.
         uint32_t now = ready.load();
-        while (now < layers && remaining[now].load() == 0) {
+        while (now < end && remaining[now - begin].load() == 0) {
           if (ready.compare_exchange_weak(now, now + 1)) {
             ++now;
             if (observer_ != nullptr) observer_->OnLayers(now);
@@ -525,20 +540,61 @@ class LoadRun {
     });
   }
 
-  void OpenLayered(Hold& hold, size_t i, LayeredChunk& one) {
-    MissReason why = kMissNotTried;
-    if (i < stop_at_) {
-      why = Prepare(hold, request_.hold_first + i, i, one.chunk, 1);
-      if (why != MissReason::kNone) Settle(i, why, one.chunk);
+  void OpenLayered(Hold& hold, size_t i, LayeredChunk& one, uint32_t begin,
+                   uint32_t end) {
+    if (one.why == MissReason::kNone) {
+      MissReason why = kMissNotTried;
+      if (i < stop_at_) {
+        why = Prepare(hold, request_.hold_first + i, i, one.chunk, begin + 1,
+                      begin, end);
+        if (why != MissReason::kNone) Settle(i, why, one.chunk);
+      }
+      one.why = why;
     }
-    one.why = why;
     one.opened = true;
     one.opened.notify_all();
   }
 
+  // Layers of chunks that are being saved or sent here meanwhile, as soon as
+  // all chunks have them.
+  void AsTheyArrive() {
+    const uint32_t layers = LayerEnd(request_.views);
+    std::vector<GroupMask> groups(count_, 0);
+    const uint32_t tokens = request_.space->descriptor().chunk_tokens;
+    for (size_t i = 0; i < count_; ++i) {
+      for (const View& view : request_.views) {
+        if (!view.Wants(i, tokens)) continue;
+        groups[i] |= static_cast<GroupMask>(1u << Raw(view.group()));
+      }
+    }
+    std::vector<LayeredChunk> chunks(count_);
+    for (uint32_t layer = LayerBegin(request_.views); layer < layers;) {
+      StatusOr<std::vector<uint32_t>> here = request_.space->Await(
+          request_.ids, groups, layer + 1, request_.deadline, cancelled_);
+      if (!here.ok()) return Fail(0, here.status());
+      uint32_t end = layers;
+      for (size_t i = 0; i < count_; ++i) {
+        if ((*here)[i] > layer) {
+          end = std::min(end, (*here)[i]);
+          continue;
+        }
+        chunks[i].why = MissReason::kDeadline;
+        Settle(i, MissReason::kDeadline, chunks[i].chunk);
+      }
+      StatusOr<std::shared_ptr<Hold>> hold =
+          OpenHold(0, count_, 0, true, layer, end);
+      if (!hold.ok()) return Fail(0, hold.status());
+      LayerByLayer(**hold, chunks, layer, end);
+      if (stop_at_ == 0) return;
+      layer = end;
+    }
+  }
+
   // With its first `layers` layers, if no more need be there yet.
+  // Of these, [begin, end) alone will be copied.
   MissReason Prepare(Hold& hold, size_t held, size_t i, OpenedChunk& chunk,
-                     uint32_t layers = UINT32_MAX) {
+                     uint32_t layers = UINT32_MAX, uint32_t begin = 0,
+                     uint32_t end = UINT32_MAX) {
     if (held >= hold.size() || hold.chunk_id(held) != request_.ids[i]) {
       return kMissNotTried;  // the hold is of other chunks
     }
@@ -550,11 +606,11 @@ class LoadRun {
     if (hold.chunks().revoked() != MissReason::kNone) {
       return hold.chunks().revoked();
     }
-    const MissReason opened =
-        OpenedChunk::Open(hold, held, what, request_.views, i,
-                          {request_.deadline, cancelled_, request_.taker,
-                           request_.stream.has_value(), request_.raw_taker},
-                          chunk);
+    const MissReason opened = OpenedChunk::Open(
+        hold, held, what, request_.views, i,
+        {request_.deadline, cancelled_, request_.taker,
+         request_.stream.has_value(), request_.raw_taker, begin, end},
+        chunk);
     if (opened == MissReason::kCorrupt) CountCorrupt();
     if (opened != MissReason::kNone) return opened;
     if (chunk.lineage() > request_.worst_lineage) return MissReason::kLineage;

@@ -37,6 +37,10 @@ struct LoadRequest {
   std::vector<View> views;
   bool layerwise = false;
   bool each = false;  // do not stop at the first miss
+  // Waits for what is still being saved, or sent here, and takes each layer
+  // when all chunks have it. With a deadline, neither `hold` nor `stream`, into
+  // host memory.
+  bool arriving = false;
   Lineage worst_lineage = Lineage::kExact;
   uint32_t threads = 1;
   absl::Time deadline = absl::InfiniteFuture();

@@ -172,6 +172,14 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
   for (const View& view : views) {
     if (!view.Fits(view_index, tokens)) return kMissNotTried;
     if (!view.Wants(view_index, tokens)) continue;
+    PartShape box = view.box();
+    const uint32_t begin =
+        std::max<uint32_t>(box.layer_begin, patience.layer_begin);
+    const uint32_t end = std::min<uint32_t>(
+        uint32_t{box.layer_begin} + box.layer_count, patience.layer_end);
+    if (begin >= end) continue;
+    box.layer_begin = static_cast<uint16_t>(begin);
+    box.layer_count = static_cast<uint16_t>(end - begin);
     std::vector<PartShape> shapes;
     std::vector<size_t> indices;
     for (size_t i = 0; i < held.parts.size(); ++i) {
@@ -181,7 +189,7 @@ MissReason OpenedChunk::Open(Hold& hold, size_t held_index,
       indices.push_back(i);
     }
     const std::vector<size_t> chosen =
-        ChooseParts(view.descriptor(), view.box(), shapes);
+        ChooseParts(view.descriptor(), box, shapes);
     if (chosen.empty()) return MissReason::kIncomplete;
     for (const size_t choice : chosen) {
       const size_t i = indices[choice];

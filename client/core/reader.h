@@ -139,6 +139,9 @@ class OpenedChunk {
     // Given raw layers that are just what a view wants of them, instead of
     // their being copied.
     RawTaker* raw_taker = nullptr;
+    // Only these layers will be copied; others' parts need not be there.
+    uint32_t layer_begin = 0;
+    uint32_t layer_end = UINT32_MAX;
   };
   static MissReason Open(Hold& hold, size_t held_index,
                          const HeldChunks::Chunk& held,

@@ -7,6 +7,10 @@ namespace larder::client {
 namespace {
 
 constexpr size_t kBatch = wire::kMaxIdsPerMessage;
+// Of a longer wait: how often it is looked whether it was cancelled, and how
+// long before the deadline the daemon is to answer.
+constexpr absl::Duration kAwaitSlice = absl::Milliseconds(100);
+constexpr absl::Duration kAwaitMargin = absl::Milliseconds(1);
 
 StatusOr<ChunkState> CheckState(uint8_t raw) {
   const ChunkState state{raw};
@@ -232,6 +236,50 @@ StatusOr<std::vector<StoredChunk>> Space::Describe(std::span<const ChunkId> ids,
         out.cuts[i] = {chunk.cut_bytes_to_read[i],
                        static_cast<Lineage>(chunk.cut_lineage[i])};
       }
+    }
+  }
+  return all;
+}
+
+StatusOr<std::vector<uint32_t>> Space::Await(std::span<const ChunkId> ids,
+                                             std::span<const GroupMask> groups,
+                                             uint32_t layers,
+                                             absl::Time deadline,
+                                             const Cancelled* cancelled) {
+  LARDER_ASSIGN_OR_RETURN(const At at, Reach(deadline));
+  if (at.link->channel().session().minor < 2) {
+    return absl::UnimplementedError("the daemon is too old to be waited with");
+  }
+  std::vector<uint32_t> all(ids.size(), 0);
+  for (size_t begin = 0; begin < ids.size();) {
+    const size_t count = std::min(kBatch, ids.size() - begin);
+    const absl::Duration left = deadline - kAwaitMargin - client_.clock().Now();
+    wire::Await body;
+    body.space = at.handle;
+    body.id_count = static_cast<uint32_t>(count);
+    body.layers = layers;
+    body.wait_us = static_cast<uint64_t>(absl::ToInt64Microseconds(
+        std::clamp(left, absl::ZeroDuration(), kAwaitSlice)));
+    const StatusOr<Packet> reply =
+        at.link->channel().Call(wire::Type::kAwait, body,
+                                {BytesOfArray(ids.subspan(begin, count)),
+                                 BytesOfArray(groups.subspan(begin, count))},
+                                deadline);
+    if (!reply.ok()) return reply.status();
+    const auto head = reply->Body<wire::AwaitReply>();
+    ArrayReader arrays = reply->Arrays();
+    LARDER_ASSIGN_OR_RETURN(const std::span<const uint32_t> here,
+                            arrays.Take<uint32_t>(head.layers_count));
+    if (here.size() != count) return ShortReply();
+    std::copy(here.begin(), here.end(), all.begin() + begin);
+    const bool arrived =
+        std::all_of(here.begin(), here.end(),
+                    [layers](uint32_t there) { return there >= layers; });
+    // At the deadline it is only looked what of the rest is here.
+    if (arrived || client_.clock().Now() >= deadline - kAwaitMargin) {
+      begin += count;
+    } else if (cancelled != nullptr && *cancelled) {
+      return absl::CancelledError("cancelled");
     }
   }
   return all;

@@ -12,8 +12,10 @@
 #include "absl/time/time.h"
 
 #include "client/core/client.h"
+#include "client/core/jobs.h"
 #include "client/core/link.h"
 #include "client/core/match_cache.h"
+#include "store/hit_rules.h"
 #include "store/space.h"
 #include "store/status.h"
 #include "store/types.h"
@@ -57,6 +59,13 @@ class Space : public SpaceWatcher, public std::enable_shared_from_this<Space> {
   StatusOr<std::vector<StoredChunk>> Describe(std::span<const ChunkId> ids,
                                               Lineage worst,
                                               absl::Time deadline);
+  // Waits until layers [0, layers) of the groups in each id's mask are here
+  // (AwaitRequest), until the deadline, or cancelled; then how many layers of
+  // each id are. Unimplemented: the daemon is too old.
+  StatusOr<std::vector<uint32_t>> Await(std::span<const ChunkId> ids,
+                                        std::span<const GroupMask> groups,
+                                        uint32_t layers, absl::Time deadline,
+                                        const Cancelled* cancelled);
   Status LookupCached(std::span<const ChunkId> ids,
                       std::span<std::optional<ChunkState>> states);
   Status Prefetch(std::span<const ChunkId> ids, absl::Time deadline);

@@ -472,6 +472,127 @@ TEST_F(ClientTest, LayersBecomeReadyInOrder) {
   EXPECT_EQ(load->Wait(kLong).usable, 4u);
 }
 
+// Chunks that are being saved layer by layer, each a part.
+class ArrivingTest : public ClientTest {
+ protected:
+  Outcome SaveLayer(const std::vector<Id>& ids, uint32_t chunk,
+                    uint16_t layer) {
+    SaveOptions options;
+    options.id = ids[chunk];
+    options.box.layer_begin = layer;
+    options.box.layer_count = 1;
+    auto saver = space_.BeginSave(options);
+    if (!saver.ok()) return saver.status();
+    auto segment = saver->Layer(layer);
+    if (!segment.ok()) return segment.status();
+    const auto bytes = SegmentOf(chunk, layer);
+    std::memcpy(segment->data, bytes.data(), bytes.size());
+    CommitOptions commit;
+    commit.id = ids[chunk];
+    if (chunk > 0) commit.parent = ids[chunk - 1];
+    commit.token_begin = chunk * kChunk;
+    if (Outcome done = saver->Commit(commit); !done.ok()) return done;
+    return saver->Wait(LARDER_VOLATILE);
+  }
+  std::vector<Id> IdsOf(uint32_t chunks) {
+    return space_.Ids(PromptOf(chunks * kChunk, 3))->ids;
+  }
+  static LoadOptions Arriving(uint32_t threads = 1) {
+    LoadOptions options;
+    options.arriving = true;
+    options.deadline = kLong;
+    options.threads = threads;
+    return options;
+  }
+  static bool HasLayer(const Plain& plain, uint32_t chunk, uint32_t layer) {
+    const auto want = SegmentOf(chunk, layer);
+    return std::memcmp(plain.places[chunk * kLayers + layer], want.data(),
+                       want.size()) == 0;
+  }
+};
+
+TEST_F(ArrivingTest, EachLayerIsTakenBeforeTheNextIsSaved) {
+  for (const uint32_t threads : {1u, 3u}) {
+    const std::vector<Id> ids =
+        space_.Ids(PromptOf(4 * kChunk, 10 + threads))->ids;
+    Plain plain(4);
+    // One chunk is whole before, one has its layers in another order.
+    for (uint16_t layer = 0; layer < kLayers; ++layer) {
+      ASSERT_DONE(SaveLayer(ids, 1, layer));
+    }
+    ASSERT_DONE(SaveLayer(ids, 2, kLayers - 1));
+    auto load = space_.StartLoad(ids, {plain.View()}, Arriving(threads));
+    ASSERT_TRUE(load.ok()) << load.status().ToString();
+    for (uint16_t layer = 0; layer < kLayers; ++layer) {
+      EXPECT_EQ(load->LayersReady(), layer);
+      ASSERT_DONE(SaveLayer(ids, 0, layer));
+      if (layer + 1 < kLayers) ASSERT_DONE(SaveLayer(ids, 2, layer));
+      ASSERT_DONE(SaveLayer(ids, 3, layer));
+      ASSERT_DONE(load->WaitLayer(layer, kLong));
+      for (uint32_t i = 0; i < 4; ++i) EXPECT_TRUE(HasLayer(plain, i, layer));
+    }
+    const LoadAnswer loaded = load->Wait(kLong);
+    ASSERT_DONE(loaded.status);
+    EXPECT_EQ(loaded.usable, 4u);
+    EXPECT_EQ(loaded.tokens, 4 * kChunk);
+    for (uint32_t i = 0; i < 4; ++i) EXPECT_TRUE(plain.Holds(i, i)) << i;
+    EXPECT_EQ(space_.Match(ids)->usable, 4u);
+  }
+}
+
+TEST_F(ArrivingTest, WhatIsThereIsLoadedAtOnce) {
+  const std::vector<Id> ids = SavePrompt(3);
+  Plain plain(3);
+  const LoadAnswer loaded = space_.Load(ids, {plain.View()}, Arriving());
+  ASSERT_DONE(loaded.status);
+  EXPECT_EQ(loaded.usable, 3u);
+  for (uint32_t i = 0; i < 3; ++i) EXPECT_TRUE(plain.Holds(i, i)) << i;
+  EXPECT_TRUE(space_.Await(ids, kLong).ok());
+}
+
+TEST_F(ArrivingTest, WhatNeverComesEndsAtTheDeadline) {
+  const std::vector<Id> ids = IdsOf(2);
+  for (uint16_t layer = 0; layer < kLayers; ++layer) {
+    ASSERT_DONE(SaveLayer(ids, 0, layer));
+  }
+  ASSERT_DONE(SaveLayer(ids, 1, 0));
+  Plain plain(2);
+  LoadOptions options = Arriving();
+  options.deadline = milliseconds(150);
+  const LoadAnswer loaded = space_.Load(ids, {plain.View()}, options);
+  EXPECT_EQ(loaded.status.code(), Code::kDeadline);
+  // What was there may have come at the last moment, what was not did not.
+  EXPECT_LE(loaded.usable, 1u);
+  EXPECT_TRUE(loaded.usable == 0 || plain.Holds(0, 0));
+  EXPECT_EQ(loaded.reason, LARDER_REASON_DEADLINE);
+  uint32_t whole = 0;
+  EXPECT_EQ(space_.Await(ids, milliseconds(50), &whole).code(),
+            Code::kDeadline);
+  EXPECT_EQ(whole, 1u);
+  ASSERT_DONE(SaveLayer(ids, 1, 1));
+  ASSERT_DONE(SaveLayer(ids, 1, 2));
+  ASSERT_DONE(space_.Await(ids, kLong, &whole));
+  EXPECT_EQ(whole, 2u);
+}
+
+TEST_F(ArrivingTest, ACancelEndsTheWait) {
+  Plain plain(1);
+  auto load = space_.StartLoad(IdsOf(1), {plain.View()}, Arriving());
+  ASSERT_TRUE(load.ok());
+  load->Cancel();
+  EXPECT_EQ(load->Wait(kLong).usable, 0u);
+}
+
+TEST_F(ArrivingTest, NeedsADeadlineAndNoHold) {
+  const std::vector<Id> ids = SavePrompt(1);
+  Plain plain(1);
+  auto hold = space_.Hold(ids);
+  LoadOptions options = Arriving();
+  options.hold = &*hold;
+  EXPECT_EQ(space_.Load(ids, {plain.View()}, options).status.code(),
+            Code::kInvalid);
+}
+
 TEST_F(ClientTest, ALayerwiseLoadThatMissesVoidsTheStepAtOnce) {
   std::vector<Id> ids = SavePrompt(3);
   ids[2].bytes[0] ^= 1;

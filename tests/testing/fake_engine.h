@@ -241,6 +241,11 @@ class FakeEngine final : public Engine {
     absl::MutexLock lock(&mu_);
     locations_.push_back(std::move(done));
   }
+  void Await(const AwaitRequest& request, Arrived arrived) override {
+    std::vector<uint32_t> layers(request.ids.size(), request.layers);
+    layers.back() = behaviour().state == ChunkState::kMiss ? 1 : UINT32_MAX;
+    std::move(arrived)(std::move(layers));
+  }
   std::vector<StoredRecords> Records(
       TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {
     return std::vector<StoredRecords>(ids.size());

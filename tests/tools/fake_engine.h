@@ -53,6 +53,7 @@ class FakeEngine final : public Engine {
   }
   MatchResult Match(const MatchRequest&) override { return {}; }
   bool has_peers() const override { return false; }
+  void Await(const AwaitRequest&, Arrived) override {}
   void Locate(const MatchRequest&, absl::Time, Task) override {}
   std::vector<StoredRecords> Records(
       TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {

@@ -172,6 +172,11 @@ std::vector<PacketWriter> OneOfEach() {
   with_ids(Type::kLookup, wire::Lookup{.space = 1, .id_count = 3});
   with_ids(Type::kPrefetch, wire::Lookup{.space = 1, .id_count = 3});
   with_ids(Type::kHold, wire::Hold{.space = 1, .id_count = 3});
+  const GroupMask groups[] = {1, 1, 1};
+  packets.push_back(PacketWriter(Type::kAwait, 100)
+                        .Body(wire::Await{.space = 1, .id_count = 3})
+                        .Append(ids.data(), ids.size() * sizeof(ChunkId))
+                        .Append(groups, sizeof groups));
   with_ids(Type::kDelete, wire::Delete{.space = 1, .id_count = 3});
   packets.push_back(
       PacketWriter(Type::kOpenSpace, 100)
@@ -320,6 +325,25 @@ TEST_F(SessionTest, MatchAcrossNodes) {
   ArrayReader arrays(PacketView::Parse(h_.last.packet)->arrays());
   ASSERT_TRUE(arrays.Take<uint32_t>(1).ok());
   EXPECT_EQ((*arrays.Take<uint8_t>(3))[2], Raw(ChunkState::kPeer));
+}
+
+TEST_F(SessionTest, Await) {
+  const auto ids = SomeIds(2);
+  const GroupMask groups[] = {1, 3};
+  const auto await = [&](uint32_t count, size_t bytes) {
+    return h_.Give(
+        PacketWriter(Type::kAwait, 3)
+            .Body(wire::Await{.space = 1, .id_count = count, .layers = 2})
+            .Append(ids.data(), 64)
+            .Append(groups, bytes));
+  };
+  ASSERT_TRUE(await(2, 4));
+  EXPECT_EQ(h_.Reply<wire::AwaitReply>().layers_count, 2U);
+  ArrayReader arrays(PacketView::Parse(h_.last.packet)->arrays());
+  const auto layers = arrays.Take<uint32_t>(2);
+  EXPECT_EQ((*layers)[0], 2U);
+  EXPECT_EQ((*layers)[1], UINT32_MAX);
+  EXPECT_FALSE(await(2, 2));
 }
 
 TEST(SessionVersions, ToOlderClientsAPeerIsASlowerTier) {

@@ -199,6 +199,7 @@ class SessionImpl final : public Session {
   Status OnLookup(const PacketView& view);
   Status OnHold(const PacketView& view);
   Status OnAttachHold(const PacketView& view);
+  Status OnAwait(const PacketView& view);
   Status OnRenewHold(const PacketView& view);
   Status OnReleaseHold(const PacketView& view);
   Status OnReportCorrupt(const PacketView& view);
@@ -419,6 +420,8 @@ Status SessionImpl::Dispatch(const PacketView& view) {
       return OnLookup(view);
     case wire::Type::kHold:
       return OnHold(view);
+    case wire::Type::kAwait:
+      return OnAwait(view);
     case wire::Type::kCommit:
       return OnCommit(view);
     default:
@@ -822,6 +825,8 @@ Status SessionImpl::OnHold(const PacketView& view) {
   request.worst_lineage = Lineage{body.worst_lineage};
   request.prefix_only = body.prefix_only != 0;
   request.planes = body.planes;
+  request.layer_begin = body.layer_begin;
+  if (body.layer_end != 0) request.layer_end = body.layer_end;
   if (body.by_layer != 0) {
     request.layers_landed = [tracker](uint32_t index, uint32_t layers) {
       tracker->Layers(index, layers);
@@ -854,6 +859,46 @@ Status SessionImpl::OnHold(const PacketView& view) {
   const uint32_t first_index = entry->chunks;
   AnswerHold(view.header().request, *entry, *std::move(reply), first_index);
   tracker->Answered(hold, pending);
+  return absl::OkStatus();
+}
+
+Status SessionImpl::OnAwait(const PacketView& view) {
+  const auto body = view.Body<wire::Await>();
+  if (body.id_count > wire::kMaxIdsPerMessage ||
+      body.id_count * (sizeof(ChunkId) + sizeof(GroupMask)) !=
+          view.arrays().size()) {
+    return BadPacket("a count of ids that is not its size");
+  }
+  ArrayReader arrays(view.arrays());
+  LARDER_ASSIGN_OR_RETURN(const std::span<const ChunkId> ids,
+                          arrays.Take<ChunkId>(body.id_count));
+  LARDER_ASSIGN_OR_RETURN(const std::span<const GroupMask> groups,
+                          arrays.Take<GroupMask>(body.id_count));
+  const StatusOr<SpaceId> space = FindSpace(body.space);
+  if (!space.ok()) return ReplyStatus(view, space.status());
+  if (pending_calls_->fetch_add(1) >= options_.max_pending_calls) {
+    pending_calls_->fetch_sub(1);
+    return ReplyStatus(
+        view, absl::ResourceExhaustedError("too many calls wait already"));
+  }
+  AwaitRequest request;
+  request.tenant = tenant_;
+  request.space = *space;
+  request.ids = ids;
+  request.groups = groups;
+  request.layers = body.layers;
+  request.deadline = clock_.Now() + FromWire(body.wait_us);
+  engine_.Await(
+      request, [sink = sink_, call = view.header().request,
+                pending = pending_calls_](const std::vector<uint32_t>& layers) {
+        pending->fetch_sub(1);
+        ReplyBuilder reply(call);
+        wire::AwaitReply answer;
+        answer.layers_count = static_cast<uint32_t>(layers.size());
+        reply.SetBody(answer);
+        reply.AppendArray(std::span<const uint32_t>(layers));
+        sink->Send(reply.packet(), {});
+      });
   return absl::OkStatus();
 }
 
