@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_split.h"
@@ -38,7 +39,7 @@ class EngineDaemonTest : public testing::Test {
       token = random() % TinyModel().vocabulary;
     }
     request_.step_tokens = 20;  // no divisor of chunks
-    request_.durable = true;
+    request_.wish.durable = true;
     options_.socket = daemon_.socket();
     options_.chunk_tokens = kChunk;
     options_.deadline = std::chrono::seconds(60);
@@ -125,6 +126,47 @@ TEST_F(EngineDaemonTest, WhatWasSavedIsWhatWouldBeComputed) {
   EXPECT_EQ(longer.loaded_tokens, 4 * kChunk);
   EXPECT_EQ(longer.saved_chunks, 1u);
   ExpectSame(longer, Run(/*alone=*/true));
+}
+
+// One engine computes the prompt, another one waits for it: whole chunks and
+// the tail, layer by layer.
+TEST_F(EngineDaemonTest, WhatAnotherIsComputingIsTakenAsItComes) {
+  Start();
+  request_.load = false;
+  const Answer computed = Run(/*alone=*/true);
+  Answer decoded;
+  std::thread decode([&] {
+    auto prefixes = PrefixCache::Open(options_, model_);
+    ASSERT_TRUE(prefixes.ok()) << prefixes.status();
+    Engine engine(model_, 12, prefixes->get());
+    Request request = request_;
+    request.arriving = true;
+    request.save = false;
+    StatusOr<Answer> answer = engine.Run(request);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    decoded = *std::move(answer);
+  });
+  request_.wish.by_layer = true;
+  const Answer prefilled = Run();
+  decode.join();
+  EXPECT_EQ(prefilled.problem, "");
+  EXPECT_EQ(prefilled.saved_chunks, 5u);
+  ExpectSame(prefilled, computed);
+  EXPECT_EQ(decoded.problem, "");
+  EXPECT_EQ(decoded.loaded_tokens, 144u);
+  EXPECT_FALSE(decoded.voided);
+  ExpectSame(decoded, computed);
+}
+
+TEST_F(EngineDaemonTest, WhatNobodyComputesIsComputedHere) {
+  Start();
+  request_.arriving = true;
+  options_.deadline = std::chrono::milliseconds(200);
+  const Answer answer = Run();
+  EXPECT_TRUE(answer.voided);
+  EXPECT_NE(answer.problem, "");
+  request_.arriving = false;
+  ExpectSame(answer, Run(/*alone=*/true));
 }
 
 TEST_F(EngineDaemonTest, AnotherProcessAnswersTheSame) {

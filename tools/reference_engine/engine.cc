@@ -81,7 +81,7 @@ StatusOr<std::vector<float>> Engine::Prefill(const Request& request,
   save = nullptr;
   if (prefixes_ != nullptr && request.save) {
     StatusOr<std::unique_ptr<PrefixSave>> begun =
-        prefixes_->StartSave(request.prompt, table_, cache_, request.durable);
+        prefixes_->StartSave(request.prompt, table_, cache_, request.wish);
     if (begun.ok()) {
       save = *std::move(begun);
     } else {
@@ -136,12 +136,15 @@ StatusOr<Answer> Engine::Run(const Request& request) {
   Answer answer;
   std::unique_ptr<PrefixSave> save;
   StatusOr<std::vector<float>> logits = absl::NotFoundError("nothing loaded");
-  if (prefixes_ != nullptr && request.load) {
-    const StatusOr<uint32_t> found = prefixes_->Match(request.prompt);
+  if (prefixes_ != nullptr && (request.load || request.arriving)) {
+    const StatusOr<uint32_t> found = request.arriving
+                                         ? SharedTokens(request.prompt)
+                                         : prefixes_->Match(request.prompt);
     if (!found.ok()) answer.problem = ToText(found.status());
     if (found.value_or(0) > 0) {
-      StatusOr<std::unique_ptr<PrefixLoad>> load = prefixes_->StartLoad(
-          request.prompt, *found, table_, cache_, request.timeline);
+      StatusOr<std::unique_ptr<PrefixLoad>> load =
+          prefixes_->StartLoad(request.prompt, *found, table_, cache_,
+                               request.timeline, request.arriving);
       if (load.ok()) {
         logits = Prefill(request, *found, load->get(), save, answer);
       }
@@ -172,7 +175,7 @@ StatusOr<Answer> Engine::Run(const Request& request) {
   }
   if (save != nullptr) {
     const StatusOr<uint32_t> saved =
-        save->Wait(request.durable ? LARDER_DURABLE : LARDER_VOLATILE);
+        save->Wait(request.wish.durable ? LARDER_DURABLE : LARDER_VOLATILE);
     answer.saved_chunks = saved.value_or(0);
     if (!saved.ok()) answer.problem = ToText(saved.status());
   }

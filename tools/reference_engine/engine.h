@@ -22,7 +22,10 @@ struct Request {
   uint32_t step_tokens = 64;  // of the prompt, computed at once
   bool load = true;           // what Larder has of it
   bool save = true;           // what of it Larder has not
-  bool durable = false;       // ... and wait until it survives power loss
+  SaveWish wish;  // ... and, if durable, wait until it survives power loss
+  // The prompt's KV is being computed elsewhere: it is not asked what there is
+  // of it, all of it is waited for.
+  bool arriving = false;
   Timeline* timeline = nullptr;
 };
 

@@ -185,10 +185,8 @@ StatusOr<std::unique_ptr<PrefixCache>> PrefixCache::Open(
 }
 
 StatusOr<std::vector<Id>> PrefixCache::Ids(
-    std::span<const uint32_t> prompt) const {
-  const size_t whole =
-      prompt.size() / options_.chunk_tokens * options_.chunk_tokens;
-  auto ids = space_.Ids(Tokens(prompt.begin(), prompt.begin() + whole));
+    std::span<const uint32_t> tokens) const {
+  auto ids = space_.Ids(Tokens(tokens.begin(), tokens.end()));
   if (!ids.ok()) return ToStatus(ids.status(), "ids");
   return std::move(ids->ids);
 }
@@ -196,7 +194,7 @@ StatusOr<std::vector<Id>> PrefixCache::Ids(
 StatusOr<uint32_t> PrefixCache::Match(std::span<const uint32_t> prompt) {
   if (prompt.empty()) return 0;
   LARDER_ASSIGN_OR_RETURN(const std::vector<Id> ids,
-                          Ids(prompt.first(prompt.size() - 1)));
+                          Ids(WholeChunks(prompt.first(prompt.size() - 1))));
   if (ids.empty()) return 0;
   MatchOptions options;
   options.worst_lineage = options_.worst_lineage;
@@ -207,11 +205,11 @@ StatusOr<uint32_t> PrefixCache::Match(std::span<const uint32_t> prompt) {
 
 StatusOr<std::unique_ptr<PrefixLoad>> PrefixCache::StartLoad(
     std::span<const uint32_t> prompt, uint32_t tokens,
-    std::span<const int64_t> table, const PagedCache& cache,
-    Timeline* timeline) {
-  if (tokens > prompt.size() || tokens % options_.chunk_tokens != 0 ||
+    std::span<const int64_t> table, const PagedCache& cache, Timeline* timeline,
+    bool arriving) {
+  if (tokens > prompt.size() || tokens % kBlockTokens != 0 ||
       tokens > table.size() * kBlockTokens) {
-    return absl::InvalidArgumentError("no whole chunks, or no room for them");
+    return absl::InvalidArgumentError("no whole blocks, or no room for them");
   }
   LARDER_ASSIGN_OR_RETURN(const std::vector<Id> ids, Ids(prompt.first(tokens)));
   std::unique_ptr<PrefixLoad> load(new PrefixLoad);
@@ -223,6 +221,7 @@ StatusOr<std::unique_ptr<PrefixLoad>> PrefixCache::StartLoad(
   LoadOptions options;
   options.deadline = options_.deadline;
   options.layerwise = true;
+  options.arriving = arriving;
   options.threads = options_.load_threads;
   options.worst_lineage = options_.worst_lineage;
   auto started =
@@ -241,56 +240,92 @@ StatusOr<std::unique_ptr<PrefixLoad>> PrefixCache::StartLoad(
 
 StatusOr<std::unique_ptr<PrefixSave>> PrefixCache::StartSave(
     std::span<const uint32_t> prompt, std::span<const int64_t> table,
-    const PagedCache& cache, bool durable) {
+    const PagedCache& cache, const SaveWish& wish) {
   std::unique_ptr<PrefixSave> save(new PrefixSave);
-  LARDER_ASSIGN_OR_RETURN(save->ids_, Ids(prompt));
+  const std::span<const uint32_t> tokens =
+      wish.by_layer ? prompt.first(SharedTokens(prompt)) : WholeChunks(prompt);
+  LARDER_ASSIGN_OR_RETURN(save->ids_, Ids(tokens));
   save->space_ = &space_;
   save->chunk_tokens_ = options_.chunk_tokens;
-  save->durable_ = durable;
+  save->tokens_ = static_cast<uint32_t>(tokens.size());
+  save->wish_ = wish;
   save->deadline_ = options_.deadline;
   save->table_.assign(table.begin(), table.end());
   PlanesOf(cache, save->keys_, save->values_);
   return save;
 }
 
+StatusOr<std::optional<Saver>> PrefixSave::Begin(uint32_t chunk,
+                                                 SaveOptions options) {
+  options.id = ids_[chunk];
+  options.wait = true;
+  options.deadline = deadline_;
+  const uint32_t tokens = EndOf(chunk) - chunk * chunk_tokens_;
+  if (tokens < chunk_tokens_) options.token_count = tokens;
+  auto saver = space_->BeginSave(options);
+  if (saver.code() == Code::kPresent) return std::nullopt;
+  if (!saver.ok()) return ToStatus(saver.status(), "begin a save");
+  return *std::move(saver);
+}
+
+Status PrefixSave::Gather(Saver& saver, uint32_t chunk, uint32_t layer) {
+  const uint32_t first = chunk * chunk_tokens_ / kBlockTokens;
+  const larder_view view =
+      BlocksView(0, keys_.data(), values_.data(), table_.data() + first,
+                 EndOf(chunk) / kBlockTokens - first);
+  return ToStatus(saver.Gather(view, layer, 1), "gather");
+}
+
+Status PrefixSave::Commit(Saver saver, uint32_t chunk, uint8_t lineage) {
+  CommitOptions options;
+  if (chunk > 0) options.parent = ids_[chunk - 1];
+  options.token_begin = chunk * chunk_tokens_;
+  options.lineage = lineage;
+  options.want_durable = wish_.durable;
+  LARDER_RETURN_IF_ERROR(ToStatus(saver.Commit(options), "commit"));
+  committed_.push_back(std::move(saver));
+  return absl::OkStatus();
+}
+
 Status PrefixSave::BeginStep(uint32_t begin, uint32_t end) {
   step_.clear();
-  const uint32_t last = std::min<uint32_t>(end / chunk_tokens_,
-                                           static_cast<uint32_t>(ids_.size()));
-  for (uint32_t chunk = begin / chunk_tokens_; chunk < last; ++chunk) {
-    SaveOptions options;
-    options.id = ids_[chunk];
-    options.wait = true;
-    options.deadline = deadline_;
-    auto saver = space_->BeginSave(options);
-    if (saver.code() == Code::kPresent) continue;
-    if (!saver.ok()) return ToStatus(saver.status(), "begin a save");
-    step_.push_back({chunk, *std::move(saver)});
+  for (uint32_t chunk = begin / chunk_tokens_;
+       chunk < ids_.size() && EndOf(chunk) <= end; ++chunk) {
+    if (EndOf(chunk) <= begin) continue;
+    if (wish_.by_layer) {
+      step_.push_back({chunk, {}});
+      continue;
+    }
+    LARDER_ASSIGN_OR_RETURN(auto saver, Begin(chunk, {}));
+    if (saver.has_value()) step_.push_back({chunk, *std::move(saver)});
   }
   return absl::OkStatus();
 }
 
 Status PrefixSave::SaveLayer(uint32_t layer) {
-  const uint32_t blocks = chunk_tokens_ / kBlockTokens;
   for (Chunk& chunk : step_) {
-    const larder_view view =
-        BlocksView(0, keys_.data(), values_.data(),
-                   table_.data() + uint64_t{chunk.index} * blocks, blocks);
+    if (!wish_.by_layer) {
+      LARDER_RETURN_IF_ERROR(Gather(chunk.saver, chunk.index, layer));
+      continue;
+    }
+    SaveOptions options;
+    options.box.layer_begin = static_cast<uint16_t>(layer);
+    options.box.layer_count = 1;
+    LARDER_ASSIGN_OR_RETURN(auto saver, Begin(chunk.index, options));
+    if (!saver.has_value()) continue;
+    LARDER_RETURN_IF_ERROR(Gather(*saver, chunk.index, layer));
     LARDER_RETURN_IF_ERROR(
-        ToStatus(chunk.saver.Gather(view, layer, 1), "gather"));
+        Commit(*std::move(saver), chunk.index, LARDER_LINEAGE_EXACT));
   }
   return absl::OkStatus();
 }
 
 Status PrefixSave::CommitStep(uint8_t lineage) {
   for (Chunk& chunk : step_) {
-    CommitOptions options;
-    if (chunk.index > 0) options.parent = ids_[chunk.index - 1];
-    options.token_begin = chunk.index * chunk_tokens_;
-    options.lineage = lineage;
-    options.want_durable = durable_;
-    LARDER_RETURN_IF_ERROR(ToStatus(chunk.saver.Commit(options), "commit"));
-    committed_.push_back(std::move(chunk.saver));
+    ++chunks_;
+    if (wish_.by_layer) continue;
+    LARDER_RETURN_IF_ERROR(
+        Commit(std::move(chunk.saver), chunk.index, lineage));
   }
   step_.clear();
   return absl::OkStatus();
@@ -300,7 +335,7 @@ StatusOr<uint32_t> PrefixSave::Wait(larder_stage stage) {
   for (Saver& saver : committed_) {
     LARDER_RETURN_IF_ERROR(ToStatus(saver.Wait(stage, deadline_), "save"));
   }
-  return static_cast<uint32_t>(committed_.size());
+  return chunks_;
 }
 
 }  // namespace larder::reference

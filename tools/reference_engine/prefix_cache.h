@@ -1,6 +1,7 @@
 #ifndef LARDER_TOOLS_REFERENCE_ENGINE_PREFIX_CACHE_H_
 #define LARDER_TOOLS_REFERENCE_ENGINE_PREFIX_CACHE_H_
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -52,6 +53,14 @@ class PrefixLoad {
   std::unique_ptr<Watcher> watcher_;  // before load_ goes
 };
 
+struct SaveWish {
+  bool durable = false;  // will be asked for
+  // Each layer of a chunk is a part, committed at once, for who waits for it;
+  // and the last chunk may be a tail (SharedTokens). Else chunks are whole, and
+  // committed with their last layer.
+  bool by_layer = false;
+};
+
 // The chunks of one prompt that are being saved, each layer as soon as it is
 // computed. Destroyed, what is not committed was never there.
 class PrefixSave {
@@ -69,20 +78,37 @@ class PrefixSave {
   friend class PrefixCache;
   struct Chunk {
     uint32_t index = 0;
-    Saver saver;
+    Saver saver;  // by layer: none
   };
   PrefixSave() = default;
+  // Null: it is there.
+  StatusOr<std::optional<Saver>> Begin(uint32_t chunk, SaveOptions options);
+  Status Gather(Saver& saver, uint32_t chunk, uint32_t layer);
+  Status Commit(Saver saver, uint32_t chunk, uint8_t lineage);
+  uint32_t EndOf(uint32_t chunk) const {
+    return std::min((chunk + 1) * chunk_tokens_, tokens_);
+  }
 
   Space* space_ = nullptr;
   uint32_t chunk_tokens_ = 0;
-  bool durable_ = false;
+  uint32_t tokens_ = 0;  // of all chunks
+  SaveWish wish_;
   Deadline deadline_;
   std::vector<Id> ids_;
   std::vector<int64_t> table_;
   std::vector<larder_plane> keys_, values_;
   std::vector<Chunk> step_;
   std::vector<Saver> committed_;
+  uint32_t chunks_ = 0;  // committed
 };
+
+// How much of a prompt one engine can give another: whole blocks, and never the
+// last token, whose logits are wanted.
+inline uint32_t SharedTokens(std::span<const uint32_t> prompt) {
+  return prompt.empty() ? 0
+                        : static_cast<uint32_t>(prompt.size() - 1) /
+                              kBlockTokens * kBlockTokens;
+}
 
 // What Larder keeps of an engine's prompts.
 class PrefixCache {
@@ -96,22 +122,26 @@ class PrefixCache {
   // How many of the prompt's first tokens are there; whole chunks, and never
   // its last token, whose logits are wanted.
   StatusOr<uint32_t> Match(std::span<const uint32_t> prompt);
-  // Begins to put the KV of the prompt's first `tokens` tokens into the blocks
-  // of `table`, layer by layer. `cache`, and `timeline` if not null, must
-  // outlive the load.
+  // Begins to put the KV of the prompt's first `tokens` tokens, whole chunks or
+  // SharedTokens, into the blocks of `table`, layer by layer. `arriving`: each
+  // is waited for until somebody has saved it. `cache`, and `timeline` if not
+  // null, must outlive the load.
   StatusOr<std::unique_ptr<PrefixLoad>> StartLoad(
       std::span<const uint32_t> prompt, uint32_t tokens,
       std::span<const int64_t> table, const PagedCache& cache,
-      Timeline* timeline);
-  // `durable`: it will be asked for.
+      Timeline* timeline, bool arriving = false);
   StatusOr<std::unique_ptr<PrefixSave>> StartSave(
       std::span<const uint32_t> prompt, std::span<const int64_t> table,
-      const PagedCache& cache, bool durable);
+      const PagedCache& cache, const SaveWish& wish);
 
  private:
   PrefixCache() = default;
-  // Of whole chunks of the prompt.
-  StatusOr<std::vector<Id>> Ids(std::span<const uint32_t> prompt) const;
+  // Of these tokens, a tail's too.
+  StatusOr<std::vector<Id>> Ids(std::span<const uint32_t> tokens) const;
+  std::span<const uint32_t> WholeChunks(
+      std::span<const uint32_t> prompt) const {
+    return prompt.first(prompt.size() - prompt.size() % options_.chunk_tokens);
+  }
 
   PrefixCacheOptions options_;
   Client client_;

@@ -29,7 +29,9 @@ struct Arguments {
   uint32_t answer_tokens = 8;
   uint32_t step_tokens = 64;
   PrefixCacheOptions larder;
-  bool no_load = false, no_save = false, durable = false;
+  bool no_load = false, no_save = false, arriving = false;
+  SaveWish wish;
+  std::string logits;
   std::string trace;
   std::string directory = ".";
   std::string codec;
@@ -67,7 +69,8 @@ Request RequestOf(const Arguments& arguments, const Checkpoint& checkpoint) {
   request.step_tokens = arguments.step_tokens;
   request.load = !arguments.no_load;
   request.save = !arguments.no_save;
-  request.durable = arguments.durable;
+  request.wish = arguments.wish;
+  request.arriving = arguments.arriving;
   return request;
 }
 
@@ -112,6 +115,12 @@ Status Generate(const Arguments& arguments) {
   std::printf("first token after %.1f ms\n", answer.first_token_seconds * 1e3);
   if (!answer.problem.empty()) {
     std::printf("problem: %s\n", answer.problem.c_str());
+  }
+  if (!arguments.logits.empty()) {
+    LARDER_RETURN_IF_ERROR(WriteFile(
+        arguments.logits,
+        std::string(reinterpret_cast<const char*>(answer.prompt_logits.data()),
+                    answer.prompt_logits.size() * sizeof(float))));
   }
   if (arguments.trace.empty()) return absl::OkStatus();
   return WriteTimeline(timeline, checkpoint.name, arguments.trace);
@@ -180,7 +189,7 @@ Status Demo(const Arguments& arguments) {
     Request request = wanted;
     request.load = load;
     request.save = !load;
-    request.durable = true;
+    request.wish.durable = true;
     auto timeline = std::make_unique<Timeline>();
     request.timeline = timeline.get();
     LARDER_ASSIGN_OR_RETURN(Answer answer, engine.Run(request));
@@ -255,8 +264,16 @@ int Main(int argc, char** argv) {
   generate->add_option("--worst-lineage", arguments.larder.worst_lineage);
   generate->add_flag("--no-load", arguments.no_load);
   generate->add_flag("--no-save", arguments.no_save);
-  generate->add_flag("--durable", arguments.durable,
+  generate->add_flag("--durable", arguments.wish.durable,
                      "wait until what is saved survives power loss");
+  generate->add_flag("--by-layer", arguments.wish.by_layer,
+                     "commit each layer as soon as it is computed, and the "
+                     "prompt's tail, for an engine with --arriving");
+  generate->add_flag("--arriving", arguments.arriving,
+                     "wait for the prompt's KV, layer by layer, which another "
+                     "engine computes");
+  generate->add_option("--logits", arguments.logits,
+                       "write the prompt's logits, as floats, to a file");
   generate->callback([&] { status = Generate(arguments); });
   CLI::App* demo = app.add_subcommand(
       "demo",
