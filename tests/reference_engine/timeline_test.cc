@@ -37,5 +37,28 @@ TEST(TimelineTest, DrawsABarForEveryEvent) {
   EXPECT_THAT(one, HasSubstr("</svg>"));
 }
 
+TEST(TimelineTest, SeveralProcessesInOnePicture) {
+  Timeline prefill, decode;
+  prefill.Add(Track::kCompute, 0, 0.5, 1);
+  decode.Add(Track::kLoad, 3, 2, 2.5);
+  const std::vector<NamedTrace> traces = {{"prefill", prefill.ChromeTrace()},
+                                          {"decode", decode.ChromeTrace()}};
+  const StatusOr<std::string> drawn = DrawTraces("both", traces);
+  ASSERT_TRUE(drawn.ok()) << drawn.status();
+  EXPECT_THAT(*drawn, HasSubstr(">prefill: compute<"));
+  EXPECT_THAT(*drawn, HasSubstr(">decode: load<"));
+  EXPECT_THAT(*drawn, testing::Not(HasSubstr("decode: save")));
+  EXPECT_THAT(*drawn, HasSubstr("layer 0: 0.000 to 500.000 ms"));
+  for (const char* wrong :
+       {"", "{}", "[1]", "{\"otherData\":{\"start_us\":1},\"traceEvents\":[1]}",
+        "{\"otherData\":{\"start_us\":1},\"traceEvents\":[{\"ph\":\"X\","
+        "\"ts\":1,\"dur\":1,\"tid\":99,\"args\":{\"layer\":1}}]}"}) {
+    const NamedTrace trace{"x", wrong};
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        DrawTraces("wrong", std::span(&trace, 1)).status()))
+        << wrong;
+  }
+}
+
 }  // namespace
 }  // namespace larder::reference

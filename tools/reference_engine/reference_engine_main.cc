@@ -36,6 +36,8 @@ struct Arguments {
   std::string directory = ".";
   std::string codec;
   std::string made;
+  std::vector<std::string> traces;
+  std::string title = "timelines";
 };
 
 // As large as makes a picture in a second or two.
@@ -223,6 +225,23 @@ Status Demo(const Arguments& arguments) {
   return absl::OkStatus();
 }
 
+Status Picture(const Arguments& arguments) {
+  std::vector<NamedTrace> traces;
+  for (const std::string& pair : arguments.traces) {
+    const size_t sign = pair.find('=');
+    std::ifstream in(pair.substr(sign + 1), std::ios::binary);
+    if (sign == std::string::npos || !in) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("not NAME=FILE of a timeline: ", pair));
+    }
+    traces.push_back({pair.substr(0, sign),
+                      std::string(std::istreambuf_iterator<char>(in), {})});
+  }
+  LARDER_ASSIGN_OR_RETURN(const std::string svg,
+                          DrawTraces(arguments.title, traces));
+  return WriteFile(arguments.made, svg);
+}
+
 Status Make(const Arguments& arguments) {
   return WriteFile(arguments.made, MakeCheckpoint(DemoModel(), arguments.seed));
 }
@@ -286,6 +305,16 @@ int Main(int argc, char** argv) {
   demo->add_option("--codec", arguments.codec,
                    "of what lies on NVMe, e.g. kvc1:2; raw by default");
   demo->callback([&] { status = Demo(arguments); });
+  CLI::App* picture = app.add_subcommand(
+      "picture", "the timelines of several processes of this machine as one");
+  picture
+      ->add_option("TRACES", arguments.traces,
+                   "NAME=FILE for each, what --trace wrote: prefill=p.json "
+                   "decode=d.json")
+      ->required();
+  picture->add_option("--title", arguments.title);
+  picture->add_option("--out", arguments.made, "SVG file")->required();
+  picture->callback([&] { status = Picture(arguments); });
   CLI::App* make =
       app.add_subcommand("make-checkpoint", "writes the made model");
   make->add_option("FILE", arguments.made)->required();

@@ -3,11 +3,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+
+#include "store/status.h"
 
 namespace larder::reference {
 
@@ -43,7 +46,8 @@ class Timeline {
   double Sum(Track track) const;
 
   // For chrome://tracing and Perfetto ("JSON object format"): complete events,
-  // one thread per track, times in microseconds.
+  // one thread per track, times in microseconds. With the steady clock's time
+  // at the start, so that processes of one machine can be put side by side.
   std::string ChromeTrace() const;
   // The same as a picture: a row per track, time to the right, layers in
   // colours from dark (the first) to light.
@@ -54,6 +58,16 @@ class Timeline {
   mutable absl::Mutex mu_;
   std::vector<Event> events_ ABSL_GUARDED_BY(mu_);
 };
+
+// A picture of several processes' timelines, one above the other, from what
+// ChromeTrace said of each; tracks without events are left out. Time begins
+// with the first event. InvalidArgument: one is no such trace.
+struct NamedTrace {
+  std::string name;
+  std::string json;
+};
+StatusOr<std::string> DrawTraces(const std::string& title,
+                                 std::span<const NamedTrace> traces);
 
 }  // namespace larder::reference
 
