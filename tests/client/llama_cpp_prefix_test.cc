@@ -53,7 +53,8 @@ struct Kind {
 // A program: a context, its cache, a connection. Used as one would be.
 class Program {
  public:
-  Program(const DaemonFixture& daemon, const Kind& kind) {
+  Program(const DaemonFixture& daemon, const Kind& kind,
+          milliseconds load_deadline = kLong) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = 512;
     params.n_batch = params.n_ubatch = kChunk;
@@ -78,7 +79,7 @@ class Program {
     client_ = std::move(*client);
     auto prefixes = LlamaPrefixCache::Open(
         *cache_, client_,
-        {.load_deadline = kLong, .save_deadline = milliseconds(2000)});
+        {.load_deadline = load_deadline, .save_deadline = milliseconds(2000)});
     EXPECT_TRUE(prefixes.ok()) << prefixes.status();
     prefixes_ = *std::move(prefixes);
   }
@@ -217,6 +218,38 @@ TEST_P(LlamaPrefixTest, AnotherQuestionReusesTheWholeSharedPart) {
     EXPECT_EQ(found.load.tokens, shared) << found.load.problem;
     EXPECT_TRUE(SameBits(found.logits, first.Kept(other, shared))) << shared;
   }
+}
+
+// One context computes the prompt, another one waits for it.
+TEST_P(LlamaPrefixTest, WhatAnotherIsComputingIsTakenChunkByChunk) {
+  const TokenList tokens = Prompt(3 * kChunk + 13, 1, 1);
+  const auto shared = static_cast<uint32_t>(tokens.size() - 1);
+  Program decode(daemon_, GetParam());
+  Program::Run decoded;
+  std::thread waiting([&] {
+    decoded =
+        decode.Request(tokens, {.shared_tokens = shared, .arriving = true});
+  });
+  Program prefill(daemon_, GetParam());
+  const Program::Run computed =
+      prefill.Request(tokens, {.shared_tokens = shared}, false);
+  waiting.join();
+  EXPECT_EQ(computed.save.chunks_saved, 4u);
+  EXPECT_EQ(decoded.load.problem, "");
+  EXPECT_EQ(decoded.load.tokens, shared);
+  EXPECT_EQ(decoded.load.chunks, 4u);
+  EXPECT_TRUE(SameBits(decoded.logits, computed.logits));
+}
+
+TEST_P(LlamaPrefixTest, WhatNobodyComputesIsComputedHere) {
+  Program decode(daemon_, GetParam(), milliseconds(100));
+  const TokenList tokens = Prompt(2 * kChunk, 1, 1);
+  const Program::Run run =
+      decode.Request(tokens, {.shared_tokens = 2 * kChunk, .arriving = true});
+  EXPECT_EQ(run.load.tokens, 0u);
+  EXPECT_EQ(run.load.reason, LARDER_REASON_DEADLINE);
+  EXPECT_NE(run.load.problem, "");
+  EXPECT_EQ(run.save.chunks_saved, 2u);
 }
 
 TEST_P(LlamaPrefixTest, TheLastTokenIsAlwaysComputed) {

@@ -104,6 +104,7 @@ StatusOr<LlamaPrompt> LlamaPrefixCache::Begin(
 // state, but for V that is transposed, which comes to values_ first.
 LoadAnswer LlamaPrefixCache::LoadRows(const std::vector<Id>& ids,
                                       const LlamaStateBuilder& state,
+                                      bool arriving,
                                       SteadyClock::time_point deadline) {
   const LlamaStateShape& shape = cache_.shape();
   const uint32_t heads = cache_.space().groups[0].kv_heads;
@@ -133,8 +134,37 @@ LoadAnswer LlamaPrefixCache::LoadRows(const std::vector<Id>& ids,
   load.deadline = Until(deadline);
   load.threads = options_.load_threads;
   load.worst_lineage = options_.worst_lineage;
+  if (arriving) return LoadArriving(ids, view, load, deadline);
   load.stream = options_.stream;
   return space_.Load(ids, {view}, load);
+}
+
+// Chunk by chunk: while one is copied, the next ones are computed and sent.
+LoadAnswer LlamaPrefixCache::LoadArriving(const std::vector<Id>& ids,
+                                          larder_view view, LoadOptions options,
+                                          SteadyClock::time_point deadline) {
+  LoadAnswer all;
+  for (const Id& id : ids) {
+    options.deadline = Until(deadline);
+    const Outcome came = space_.Await({id}, options.deadline);
+    if (!came.ok()) {
+      all.status = came;
+      all.reason = came.code() == Code::kDeadline ? LARDER_REASON_DEADLINE
+                                                  : LARDER_REASON_UNAVAILABLE;
+      break;
+    }
+    const LoadAnswer one = space_.Load({id}, {view}, options);
+    all.status = one.status;
+    all.reason = one.reason;
+    if (one.usable == 0) break;
+    ++all.usable;
+    all.tokens += one.tokens;
+    all.bytes += one.bytes;
+    all.lineage = std::max(all.lineage, one.lineage);
+    view.blocks += one.tokens;
+    view.place_count -= one.tokens;
+  }
+  return all;
 }
 
 // The second half of a load where V is transposed.
@@ -186,8 +216,12 @@ LlamaLoadReport LlamaPrompt::Load() {
   const uint32_t chunk_tokens = owner_->chunk_tokens();
   {
     Stopwatch watch(report.match_time);
-    if (!Match(report, Until(deadline))) return report;
-    FindTail(report, Until(deadline));
+    if (options_.arriving) {
+      ExpectShared(report);
+    } else {
+      if (!Match(report, Until(deadline))) return report;
+      FindTail(report, Until(deadline));
+    }
   }
   std::vector<Id> ids(ids_.begin(), ids_.begin() + report.chunks_matched);
   uint32_t tokens = report.chunks_matched * chunk_tokens;
@@ -257,6 +291,22 @@ void LlamaPrompt::FindTail(LlamaLoadReport& report, Deadline deadline) {
   }
 }
 
+// What whoever computes the shared part will have saved of it.
+void LlamaPrompt::ExpectShared(LlamaLoadReport& report) {
+  const uint32_t chunk_tokens = owner_->chunk_tokens();
+  const uint32_t shared = std::min(options_.shared_tokens,
+                                   static_cast<uint32_t>(tokens_.size() - 1));
+  report.chunks_asked = report.chunks_matched = shared / chunk_tokens;
+  if (shared % chunk_tokens == 0) return;
+  Result<Id> id = TailId(shared - shared % chunk_tokens, shared % chunk_tokens);
+  if (!id.ok()) {
+    report.problem = id.status().ToString();
+    return;
+  }
+  tail_id_ = *id;
+  tail_tokens_ = shared % chunk_tokens;
+}
+
 // Loads chunks of `tokens` tokens in all and puts them into the sequence.
 void LlamaPrompt::Take(LlamaLoadReport& report, std::vector<Id> ids,
                        uint32_t tokens, SteadyClock::time_point deadline) {
@@ -269,7 +319,7 @@ void LlamaPrompt::Take(LlamaLoadReport& report, std::vector<Id> ids,
   LoadAnswer answer;
   {
     Stopwatch watch(report.load_time);
-    answer = owner_->LoadRows(ids, *state, deadline);
+    answer = owner_->LoadRows(ids, *state, options_.arriving, deadline);
   }
   report.bytes = answer.bytes;
   report.stream = std::move(answer.stream);

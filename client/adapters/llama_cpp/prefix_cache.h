@@ -65,6 +65,10 @@ struct LlamaPromptOptions {
   // prompt), if that is known: its last, incomplete chunk is saved too, and
   // batches are cut there. 0 = nowhere.
   uint32_t shared_tokens = 0;
+
+  // Another engine, whose Begin names the same shared part, is computing it:
+  // Load waits for its chunks, until load_deadline, and takes each as it comes.
+  bool arriving = false;
 };
 
 struct LlamaLoadReport {
@@ -139,6 +143,7 @@ class LlamaPrompt {
   Result<Id> TailId(uint32_t begin, uint32_t count) const;
   bool Match(LlamaLoadReport& report, Deadline deadline);
   void FindTail(LlamaLoadReport& report, Deadline deadline);
+  void ExpectShared(LlamaLoadReport& report);
   void Take(LlamaLoadReport& report, std::vector<Id> ids, uint32_t tokens,
             std::chrono::steady_clock::time_point deadline);
 
@@ -191,8 +196,11 @@ class LlamaPrefixCache {
 
   uint32_t chunk_tokens() const { return cache_.space().chunk_tokens; }
   LoadAnswer LoadRows(const std::vector<Id>& ids,
-                      const LlamaStateBuilder& state,
+                      const LlamaStateBuilder& state, bool arriving,
                       std::chrono::steady_clock::time_point deadline);
+  LoadAnswer LoadArriving(const std::vector<Id>& ids, larder_view view,
+                          LoadOptions options,
+                          std::chrono::steady_clock::time_point deadline);
   Status PlaceValues(const LlamaStateBuilder& state);
 
   // Constant after Open.
