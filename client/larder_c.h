@@ -678,8 +678,8 @@ LARDER_API void larder_region_close(larder_region* region);
 /* Waits, until the deadline, for chunks that are still being saved part after
  * part (larder_save_opts.layer_begin), here or at a node that sends them
  * (larder_commit_opts.destination), and takes each layer when all chunks have
- * it: larder_load_wait_layer tells. Needs a deadline; without hold, stream and
- * device. LARDER_E_UNSUPPORTED: the daemon is too old. */
+ * it: larder_load_wait_layer tells. Needs a deadline; without hold and stream.
+ * LARDER_E_UNSUPPORTED: the daemon is too old. */
 #define LARDER_LOAD_ARRIVING 4u
 
 /* What became of one chunk of a streaming load. Times count from its start. */

@@ -43,12 +43,10 @@ larder_status TakeLoad(larder_space* space, const larder_id* ids, size_t count,
   request.worst_lineage = static_cast<Lineage>(raw.worst_lineage);
   request.threads = std::max<uint32_t>(raw.threads, 1);
   request.deadline = ToDeadline(space->space->client(), raw.deadline_ms);
-  if (request.arriving &&
-      (raw.hold != nullptr || raw.stream != nullptr || raw.device != nullptr ||
-       request.deadline == absl::InfiniteFuture())) {
+  if (request.arriving && (raw.hold != nullptr || raw.stream != nullptr ||
+                           request.deadline == absl::InfiniteFuture())) {
     return Invalid(
-        "load: an arriving load takes a deadline, and no hold, stream or "
-        "device");
+        "load: an arriving load takes a deadline, and no hold or stream");
   }
   if (raw.hold != nullptr) {
     request.hold = raw.hold->hold;

@@ -131,8 +131,29 @@ class DeviceRun {
             "segments");
       }
     }
-    if (!request_.ids.empty()) LARDER_RETURN_IF_ERROR(HoldFrom(0));
+    held_end_ = request_.ids.size();
+    if (!request_.ids.empty() && !request_.arriving) {
+      LARDER_RETURN_IF_ERROR(HoldFrom(0));
+    }
     return TakeMemory();
+  }
+
+  // Holds layers from `layer` on, as many as all chunks have by now, when they
+  // have this one.
+  Status HoldArrived(uint32_t layer) {
+    LARDER_ASSIGN_OR_RETURN(here_, AwaitLayer(request_, layer, cancelled_));
+    HoldOptions options;
+    options.deadline = request_.deadline;
+    options.worst_lineage = request_.worst_lineage;
+    options.prefix_only = !request_.each;
+    options.by_layer = true;
+    options.layer_begin = static_cast<uint16_t>(layer);
+    options.layer_end = static_cast<uint16_t>(here_);
+    // Kernels may still be copying what the last one held.
+    earlier_.push_back(std::move(hold_));
+    LARDER_ASSIGN_OR_RETURN(hold_,
+                            Hold::Open(*request_.space, request_.ids, options));
+    return absl::OkStatus();
   }
 
   // Holds chunks from `first` on: the caller's hold has them all, one of the
@@ -288,6 +309,9 @@ class DeviceRun {
     const uint32_t layers = LayerEnd(request_.views);
     for (uint32_t layer = 0; layer < layers; ++layer) {
       const uint64_t chunk = ChunkBytes(layer);
+      if (request_.arriving && chunk != 0 && layer >= here_) {
+        LARDER_RETURN_IF_ERROR(HoldArrived(layer));
+      }
       const size_t together = chunk == 0
                                   ? request_.ids.size()
                                   : std::max<size_t>(slot_bytes_ / chunk, 1);
@@ -621,6 +645,8 @@ class DeviceRun {
   cuda::Stream stream_ = nullptr;
   bool stream_known_ = false;
   std::shared_ptr<Hold> hold_;
+  uint32_t here_ = 0;  // of a load that arrives: hold_ has layers below
+  std::vector<std::shared_ptr<Hold>> earlier_;
   size_t hold_first_ = 0;  // of the hold, chunk held_begin_
   size_t held_begin_ = 0, held_end_ = 0;
   bool from_slabs_ = false;  // kernels read what hold_ holds, or did

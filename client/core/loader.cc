@@ -559,34 +559,16 @@ class LoadRun {
   // all chunks have them.
   void AsTheyArrive() {
     const uint32_t layers = LayerEnd(request_.views);
-    std::vector<GroupMask> groups(count_, 0);
-    const uint32_t tokens = request_.space->descriptor().chunk_tokens;
-    for (size_t i = 0; i < count_; ++i) {
-      for (const View& view : request_.views) {
-        if (!view.Wants(i, tokens)) continue;
-        groups[i] |= static_cast<GroupMask>(1u << Raw(view.group()));
-      }
-    }
     std::vector<LayeredChunk> chunks(count_);
-    for (uint32_t layer = LayerBegin(request_.views); layer < layers;) {
-      StatusOr<std::vector<uint32_t>> here = request_.space->Await(
-          request_.ids, groups, layer + 1, request_.deadline, cancelled_);
-      if (!here.ok()) return Fail(0, here.status());
-      uint32_t end = layers;
-      for (size_t i = 0; i < count_; ++i) {
-        if ((*here)[i] > layer) {
-          end = std::min(end, (*here)[i]);
-          continue;
-        }
-        chunks[i].why = MissReason::kDeadline;
-        Settle(i, MissReason::kDeadline, chunks[i].chunk);
-      }
-      StatusOr<std::shared_ptr<Hold>> hold =
-          OpenHold(0, count_, 0, true, layer, end);
+    for (uint32_t layer = LayerBegin(request_.views);
+         layer < layers && stop_at_ > 0;) {
+      const StatusOr<uint32_t> end = AwaitLayer(request_, layer, cancelled_);
+      if (!end.ok()) return Fail(0, end.status());
+      const StatusOr<std::shared_ptr<Hold>> hold =
+          OpenHold(0, count_, 0, true, layer, *end);
       if (!hold.ok()) return Fail(0, hold.status());
-      LayerByLayer(**hold, chunks, layer, end);
-      if (stop_at_ == 0) return;
-      layer = end;
+      LayerByLayer(**hold, chunks, layer, *end);
+      layer = *end;
     }
   }
 
@@ -770,6 +752,30 @@ uint32_t LayerEnd(const std::vector<View>& views) {
   for (const View& view : views) {
     end = std::max<uint32_t>(
         end, uint32_t{view.box().layer_begin} + view.box().layer_count);
+  }
+  return end;
+}
+
+StatusOr<uint32_t> AwaitLayer(const LoadRequest& request, uint32_t layer,
+                              const Cancelled* cancelled) {
+  std::vector<GroupMask> groups(request.ids.size(), 0);
+  const uint32_t tokens = request.space->descriptor().chunk_tokens;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    for (const View& view : request.views) {
+      if (!view.Wants(i, tokens)) continue;
+      groups[i] |= static_cast<GroupMask>(1u << Raw(view.group()));
+    }
+  }
+  LARDER_ASSIGN_OR_RETURN(const std::vector<uint32_t> here,
+                          request.space->Await(request.ids, groups, layer + 1,
+                                               request.deadline, cancelled));
+  uint32_t end = LayerEnd(request.views);
+  for (size_t i = 0; i < here.size(); ++i) {
+    if (here[i] <= layer) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("layer ", layer, " of chunk ", i, " did not come"));
+    }
+    end = std::min(end, here[i]);
   }
   return end;
 }

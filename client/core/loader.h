@@ -38,8 +38,7 @@ struct LoadRequest {
   bool layerwise = false;
   bool each = false;  // do not stop at the first miss
   // Waits for what is still being saved, or sent here, and takes each layer
-  // when all chunks have it. With a deadline, neither `hold` nor `stream`, into
-  // host memory.
+  // when all chunks have it. With a deadline, neither `hold` nor `stream`.
   bool arriving = false;
   Lineage worst_lineage = Lineage::kExact;
   uint32_t threads = 1;
@@ -87,6 +86,11 @@ class LoadObserver {
 // The first layer that any of the views names, and one past the last.
 uint32_t LayerBegin(const std::vector<View>& views);
 uint32_t LayerEnd(const std::vector<View>& views);
+
+// Of a load that is `arriving`: waits until all chunks have `layer`, and
+// returns the first one that not all have. DeadlineExceeded, Cancelled.
+StatusOr<uint32_t> AwaitLayer(const LoadRequest& request, uint32_t layer,
+                              const Cancelled* cancelled);
 
 // Loads on the calling thread, and on request.threads - 1 more that end before
 // it returns. From the return on nothing is written to the views.

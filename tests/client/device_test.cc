@@ -327,6 +327,51 @@ TEST_P(ClientDeviceTest, LayersAreThereBehindTheirEvents) {
   }
 }
 
+// Each layer is taken before the next one is saved.
+TEST_P(ClientDeviceTest, LayersComeAsTheyAreSaved) {
+  constexpr uint32_t kChunks = 4;
+  constexpr uint32_t kBlocks = 8;
+  const std::vector<Id> ids = space_.Ids(PromptOf(kChunks * kChunk, 7))->ids;
+  const std::vector<int64_t> slots = RandomSlots(kChunks * kChunk, kBlocks, 2);
+  DevicePages pages(*driver_, kBlocks, true);
+  LoadOptions options;
+  options.arriving = true;
+  options.deadline = kLong;
+  options.device.emplace();
+  auto load = space_.StartLoad(ids, {pages.View(slots)}, options);
+  ASSERT_TRUE(load.ok()) << load.status().ToString();
+  for (uint16_t layer = 0; layer < kLayers; ++layer) {
+    EXPECT_EQ(load->LayersReady(), layer);
+    for (uint32_t chunk = 0; chunk < kChunks; ++chunk) {
+      const Outcome saved = SaveLayer(space_, ids, chunk, layer,
+                                      GetParam() == LARDER_TOKEN_MAJOR);
+      ASSERT_TRUE(saved.ok()) << saved.ToString();
+    }
+    const Outcome waited = load->WaitLayer(layer, kLong);
+    ASSERT_TRUE(waited.ok()) << waited.ToString();
+  }
+  EXPECT_EQ(load->Wait(kLong).usable, kChunks);
+  EXPECT_EQ(pages.Get(), pages.Expected(slots));
+}
+
+TEST_P(ClientDeviceTest, WhatNeverComesPoisonsTheWord) {
+  const std::vector<Id> ids = space_.Ids(PromptOf(2 * kChunk, 8))->ids;
+  const std::vector<int64_t> slots = RandomSlots(2 * kChunk, 4, 2);
+  ASSERT_TRUE(
+      SaveLayer(space_, ids, 0, 0, GetParam() == LARDER_TOKEN_MAJOR).ok());
+  DevicePages pages(*driver_, 4, true);
+  Word word;
+  LoadOptions options;
+  options.arriving = true;
+  options.deadline = milliseconds(100);
+  options.device.emplace();
+  options.device->ready_word = word.address();
+  const LoadAnswer loaded = space_.Load(ids, {pages.View(slots)}, options);
+  EXPECT_EQ(loaded.status.code(), Code::kDeadline);
+  EXPECT_EQ(loaded.usable, 0u);
+  EXPECT_EQ(word.Get(), LARDER_READY_POISON);
+}
+
 // A graph that waits for the word on the device, captured once.
 TEST_P(ClientDeviceTest, ACapturedGraphIsReplayedAHundredTimes) {
   constexpr uint32_t kBlocks = 4;

@@ -106,6 +106,27 @@ inline Outcome SaveChunk(Space& space, const Id& id, uint32_t chunk,
   return saver->Wait(stage);
 }
 
+// One layer of chunk `chunk` of a prompt, as a part of its own.
+inline Outcome SaveLayer(Space& space, const std::vector<Id>& ids,
+                         uint32_t chunk, uint16_t layer,
+                         bool token_major = false, CommitOptions commit = {},
+                         larder_stage stage = LARDER_VOLATILE) {
+  SaveOptions options;
+  options.id = ids[chunk];
+  options.box.layer_begin = layer;
+  options.box.layer_count = 1;
+  auto saver = space.BeginSave(options);
+  if (!saver.ok()) return saver.status();
+  auto segment = saver->Layer(layer);
+  if (!segment.ok()) return segment.status();
+  const auto bytes = SegmentOf(chunk, layer, kChunk, 0, kHeads, token_major);
+  std::memcpy(segment->data, bytes.data(), bytes.size());
+  if (chunk > 0) commit.parent = ids[chunk - 1];
+  commit.token_begin = chunk * kChunk;
+  if (Outcome done = saver->Commit(commit); !done.ok()) return done;
+  return saver->Wait(stage);
+}
+
 // A destination of plain segments for `chunks` chunks.
 struct Plain {
   explicit Plain(uint32_t chunks, uint32_t heads = kHeads)
