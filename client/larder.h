@@ -415,6 +415,7 @@ struct CommitOptions {
   bool want_durable = false;
   uint32_t stop_reason = 0;
   std::optional<larder_blocks> blocks;  // without struct_size
+  std::string destination;              // a node's name; empty = none
 };
 
 // ---- Owners ----
@@ -582,6 +583,9 @@ class Saver : public internal::Owner<larder_save, larder_save_close> {
     opts.priority = options.priority;
     opts.want_durable = options.want_durable;
     opts.stop_reason = options.stop_reason;
+    if (!options.destination.empty()) {
+      opts.destination = options.destination.c_str();
+    }
     auto blocks = internal::Sized<larder_blocks>();
     if (options.blocks) {
       blocks = *options.blocks;

@@ -356,7 +356,10 @@ typedef enum larder_op {
 typedef enum larder_stage {
   LARDER_SOURCE_REUSABLE = 1, /* staging (or the caller's source) is free */
   LARDER_VOLATILE = 2, /* visible when complete; survives the writer's death */
-  LARDER_DURABLE = 3   /* survives power loss */
+  LARDER_DURABLE = 3,  /* survives power loss */
+  /* The destination of the commit has it, in memory; or its status says why
+   * not, which is not the save's failure. At any time after LARDER_VOLATILE. */
+  LARDER_DELIVERED = 4
 } larder_stage;
 
 typedef struct larder_completion {
@@ -940,6 +943,11 @@ typedef struct larder_commit_opts {
   larder_queue* queue;  /* NULL = larder_save_wait tells */
   uint64_t user_data;
   const larder_blocks* blocks; /* NULL = not told */
+  /* The name of another node of the daemon's cluster (`larder cluster nodes`):
+   * the part is sent there at once, for an engine that waits for it
+   * (LARDER_LOAD_ARRIVING, larder_await). NULL = none. What is here already
+   * (LARDER_PRESENT) is not sent: who waits there finds it here. */
+  const char* destination;
 } larder_commit_opts;
 
 /* Makes it visible, all or nothing, idempotent. Never waits. On success the

@@ -31,18 +31,19 @@ uint32_t LayersOf(const Space& space, size_t group,
 uint32_t EngineImpl::LayersHere(SpaceRef space, const ChunkId& id,
                                 GroupMask groups) const {
   if (groups == 0) return UINT32_MAX;
-  const ChunkIndex index = chunks_.Find(space, id);
-  if (index == kNoChunk || chunks_[index].epoch != spaces_[space].epoch) {
-    return 0;
+  const Space& its = spaces_[space];
+  if (peers_ != nullptr && !Here(space, id)) {
+    PeerTier::Chunk found;
+    peers_->Find(its.tenant, its.id, its.epoch, {&id, 1}, {&found, 1});
+    return (found.groups & groups) == groups ? UINT32_MAX : 0;
   }
+  const ChunkIndex index = chunks_.Find(space, id);
+  if (index == kNoChunk || chunks_[index].epoch != its.epoch) return 0;
   const ChunkEntry& chunk = chunks_[index];
-  // What is being fetched may not come.
-  if (chunk.at_peer) return 0;
   uint32_t layers = UINT32_MAX;
-  for (size_t g = 0; g < spaces_[space].volumes.size(); ++g) {
+  for (size_t g = 0; g < its.volumes.size(); ++g) {
     if ((groups >> g & 1) == 0 || chunk.Visible(GroupIndex(g))) continue;
-    layers =
-        std::min(layers, LayersOf(spaces_[space], g, chunks_.Parts(index)));
+    layers = std::min(layers, LayersOf(its, g, chunks_.Parts(index)));
   }
   return layers;
 }
@@ -86,15 +87,50 @@ void EngineImpl::Await(const AwaitRequest& request, Arrived arrived) {
     EndAwaiting(awaiting, after);
     return;
   }
-  if (request.deadline == absl::InfiniteFuture()) return;
-  after.Call([this, awaiting, deadline = request.deadline] {
-    executor_.PostAt(deadline,
-                     Lifeline::Guard<>(lifeline_, Task([this, awaiting] {
-                                         AfterUnlock ended;
-                                         absl::MutexLock locked(&mu_);
-                                         EndAwaiting(awaiting, ended);
-                                       })));
+  const auto guarded = [this, awaiting](bool over) {
+    return Lifeline::Guard<>(
+        lifeline_, Task([this, awaiting, over] { LookAgain(awaiting, over); }));
+  };
+  if (request.deadline != absl::InfiniteFuture()) {
+    after.Call(
+        [this, late = guarded(true), deadline = request.deadline]() mutable {
+          executor_.PostAt(deadline, std::move(late));
+        });
+  }
+  if (peers_ == nullptr) return;
+  // Another node may have had them all along.
+  after.Call([this, found = guarded(false), deadline = request.deadline,
+              tenant = request.tenant, space = request.space,
+              epoch = spaces_[awaiting->space].epoch,
+              ids = awaiting->ids]() mutable {
+    peers_->Locate(tenant, space, epoch, std::move(ids), 0, deadline,
+                   std::move(found));
   });
+}
+
+void EngineImpl::LookAgain(const std::shared_ptr<Awaiting>& awaiting,
+                           bool over) {
+  AfterUnlock after;
+  absl::MutexLock lock(&mu_);
+  if (awaiting->arrived == nullptr) return;
+  for (size_t i = 0; i < awaiting->ids.size(); ++i) {
+    uint32_t& layers = awaiting->layers[i];
+    if (layers >= awaiting->wanted) continue;
+    layers = LayersHere(awaiting->space, awaiting->ids[i], awaiting->groups[i]);
+    if (layers >= awaiting->wanted) {
+      Forget(awaiting, i);
+      --awaiting->missing;
+    }
+  }
+  if (over || awaiting->missing == 0) EndAwaiting(awaiting, after);
+}
+
+void EngineImpl::Forget(const std::shared_ptr<Awaiting>& awaiting,
+                        size_t place) {
+  const auto it = awaited_.find({awaiting->space, awaiting->ids[place]});
+  if (it == awaited_.end()) return;
+  std::erase(it->second, Awaited(awaiting, place));
+  if (it->second.empty()) awaited_.erase(it);
 }
 
 void EngineImpl::TellAwaiting(ChunkIndex index, AfterUnlock& after) {
@@ -121,12 +157,7 @@ void EngineImpl::EndAwaiting(const std::shared_ptr<Awaiting>& awaiting,
                              AfterUnlock& after) {
   if (awaiting->arrived == nullptr) return;
   for (size_t i = 0; awaiting->missing > 0 && i < awaiting->ids.size(); ++i) {
-    const auto it = awaited_.find({awaiting->space, awaiting->ids[i]});
-    if (it == awaited_.end()) continue;
-    std::erase_if(it->second, [&](const Awaited& place) {
-      return place.first == awaiting;
-    });
-    if (it->second.empty()) awaited_.erase(it);
+    Forget(awaiting, i);
   }
   after.Call([arrived = std::move(awaiting->arrived),
               layers = std::move(awaiting->layers)]() mutable {

@@ -45,11 +45,13 @@ using LayersGate =
 using RevokedGate = CallbackGate<HoldRevoked>;
 
 // Tells a saver how far its save is: every stage once and in order, whichever
-// thread gets there first.
+// thread gets there first; kDelivered apart from the others.
 class SaveTicket {
  public:
-  SaveTicket(SaveProgress progress, bool want_durable)
-      : progress_(std::move(progress)), want_durable_(want_durable) {}
+  SaveTicket(SaveProgress progress, bool want_durable, bool to_be_delivered)
+      : progress_(std::move(progress)),
+        want_durable_(want_durable),
+        to_be_delivered_(to_be_delivered) {}
 
   bool want_durable() const { return want_durable_; }
 
@@ -59,11 +61,12 @@ class SaveTicket {
     while (!done_ && next_ <= Raw(stage)) {
       const auto reached = static_cast<SaveStage>(next_++);
       done_ = reached == Last();
-      if (progress_) progress_(reached, absl::OkStatus());
+      Tell(reached, absl::OkStatus());
     }
   }
 
-  // Reports the stages before `stage`, and that it failed. Nothing after that.
+  // Reports the stages before `stage`, and that it failed. Nothing after that,
+  // but what came of a delivery that was begun.
   void Fail(SaveStage stage, const Status& status) {
     std::lock_guard<std::recursive_mutex> lock(mu_);
     if (stage > SaveStage::kSourceReusable) {
@@ -71,12 +74,23 @@ class SaveTicket {
     }
     if (done_) return;
     done_ = true;
-    if (progress_) progress_(stage, status);
+    if (next_ <= Raw(SaveStage::kVolatile)) to_be_delivered_ = false;
+    Tell(stage, status);
+  }
+
+  // What came of it. REQUIRES: kVolatile was reached.
+  void Deliver(const Status& status) {
+    std::lock_guard<std::recursive_mutex> lock(mu_);
+    if (!std::exchange(to_be_delivered_, false)) return;
+    Tell(SaveStage::kDelivered, status);
   }
 
  private:
   SaveStage Last() const {
     return want_durable_ ? SaveStage::kDurable : SaveStage::kVolatile;
+  }
+  void Tell(SaveStage stage, const Status& status) {
+    if (progress_) progress_(stage, status);
   }
 
   std::recursive_mutex mu_;
@@ -84,6 +98,7 @@ class SaveTicket {
   const bool want_durable_;
   uint8_t next_ = Raw(SaveStage::kSourceReusable);
   bool done_ = false;
+  bool to_be_delivered_;
 };
 
 }  // namespace larder

@@ -53,6 +53,7 @@ EngineImpl::EngineImpl(EngineOptions options, Dependencies dependencies)
       durable_(dependencies.durable),
       peers_(dependencies.peers),
       observer_(dependencies.observer),
+      sender_(dependencies.sender),
       tiers_{&dram_, device_, durable_, peers_},
       spill_record_max_(device_ == nullptr ? 0 : device_->MaxExtentBytes()),
       events_(options.event_capacity),
@@ -140,11 +141,14 @@ void EngineImpl::OnDue(const ExpiryQueue::Entry& entry, AfterUnlock& after) {
       Revoke(*hold, MissReason::kDeadline, after);
       return;
     }
-    case ExpiryQueue::What::kReservation:
-      if (reservations_.Find(ReservationId{entry.id}) != nullptr) {
+    case ExpiryQueue::What::kReservation: {
+      const Reservation* reservation =
+          reservations_.Find(ReservationId{entry.id});
+      if (reservation != nullptr && reservation->expires <= now) {
         DropReservation(ReservationId{entry.id}, after);
       }
       return;
+    }
     case ExpiryQueue::What::kIncomplete:
       ExpireIncomplete(ChunkIndex{static_cast<uint32_t>(entry.id)}, after);
       return;

@@ -230,6 +230,8 @@ struct SaveHints {
   // For the event that says that the chunk can be read; may be null. Of a chunk
   // of several parts, that of the last one counts.
   std::shared_ptr<const ChunkBlocks> blocks;
+  // A node's name: the part is sent there as soon as it is here (ChunkSender).
+  std::string destination;
 };
 
 struct ReserveRequest {
@@ -242,6 +244,8 @@ struct ReserveRequest {
   GroupIndex group{};
   PartShape shape;
   Lineage lineage = Lineage::kExact;
+  // FailedPrecondition if the space's epoch is another one.
+  std::optional<Epoch> epoch;
 };
 
 struct CommitRequest {
@@ -249,6 +253,7 @@ struct CommitRequest {
   ReservationId reservation{};
   // A complete part record in the client's staging memory, which it may be
   // changing: read once, verified on the copy. `keep_alive` owns the mapping.
+  // Or where ReservedMemory begins: verified there.
   ByteSpan record;
   std::shared_ptr<void> keep_alive;
   bool want_durable = false;  // false: kDurable is not reported
@@ -256,12 +261,14 @@ struct CommitRequest {
 };
 
 // What a saver learns, in this order; an error at any stage is the last call.
-// Staging may be reused from kSourceReusable on (or from an error on).
-// On wire.
+// Staging may be reused from kSourceReusable on (or from an error on). But
+// kDelivered, where there is a destination, comes at any time after kVolatile,
+// is never the save's failure, and is left out where kVolatile was. On wire.
 enum class SaveStage : uint8_t {
   kSourceReusable = 1,
-  kVolatile = 2,  // visible (if complete) and safe from the writer's death
-  kDurable = 3,   // survives power loss
+  kVolatile = 2,   // visible (if complete) and safe from the writer's death
+  kDurable = 3,    // survives power loss
+  kDelivered = 4,  // SaveHints::destination has it, or the status says why not
 };
 using SaveProgress = absl::AnyInvocable<void(SaveStage stage, Status status)>;
 
@@ -359,6 +366,19 @@ class ChunkObserver {
                          const ChunkId& id) = 0;
 };
 
+// Sends chunks to other nodes. Thread-safe.
+class ChunkSender {
+ public:
+  using Done = absl::AnyInvocable<void(Status) &&>;
+  virtual ~ChunkSender() = default;
+  // Of the record that `meta` names, which this node has, a copy to the node
+  // `destination`, soon. `done` once, from any thread, possibly within the
+  // call: OK when it has it, in memory; NotFound: there is no such node, or it
+  // does not know the space; or why it does not.
+  virtual void Send(const std::string& destination, const RecordMeta& meta,
+                    Done done) = 0;
+};
+
 // The heart of Larder: which chunks there are, where, and who may read them.
 // Placement DRAM -> device, durable tier and back, holds, reservations,
 // lineage, epochs, eviction. Knows media, time and threads only through the
@@ -379,6 +399,7 @@ class Engine {
     DurableTier* durable = nullptr;     // may be null
     PeerTier* peers = nullptr;          // null: alone
     ChunkObserver* observer = nullptr;  // told after Open what was recovered
+    ChunkSender* sender = nullptr;      // null: no save has a destination
     std::unique_ptr<EvictionPolicy> dram_policy;
     std::unique_ptr<EvictionPolicy> device_policy;
     std::unique_ptr<EvictionPolicy> durable_policy;
@@ -437,10 +458,10 @@ class Engine {
   virtual std::vector<StoredRecords> Records(
       TenantId tenant, const SpaceId& space,
       std::span<const ChunkId> ids) const = 0;
-  // Waits until all that was asked for is here: whole chunks in any tier, parts
-  // of others in memory. Then, or at the deadline, `arrived` is told what is;
-  // once, from any thread, possibly within the call; or never, if the engine
-  // goes before.
+  // Waits until all that was asked for is here: whole chunks in any tier, or
+  // known to be at another node, parts of others in memory. Then, or at the
+  // deadline, `arrived` is told what is; once, from any thread, possibly within
+  // the call; or never, if the engine goes before.
   virtual void Await(const AwaitRequest& request, Arrived arrived) = 0;
   // Brings chunks up to memory without holding them. Best effort.
   virtual void Prefetch(TenantId tenant, const SpaceId& space,
@@ -467,6 +488,11 @@ class Engine {
   // succeeds. Consumes the reservation whatever happens.
   virtual void Commit(CommitRequest request, SaveProgress progress) = 0;
   virtual Status Abort(ClientId client, ReservationId reservation) = 0;
+  // For who writes in this process: what was reserved, to be filled where it
+  // lies. From now on it does not expire; the caller commits or aborts it, when
+  // nothing writes to it any more, and removes the client after that.
+  virtual StatusOr<MutableByteSpan> ReservedMemory(
+      ClientId client, ReservationId reservation) = 0;
 
   // -- Administration. `tenant` nullopt = every tenant.
   virtual std::vector<ChunkSummary> List(std::optional<TenantId> tenant,

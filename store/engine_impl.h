@@ -123,6 +123,9 @@ class EngineImpl final : public Engine {
 
   StatusOr<ReservationId> Reserve(const ReserveRequest& request) override;
   void Commit(CommitRequest request, SaveProgress progress) override;
+  StatusOr<MutableByteSpan> ReservedMemory(ClientId client,
+                                           ReservationId reservation) override
+      ABSL_LOCKS_EXCLUDED(mu_);
   Status Abort(ClientId client, ReservationId reservation) override;
 
   std::vector<ChunkSummary> List(std::optional<TenantId> tenant,
@@ -430,6 +433,9 @@ class EngineImpl final : public Engine {
   void AckPresent(SaveWork& work, const ChunkId& id, GroupIndex group,
                   const PartShape& shape, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // To where the save is to go.
+  void Deliver(ChunkIndex index, uint32_t version, const SaveWork& work,
+               AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Acknowledge(ChunkIndex index, PartEntry& part,
                    std::shared_ptr<SaveTicket> ticket, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -597,6 +603,9 @@ class EngineImpl final : public Engine {
   // `visible` and `readable` were so.
   void Tell(ChunkIndex index, GroupMask visible, LevelMask readable)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What the header of a part's record says, as Records gives it.
+  RecordMeta MetaOf(ChunkIndex index, const PartEntry& part) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ChunkId AnchorOf(const ChunkEntry& chunk) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // In the index, in a lineage too bad or incomplete though it may be: nothing
@@ -622,6 +631,11 @@ class EngineImpl final : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Something of the chunk is here that was not.
   void TellAwaiting(ChunkIndex index, AfterUnlock& after)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Other nodes answered, or its time is over.
+  void LookAgain(const std::shared_ptr<Awaiting>& awaiting, bool over)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void Forget(const std::shared_ptr<Awaiting>& awaiting, size_t place)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndAwaiting(const std::shared_ptr<Awaiting>& awaiting,
                    AfterUnlock& after) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -677,6 +691,7 @@ class EngineImpl final : public Engine {
   DurableTier* const durable_;     // may be null
   PeerTier* const peers_;          // may be null
   ChunkObserver* const observer_;  // may be null
+  ChunkSender* const sender_;      // may be null
   Tier* const tiers_[kLevels];     // the same, by level
   const uint64_t spill_record_max_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();

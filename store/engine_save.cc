@@ -28,6 +28,9 @@ Status EngineImpl::CheckReserve(const ReserveRequest& request,
   if (draining_) return absl::UnavailableError("draining: no saves");
   const SpaceRef space = spaces_.Find(client->tenant, request.space);
   if (space == kNoSpace) return absl::NotFoundError("no such space");
+  if (request.epoch.value_or(spaces_[space].epoch) != spaces_[space].epoch) {
+    return absl::FailedPreconditionError("the space is of another epoch");
+  }
   if (request.id.has_value() &&
       PartThere(space, *request.id, request.group, request.shape,
                 request.lineage) != nullptr) {
@@ -140,11 +143,21 @@ Status EngineImpl::Abort(ClientId client, ReservationId id) {
   return absl::OkStatus();
 }
 
+StatusOr<MutableByteSpan> EngineImpl::ReservedMemory(ClientId client,
+                                                     ReservationId id) {
+  absl::MutexLock lock(&mu_);
+  StatusOr<Reservation*> found = FindReservation(client, id);
+  if (!found.ok()) return found.status();
+  (*found)->expires = absl::InfiniteFuture();
+  return dram_.Map((*found)->extent);
+}
+
 // ---- Commit ----
 
 void EngineImpl::Commit(CommitRequest request, SaveProgress progress) {
   auto ticket =
-      std::make_shared<SaveTicket>(std::move(progress), request.want_durable);
+      std::make_shared<SaveTicket>(std::move(progress), request.want_durable,
+                                   !request.hints.destination.empty());
   AfterUnlock after;
   absl::MutexLock lock(&mu_);
   const Status status = StartSave(request, ticket, after);
@@ -221,7 +234,10 @@ void EngineImpl::RunSave(std::shared_ptr<SaveWork> work) {
 Status EngineImpl::CopyIn(SaveWork& work) {
   const Reservation& reserved = work.reservation;
   const MutableByteSpan memory = dram_.Map(reserved.extent);
-  StatusOr<RecordMeta> meta = CopyRecordVerified(work.source, memory);
+  StatusOr<RecordMeta> meta =
+      work.source.data() == memory.data()
+          ? VerifyRecord(memory.first(work.source.size()))
+          : CopyRecordVerified(work.source, memory);
   if (!meta.ok()) return meta.status();
   work.meta = *meta;
   work.own_lineage = meta->lineage;
@@ -329,8 +345,33 @@ void EngineImpl::AckPresent(SaveWork& work, const ChunkId& id, GroupIndex group,
                             const PartShape& shape, AfterUnlock& after) {
   ++counters_.commits_present;
   const ChunkIndex index = chunks_.Find(work.reservation.space, id);
-  Acknowledge(index, *chunks_.FindPart(index, group, shape), work.ticket,
-              after);
+  PartEntry* const part = chunks_.FindPart(index, group, shape);
+  const uint32_t version = part->version;
+  Acknowledge(index, *part, work.ticket, after);
+  Deliver(index, version, work, after);
+}
+
+void EngineImpl::Deliver(ChunkIndex index, uint32_t version,
+                         const SaveWork& work, AfterUnlock& after) {
+  const std::string& destination = work.hints.destination;
+  if (destination.empty()) return;
+  const PartEntry* part = chunks_.FindPart(index, version);
+  Status refused;
+  if (sender_ == nullptr) {
+    refused = absl::FailedPreconditionError(
+        "this larderd is in no cluster, so that it cannot send to a node");
+  } else if (part == nullptr) {
+    refused = absl::AbortedError("the part went before it was sent");
+  }
+  if (!refused.ok()) {
+    after.Call([ticket = work.ticket, refused] { ticket->Deliver(refused); });
+    return;
+  }
+  after.Call([this, destination, meta = MetaOf(index, *part),
+              ticket = work.ticket] {
+    sender_->Send(destination, meta,
+                  [ticket](const Status& status) { ticket->Deliver(status); });
+  });
 }
 
 // The part is in a tier; and on its way to the durable one, if anybody wants.
@@ -445,6 +486,7 @@ void EngineImpl::Publish(SaveWork& work, AfterUnlock& after) {
   ++counters_.commits;
   counters_.saved_bytes += meta.record_bytes;
   Acknowledge(index, *chunks_.FindPart(index, version), work.ticket, after);
+  Deliver(index, version, work, after);
   if (options_.write_back == EngineOptions::WriteBack::kOnEvict &&
       durable_ != nullptr) {
     after.Call([this] { DemoteAhead(); });

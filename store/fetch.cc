@@ -169,6 +169,32 @@ void EngineImpl::Locate(const MatchRequest& request, absl::Time deadline,
                  deadline, Lifeline::Guard<>(lifeline_, std::move(done)));
 }
 
+RecordMeta EngineImpl::MetaOf(ChunkIndex index, const PartEntry& part) const {
+  const ChunkEntry& chunk = chunks_[index];
+  const Space& space = spaces_[chunk.space];
+  RecordMeta meta;
+  meta.space = space.id;
+  meta.chunk = chunk.id;
+  meta.parent = chunk.parent;
+  meta.tenant = space.tenant;
+  meta.epoch = space.epoch;
+  meta.group = part.group;
+  meta.shape = part.shape;
+  meta.codec = part.codec;
+  meta.lineage = part.lineage;
+  meta.is_tail = chunk.is_tail;
+  meta.token_count = chunk.token_count;
+  meta.token_begin = chunk.token_begin;
+  meta.record_bytes = part.record_bytes;
+  meta.checksum = part.checksum;
+  if (part.copies() == Bit(Level::kDurable)) {
+    const CopyPlanes planes = chunks_.DurablePlanes(index, part);
+    meta.planes = planes.planes;
+    meta.cuts = planes.cuts;
+  }
+  return meta;
+}
+
 std::vector<Engine::StoredRecords> EngineImpl::Records(
     TenantId tenant, const SpaceId& space_id,
     std::span<const ChunkId> ids) const {
@@ -176,7 +202,6 @@ std::vector<Engine::StoredRecords> EngineImpl::Records(
   absl::MutexLock lock(&mu_);
   const SpaceRef ref = spaces_.Find(tenant, space_id);
   if (ref == kNoSpace) return all;
-  const Space& space = spaces_[ref];
   for (size_t i = 0; i < ids.size(); ++i) {
     const Found found = Look(ref, ids[i], Lineage::kUnknown);
     // What is being fetched is nobody's source.
@@ -185,26 +210,7 @@ std::vector<Engine::StoredRecords> EngineImpl::Records(
     all[i].groups = chunk.visible;
     for (const PartEntry& part : chunks_.Parts(found.chunk)) {
       if (!chunk.Visible(part.group)) continue;
-      RecordMeta& meta = all[i].parts.emplace_back();
-      meta.space = space.id;
-      meta.chunk = chunk.id;
-      meta.parent = chunk.parent;
-      meta.tenant = space.tenant;
-      meta.epoch = space.epoch;
-      meta.group = part.group;
-      meta.shape = part.shape;
-      meta.codec = part.codec;
-      meta.lineage = part.lineage;
-      meta.is_tail = chunk.is_tail;
-      meta.token_count = chunk.token_count;
-      meta.token_begin = chunk.token_begin;
-      meta.record_bytes = part.record_bytes;
-      meta.checksum = part.checksum;
-      if (part.copies() == Bit(Level::kDurable)) {
-        const CopyPlanes planes = chunks_.DurablePlanes(found.chunk, part);
-        meta.planes = planes.planes;
-        meta.cuts = planes.cuts;
-      }
+      all[i].parts.push_back(MetaOf(found.chunk, part));
     }
   }
   return all;

@@ -639,6 +639,18 @@ StatusOr<RecordMeta> CopyRecordVerified(ByteSpan source,
   return view.meta();
 }
 
+StatusOr<RecordMeta> VerifyRecord(MutableByteSpan record) {
+  if (record.size() < kRecordHeaderBytes) return Corrupt("truncated header");
+  LARDER_ASSIGN_OR_RETURN(const Header header, ParseHeader(record.data()));
+  const uint64_t bytes = header.meta.record_bytes;
+  if (bytes > record.size()) return Corrupt("truncated");
+  LARDER_ASSIGN_OR_RETURN(const RecordView view,
+                          RecordView::Parse(ByteSpan(record).first(bytes)));
+  LARDER_RETURN_IF_ERROR(view.VerifyPayload());
+  std::memset(record.data() + bytes, 0, record.size() - bytes);
+  return view.meta();
+}
+
 void RestampRecord(MutableByteSpan record, RecordMeta& meta) {
   Require(record.size() >= kRecordHeaderBytes, "RestampRecord: no header");
   std::byte* const base = record.data();

@@ -178,6 +178,10 @@ class RecordView {
 StatusOr<RecordMeta> CopyRecordVerified(ByteSpan source,
                                         MutableByteSpan destination);
 
+// The same of a record that lies in memory of our own already, and that nobody
+// else writes.
+StatusOr<RecordMeta> VerifyRecord(MutableByteSpan record);
+
 // Rewrites the fields that the daemon decides (tenant, epoch, generation,
 // effective lineage) in a record it alone can write, and the header checksum.
 void RestampRecord(MutableByteSpan record, RecordMeta& meta);

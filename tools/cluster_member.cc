@@ -113,6 +113,7 @@ class WiredClusterMember final : public ClusterMember {
 
   PeerTier& tier() override { return node_->tier(); }
   ChunkObserver& observer() override { return node_->observer(); }
+  ChunkSender& sender() override { return node_->sender(); }
   const Node& self() const override { return self_; }
   const ClusterNode& node() const override { return *node_; }
 

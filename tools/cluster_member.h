@@ -28,6 +28,7 @@ class ClusterMember {
   // For Engine::Dependencies.
   virtual PeerTier& tier() = 0;
   virtual ChunkObserver& observer() = 0;
+  virtual ChunkSender& sender() = 0;
 
   // Serves other nodes and enters the cluster, in the background: a registry
   // that does not answer is no error, it is asked again.

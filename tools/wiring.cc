@@ -243,6 +243,7 @@ class WiredDaemon final : public Daemon {
     if (cluster_) {
       deps.peers = &cluster_->tier();
       deps.observer = &cluster_->observer();
+      deps.sender = &cluster_->sender();
     }
     if (hbm_) {
       deps.device = hbm_.get();

@@ -28,9 +28,10 @@ inline constexpr uint16_t kMinor = 2;
 inline constexpr size_t kMaxMessageBytes = 64_KiB;
 inline constexpr size_t kMaxDescriptors = 16;  // beside one packet
 inline constexpr uint32_t kMaxIdsPerMessage = 1024;
-inline constexpr uint32_t kMaxListed = 1024;     // chunks of one ListReply
-inline constexpr size_t kMaxDetailBytes = 1024;  // text of one reply
-inline constexpr uint32_t kRingEntries = 4096;   // completions
+inline constexpr uint32_t kMaxListed = 1024;         // chunks of one ListReply
+inline constexpr size_t kMaxDetailBytes = 1024;      // text of one reply
+inline constexpr uint32_t kRingEntries = 4096;       // completions
+inline constexpr size_t kMaxDestinationBytes = 255;  // of one commit
 
 enum class Type : uint16_t {
   // client -> daemon; answered by the Reply of the same request id, except
@@ -283,7 +284,8 @@ struct ReserveReply {
   uint64_t reservation = 0;
 };
 
-struct Commit {  // then block_hash_count u64, then token_count u32
+// then block_hash_count u64, token_count u32, destination_bytes of a name
+struct Commit {
   uint64_t reservation = 0;
   uint32_t region = 0;
   uint8_t want_durable = 0;
@@ -298,7 +300,10 @@ struct Commit {  // then block_hash_count u64, then token_count u32
   uint32_t token_count = 0;
   uint8_t signed_hashes = 0;
   uint8_t keyed = 0;
-  uint8_t reserved3[6] = {};
+  // Of the name of the node that the part is to be sent to; 0: to none. Since
+  // minor 2.
+  uint16_t destination_bytes = 0;
+  uint8_t reserved3[4] = {};
 };
 struct Abort {
   uint64_t reservation = 0;
@@ -393,7 +398,7 @@ inline constexpr uint32_t kMaxProfileBytesPerMessage = 60_KiB;
 //
 // An entry may be seen before the thread that waits for the reply that names
 // its hold has seen that: keep it.
-inline constexpr uint32_t kCompletionsPerSave = 3;
+inline constexpr uint32_t kCompletionsPerSave = 4;
 
 enum class Completion : uint32_t {
   kSave = 1,           // request = that of kCommit; value = SaveStage

@@ -133,13 +133,14 @@ larder_status larder_save_commit(larder_save* save,
     hints.blocks.keyed = (blocks.flags & LARDER_BLOCKS_KEYED) != 0;
   }
   if (raw.queue != nullptr) hints.queue = raw.queue->queue;
+  if (raw.destination != nullptr) hints.destination = raw.destination;
   return Answer(save->saver->Commit(hints));
 }
 
 larder_status larder_save_wait(larder_save* save, larder_stage stage,
                                uint32_t deadline_ms) {
   if (save == nullptr) return Invalid("save is NULL");
-  if (stage < LARDER_SOURCE_REUSABLE || stage > LARDER_DURABLE) {
+  if (stage < LARDER_SOURCE_REUSABLE || stage > LARDER_DELIVERED) {
     return Invalid("no such stage");
   }
   return Answer(

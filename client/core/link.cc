@@ -356,8 +356,10 @@ void Link::FailSaves() {
     saves.swap(saves_);
   }
   for (const auto& [request, watcher] : saves) {
-    watcher->OnStage(SaveStage::kSourceReusable,
-                     absl::UnavailableError("the daemon is gone"));
+    for (const SaveStage stage :
+         {SaveStage::kSourceReusable, SaveStage::kDelivered}) {
+      watcher->OnStage(stage, absl::UnavailableError("the daemon is gone"));
+    }
   }
 }
 

@@ -36,13 +36,17 @@ class Saver::Progress : public SaveWatcher {
   bool OnStage(SaveStage stage, const Status& status) override
       ABSL_LOCKS_EXCLUDED(mu_) {
     uint8_t tell = 0;
+    bool more = false;
     {
       absl::MutexLock lock(&mu_);
-      if (!failure_.ok() || stage < SaveStage::kSourceReusable ||
-          stage > SaveStage::kDurable) {
-        return failure_.ok();
-      }
-      if (status.ok()) {
+      if (stage == SaveStage::kDelivered) {
+        if (delivered_.has_value()) return More();
+        delivered_ = status.ok() ? status : Undelivered(status);
+        tell = static_cast<uint8_t>(hints_.stages & (1 << Raw(stage)));
+      } else if (!failure_.ok() || stage < SaveStage::kSourceReusable ||
+                 stage > SaveStage::kDurable) {
+        return More();
+      } else if (status.ok()) {
         reached_ = std::max(reached_, Raw(stage));
         tell = static_cast<uint8_t>(hints_.stages & (1 << Raw(stage)));
       } else if (reached_ < Last()) {
@@ -56,8 +60,13 @@ class Saver::Progress : public SaveWatcher {
           }
         }
       } else {
-        return false;
+        return More();
       }
+      if (!failure_.ok() && reached_ < Raw(SaveStage::kVolatile) &&
+          !delivered_.has_value()) {
+        delivered_ = failure_;
+      }
+      more = More();
     }
     FreeStaging();
     if (status.ok() && stage == SaveStage::kVolatile) {
@@ -76,25 +85,53 @@ class Saver::Progress : public SaveWatcher {
       done.bytes = status.ok() ? bytes_ : 0;
       hints_.queue->Push(std::move(done));
     }
-    return status.ok() && Raw(stage) < Last();
+    return more;
   }
 
   // Has `stage` come, or will it not?
   bool Settled(SaveStage stage) const ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
+    if (stage == SaveStage::kDelivered) return delivered_.has_value();
     return !failure_.ok() || reached_ >= Raw(stage);
   }
   Status Outcome(SaveStage stage) const ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
+    if (stage == SaveStage::kDelivered) return *delivered_;
     return reached_ >= Raw(stage) ? absl::OkStatus() : failure_;
   }
-  // The last stage that will come.
+  // The last stage that will come, but for a delivery.
   uint8_t Last() const {
     return Raw(hints_.want_durable ? SaveStage::kDurable
                                    : SaveStage::kVolatile);
   }
 
+  bool HasDestination() const { return !hints_.destination.empty(); }
+
  private:
+  bool More() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return (failure_.ok() && reached_ < Last()) ||
+           (HasDestination() && !delivered_.has_value());
+  }
+  // The daemon's reason is a code alone.
+  Status Undelivered(const Status& status) const {
+    const absl::string_view to = hints_.destination;
+    switch (status.code()) {
+      case absl::StatusCode::kNotFound:
+        return absl::NotFoundError(absl::StrCat(
+            "node ", to,
+            " is not in the cluster, or has not opened the space"));
+      case absl::StatusCode::kFailedPrecondition:
+        return absl::FailedPreconditionError(
+            absl::StrCat("the daemon is in no cluster, or node ", to,
+                         " has the space with other weights (another epoch)"));
+      case absl::StatusCode::kResourceExhausted:
+        return absl::ResourceExhaustedError(
+            absl::StrCat("node ", to, " has no room"));
+      default:
+        return {status.code(), absl::StrCat("node ", to, " did not take it")};
+    }
+  }
+
   void FreeStaging() ABSL_LOCKS_EXCLUDED(mu_) {
     std::shared_ptr<Staging> staging;
     {
@@ -108,6 +145,7 @@ class Saver::Progress : public SaveWatcher {
   mutable absl::Mutex mu_;
   std::shared_ptr<Staging> staging_ ABSL_GUARDED_BY(mu_);
   uint8_t reached_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<Status> delivered_ ABSL_GUARDED_BY(mu_);
   Status failure_ ABSL_GUARDED_BY(mu_);
   const uint64_t offset_;
   const JobId job_;
@@ -596,6 +634,14 @@ Status Saver::Commit(const CommitHints& hints) {
       tokens = BytesOfArray(blocks.tokens);
     }
   }
+  if (hints.destination.size() > wire::kMaxDestinationBytes) {
+    return absl::InvalidArgumentError("a destination's name is too long");
+  }
+  if (!hints.destination.empty() && link_->channel().session().minor < 2) {
+    return absl::UnimplementedError("the daemon is too old to send to a node");
+  }
+  body.destination_bytes = static_cast<uint16_t>(hints.destination.size());
+  const ByteSpan destination = std::as_bytes(std::span(hints.destination));
   const uint64_t request = link_->channel().NewRequestId();
   progress_ =
       std::make_shared<Progress>(std::move(staging_), offset_, job_, hints,
@@ -605,7 +651,7 @@ Status Saver::Commit(const CommitHints& hints) {
   link_->WatchSave(request, progress_);
   if (hints.queue != nullptr && hints.stages != 0) link_->StartPump();
   const Status sent = link_->channel().Send(
-      wire::Type::kCommit, body, {hashes, tokens},
+      wire::Type::kCommit, body, {hashes, tokens, destination},
       space_->client().clock().Now() + kSendPatience, request);
   if (!sent.ok()) {
     link_->ForgetSave(request);
@@ -621,7 +667,12 @@ Status Saver::Wait(SaveStage stage, absl::Time deadline) {
     return absl::FailedPreconditionError("save: not committed");
   }
   if (Raw(stage) > progress_->Last()) {
-    return absl::FailedPreconditionError("save: durable was not asked for");
+    const bool delivery = stage == SaveStage::kDelivered;
+    if (!delivery || !progress_->HasDestination()) {
+      return absl::FailedPreconditionError(
+          delivery ? "save: it has no destination"
+                   : "save: durable was not asked for");
+    }
   }
   const Status waited = link_->Await([&] { return progress_->Settled(stage); },
                                      deadline, nullptr);

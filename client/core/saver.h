@@ -50,6 +50,7 @@ struct CommitHints {
   uint8_t priority = 0;
   uint32_t stop_reason = 0;
   BlockHints blocks;
+  std::string destination;  // a node's name; empty: none
   // Completions: bit SaveStage set.
   uint8_t stages = 0;
   std::shared_ptr<Queue> queue;

@@ -98,6 +98,12 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
                    return TenantKey(parts_.cluster, tenant);
                  }},
             options.tier),
+      sender_({.cluster = parts_.cluster,
+               .self = id_,
+               .calls = &links_,
+               .clock = parts_.clock},
+              options.offer_timeout),
+      receiver_options_(options.receiver),
       observer_(std::make_unique<Observer>(parts_.cluster, announcer_)) {}
 
 ClusterNode::~ClusterNode() = default;
@@ -115,6 +121,9 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
   {
     absl::MutexLock lock(&mu_);
     service_ = std::make_unique<PeerService>(engine);
+    receiver_ = std::make_unique<PeerReceiver>(
+        PeerReceiver::Parts{&engine, &links_, parts_.clock, parts_.executor},
+        receiver_options_);
   }
   LARDER_ASSIGN_OR_RETURN(std::string there, links_.Start(transport, address));
   absl::MutexLock lock(&mu_);
@@ -123,6 +132,12 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
 }
 
 void ClusterNode::Stop() {
+  PeerReceiver* receiver = nullptr;
+  {
+    absl::MutexLock lock(&mu_);
+    receiver = receiver_.get();
+  }
+  if (receiver != nullptr) receiver->Stop();
   links_.Stop();
 }
 
@@ -151,6 +166,7 @@ void ClusterNode::SetView(std::shared_ptr<const ClusterView> view) {
   directory_.SetView(rendezvous);
   locator_.SetView(rendezvous);
   announcer_.SetView(rendezvous);
+  sender_.SetView(view);
 }
 
 void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
@@ -161,9 +177,16 @@ void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
     return;
   }
   PeerService* service = nullptr;
+  PeerReceiver* receiver = nullptr;
   {
     absl::MutexLock lock(&mu_);
     service = service_.get();
+    receiver = receiver_.get();
+  }
+  if (!message.empty() &&
+      static_cast<PeerMessageKind>(message[0]) == PeerMessageKind::kOffer) {
+    receiver->Handle(from, message, std::move(answer));
+    return;
   }
   service->Handle(link, message, deadline, std::move(answer));
 }
@@ -174,8 +197,10 @@ ClusterNode::Stats ClusterNode::GetStats() const {
   stats.announcer = announcer_.GetStats();
   stats.locator = locator_.GetStats();
   stats.tier = tier_.GetStats();
+  stats.sender = sender_.GetStats();
   absl::MutexLock lock(&mu_);
   if (service_ != nullptr) stats.service = service_->GetStats();
+  if (receiver_ != nullptr) stats.receiver = receiver_->GetStats();
   return stats;
 }
 

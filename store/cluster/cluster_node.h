@@ -16,6 +16,8 @@
 #include "store/cluster/locator.h"
 #include "store/cluster/membership.h"
 #include "store/cluster/peer_links.h"
+#include "store/cluster/peer_receiver.h"
+#include "store/cluster/peer_sender.h"
 #include "store/cluster/peer_service.h"
 #include "store/engine.h"
 #include "store/executor.h"
@@ -30,6 +32,9 @@ struct ClusterOptions {
   LocatorOptions locator;
   PeerLinksOptions links;
   ClusterTierOptions tier;
+  PeerReceiverOptions receiver;
+  // An offer that was not answered by then failed.
+  absl::Duration offer_timeout = absl::Seconds(20);
 };
 
 // This node's part in a cluster: tells others what it has, keeps its shard of
@@ -38,7 +43,8 @@ struct ClusterOptions {
 // without other nodes, an engine with it is as one alone.
 //
 //   ClusterNode node(...);
-//   Engine::Open({.., .peers = &node.tier(), .observer = &node.observer()});
+//   Engine::Open({.., .peers = &node.tier(), .observer = &node.observer(),
+//                 .sender = &node.sender()});
 //   node.Start(*engine, transport, "192.0.2.7:0");
 //   membership.Join(node.self(), [&](view) { node.SetView(view); }, ...);
 //
@@ -65,6 +71,7 @@ class ClusterNode {
   // For Engine::Dependencies.
   PeerTier& tier();
   ChunkObserver& observer();
+  PeerSender& sender() { return sender_; }
 
   // Once: others may ask from now on, over `transport`, which listens at
   // `address`. Where that is in the end is self().address.
@@ -82,6 +89,8 @@ class ClusterNode {
     Locator::Stats locator;
     ClusterTier::Stats tier;
     PeerService::Stats service;
+    PeerSender::Stats sender;
+    PeerReceiver::Stats receiver;
   };
   Stats GetStats() const;
   std::vector<PeerLinks::PeerState> Peers() const { return links_.States(); }
@@ -102,10 +111,13 @@ class ClusterNode {
   Announcer announcer_;
   Locator locator_;
   ClusterTier tier_;
+  PeerSender sender_;
+  const PeerReceiverOptions receiver_options_;
   const std::unique_ptr<Observer> observer_;
 
   mutable absl::Mutex mu_;
   std::unique_ptr<PeerService> service_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<PeerReceiver> receiver_ ABSL_GUARDED_BY(mu_);
   std::string address_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mu_) =
       std::make_shared<ClusterView>();

@@ -123,6 +123,22 @@ StatusOr<RecordsQuery> ParseRecordsQuery(std::string_view bytes) {
   return query;
 }
 
+namespace {
+
+void Put(const RecordMeta& meta, Writer& out) {
+  std::byte encoded[kEncodedMetaBytes];
+  EncodeMeta(meta, encoded);
+  out.Append({reinterpret_cast<const char*>(encoded), sizeof encoded});
+}
+
+StatusOr<RecordMeta> TakeMeta(Reader& in) {
+  const std::string_view encoded = in.Take(kEncodedMetaBytes);
+  LARDER_RETURN_IF_ERROR(in.ok() ? absl::OkStatus() : in.End());
+  return DecodeMeta(std::as_bytes(std::span(encoded.data(), encoded.size())));
+}
+
+}  // namespace
+
 std::string Encode(const RecordsAnswer& answer) {
   Writer out;
   out.Put(PeerMessageKind::kRecords);
@@ -134,11 +150,7 @@ std::string Encode(const RecordsAnswer& answer) {
     if (out.size() + bytes > kMessageBytesMax) break;
     out.Put(chunk.groups);
     out.Put(static_cast<uint16_t>(chunk.parts.size()));
-    for (const RecordMeta& meta : chunk.parts) {
-      std::byte encoded[kEncodedMetaBytes];
-      EncodeMeta(meta, encoded);
-      out.Append({reinterpret_cast<const char*>(encoded), sizeof encoded});
-    }
+    for (const RecordMeta& meta : chunk.parts) Put(meta, out);
     ++count;
   }
   std::string bytes = out.Take();
@@ -159,11 +171,7 @@ StatusOr<RecordsAnswer> ParseRecordsAnswer(std::string_view bytes) {
     const auto parts = in.Get<uint16_t>();
     in.Want((chunk.groups == 0) == (parts == 0));
     for (uint32_t p = 0; p < parts && in.ok(); ++p) {
-      const std::string_view encoded = in.Take(kEncodedMetaBytes);
-      if (!in.ok()) break;
-      LARDER_ASSIGN_OR_RETURN(
-          RecordMeta meta,
-          DecodeMeta(std::as_bytes(std::span(encoded.data(), encoded.size()))));
+      LARDER_ASSIGN_OR_RETURN(const RecordMeta meta, TakeMeta(in));
       chunk.parts.push_back(meta);
     }
   }
@@ -208,6 +216,34 @@ StatusOr<ReadQuery> ParseReadQuery(std::string_view bytes) {
   query.landing = in.Get<LandingId>();
   LARDER_RETURN_IF_ERROR(in.End());
   return query;
+}
+
+std::string Encode(const Offer& offer) {
+  Writer out;
+  out.Put(PeerMessageKind::kOffer);
+  out.Put(offer.urgency);
+  out.Put(static_cast<uint16_t>(offer.records.size()));
+  out.Put(offer.tenant);
+  for (const RecordMeta& meta : offer.records) Put(meta, out);
+  return out.Take();
+}
+
+StatusOr<Offer> ParseOffer(std::string_view bytes) {
+  Reader in(bytes);
+  Offer offer;
+  in.Want(in.Get<PeerMessageKind>() == PeerMessageKind::kOffer);
+  offer.urgency = in.Get<Urgency>();
+  in.Want(static_cast<uint8_t>(offer.urgency) < kUrgencies);
+  const auto count = in.Get<uint16_t>();
+  in.Want(count >= 1 && count <= kOfferRecordsMax);
+  offer.tenant = in.Get<TenantId>();
+  in.Want(in.left() == count * kEncodedMetaBytes);
+  if (!in.ok()) return in.End();
+  for (uint32_t i = 0; i < count; ++i) {
+    LARDER_ASSIGN_OR_RETURN(offer.records.emplace_back(), TakeMeta(in));
+  }
+  LARDER_RETURN_IF_ERROR(in.End());
+  return offer;
 }
 
 }  // namespace larder

@@ -25,6 +25,7 @@ namespace larder {
 enum class PeerMessageKind : uint8_t {
   kRecords = 16,
   kRead = 17,
+  kOffer = 18,
 };
 
 // Who opens a link, and who answers it. Both must be of the same cluster.
@@ -69,16 +70,28 @@ struct ReadQuery {
   bool operator==(const ReadQuery&) const = default;
 };
 
+// Have a copy of these records, all of the tenant's, which are read from here.
+// The answer, empty, says that they are in memory there; AlreadyExists: they
+// were. NotFound: no such space.
+struct Offer {
+  TenantId tenant{};
+  Urgency urgency = Urgency::kDeadline;
+  std::vector<RecordMeta> records;
+};
+inline constexpr size_t kOfferRecordsMax = 512;
+
 std::string Encode(const PeerGreeting& greeting);
 std::string Encode(const RecordsQuery& query);
 // Of `answer` as much as fits a message.
 std::string Encode(const RecordsAnswer& answer);
 std::string Encode(const ReadQuery& query);
+std::string Encode(const Offer& offer);
 
 StatusOr<PeerGreeting> ParsePeerGreeting(std::string_view bytes);
 StatusOr<RecordsQuery> ParseRecordsQuery(std::string_view bytes);
 StatusOr<RecordsAnswer> ParseRecordsAnswer(std::string_view bytes);
 StatusOr<ReadQuery> ParseReadQuery(std::string_view bytes);
+StatusOr<Offer> ParseOffer(std::string_view bytes);
 
 }  // namespace larder
 

@@ -71,6 +71,10 @@ void PeerService::Read(const std::shared_ptr<Link>& link,
   request.deadline = deadline;
   request.worst_lineage = Lineage::kUnknown;
   request.map = true;
+  // Also a part of a chunk that is not complete.
+  request.layer_begin = query.shape.layer_begin;
+  request.layer_end =
+      static_cast<uint16_t>(query.shape.layer_begin + query.shape.layer_count);
   request.peers = false;  // it would be asked for what it asks others for
   StatusOr<HoldReply> reply = engine_.Hold(
       request,

@@ -241,6 +241,9 @@ class FakeEngine final : public Engine {
     absl::MutexLock lock(&mu_);
     locations_.push_back(std::move(done));
   }
+  StatusOr<MutableByteSpan> ReservedMemory(ClientId, ReservationId) override {
+    return absl::UnimplementedError("");
+  }
   void Await(const AwaitRequest& request, Arrived arrived) override {
     std::vector<uint32_t> layers(request.ids.size(), request.layers);
     layers.back() = behaviour().state == ChunkState::kMiss ? 1 : UINT32_MAX;

@@ -54,6 +54,9 @@ class FakeEngine final : public Engine {
   MatchResult Match(const MatchRequest&) override { return {}; }
   bool has_peers() const override { return false; }
   void Await(const AwaitRequest&, Arrived) override {}
+  StatusOr<MutableByteSpan> ReservedMemory(ClientId, ReservationId) override {
+    return absl::UnimplementedError("");
+  }
   void Locate(const MatchRequest&, absl::Time, Task) override {}
   std::vector<StoredRecords> Records(
       TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {

@@ -103,23 +103,33 @@ class HubImpl final : public SessionHub,
 // The completions of one save, from its reservation to its last stage.
 class SaveCompletions {
  public:
-  SaveCompletions(CompletionLease lease, uint64_t request, bool want_durable)
+  SaveCompletions(CompletionLease lease, uint64_t request, bool want_durable,
+                  bool delivered)
       : lease_(std::move(lease)),
         request_(request),
-        last_(want_durable ? SaveStage::kDurable : SaveStage::kVolatile) {}
+        last_(want_durable ? SaveStage::kDurable : SaveStage::kVolatile),
+        delivered_(!delivered) {}
 
   void operator()(SaveStage stage, const Status& status) {
     lease_.Push({.request = request_,
                  .kind = wire::Completion::kSave,
                  .status = static_cast<uint32_t>(status.code()),
                  .value = Raw(stage)});
-    if (!status.ok() || stage >= last_) lease_.Drop();
+    if (stage == SaveStage::kDelivered) {
+      delivered_ = true;
+    } else {
+      ended_ = ended_ || !status.ok() || stage >= last_;
+      if (!status.ok() && stage <= SaveStage::kVolatile) delivered_ = true;
+    }
+    if (ended_ && delivered_) lease_.Drop();
   }
 
  private:
   CompletionLease lease_;
   uint64_t request_;
   SaveStage last_;
+  bool ended_ = false;      // apart from the delivery
+  bool delivered_ = false;  // or never will be, or not asked for
 };
 
 class SessionImpl final : public Session {
@@ -1048,17 +1058,12 @@ Status SessionImpl::OnReserve(const PacketView& view) {
 }
 
 // What the commit says of its chunk's blocks, if anybody wants to know; null if
-// it says nothing.
+// it says nothing. REQUIRES: the counts are those of the arrays.
 StatusOr<std::shared_ptr<const ChunkBlocks>> SessionImpl::BlocksOf(
     const wire::Commit& body, const PacketView& view) const {
-  if (body.block_hash_count > ChunkBlocks::kMaxHashes ||
-      body.token_count > ChunkBlocks::kMaxTokens ||
-      body.block_hash_count * sizeof(uint64_t) +
-              body.token_count * sizeof(uint32_t) !=
-          view.arrays().size()) {
-    return BadPacket("block hashes or tokens that are not their count");
+  if (!wants_blocks_ || body.block_hash_count + body.token_count == 0) {
+    return nullptr;
   }
-  if (!wants_blocks_ || view.arrays().empty()) return nullptr;
   ArrayReader arrays(view.arrays());
   LARDER_ASSIGN_OR_RETURN(const std::span<const uint64_t> hashes,
                           arrays.Take<uint64_t>(body.block_hash_count));
@@ -1074,8 +1079,17 @@ StatusOr<std::shared_ptr<const ChunkBlocks>> SessionImpl::BlocksOf(
 
 Status SessionImpl::OnCommit(const PacketView& view) {
   const auto body = view.Body<wire::Commit>();
+  if (body.block_hash_count > ChunkBlocks::kMaxHashes ||
+      body.token_count > ChunkBlocks::kMaxTokens ||
+      body.destination_bytes > wire::kMaxDestinationBytes ||
+      body.block_hash_count * sizeof(uint64_t) +
+              body.token_count * sizeof(uint32_t) + body.destination_bytes !=
+          view.arrays().size()) {
+    return BadPacket("block hashes, tokens or a name that are not their count");
+  }
   LARDER_ASSIGN_OR_RETURN(std::shared_ptr<const ChunkBlocks> blocks,
                           BlocksOf(body, view));
+  const ByteSpan destination = view.arrays().last(body.destination_bytes);
   const auto refused = [&](const Status& status) {
     return wire::RingEntry{.request = view.header().request,
                            .kind = wire::Completion::kSave,
@@ -1104,10 +1118,13 @@ Status SessionImpl::OnCommit(const PacketView& view) {
   request.want_durable = body.want_durable != 0;
   request.hints = {.priority = body.priority,
                    .stop_reason = body.stop_reason,
-                   .blocks = std::move(blocks)};
+                   .blocks = std::move(blocks),
+                   .destination = std::string(
+                       reinterpret_cast<const char*>(destination.data()),
+                       destination.size())};
   engine_.Commit(std::move(request),
                  SaveCompletions(std::move(lease), view.header().request,
-                                 body.want_durable != 0));
+                                 body.want_durable != 0, !destination.empty()));
   return absl::OkStatus();
 }
 

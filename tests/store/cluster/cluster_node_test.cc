@@ -72,6 +72,7 @@ class ClusterNodeTest : public testing::Test {
     dependencies.durable = host.disk.get();
     dependencies.peers = &host.node->tier();
     dependencies.observer = &host.node->observer();
+    dependencies.sender = &host.node->sender();
     dependencies.dram_policy = NewLruPolicy();
     dependencies.durable_policy = NewLruPolicy();
     auto engine = Engine::Open({}, std::move(dependencies));
@@ -141,6 +142,65 @@ class ClusterNodeTest : public testing::Test {
     }
     Pass(absl::Milliseconds(50));
     return ids;
+  }
+
+  // One layer of a chunk at a node that sends it to another one; what is told
+  // of it, later too.
+  using Told = std::shared_ptr<std::map<SaveStage, Status>>;
+  Told Send(Host& host, const ChunkId& id, uint16_t layer,
+            const std::string& destination) {
+    const SpaceDescriptor space = SmallSpace();
+    PartShape shape = WholePart(space.groups[0]);
+    shape.layer_begin = layer;
+    shape.layer_count = 1;
+    auto record = std::make_shared<OracleRecord>(FillRecord(
+        space.groups[0], OracleMeta(space_, id, shape, space.chunk_tokens), 1));
+    ReserveRequest reserve;
+    reserve.client = host.client;
+    reserve.space = space_;
+    reserve.record_bytes = record->meta.record_bytes;
+    reserve.shape = shape;
+    const auto reservation = host.engine->Reserve(reserve);
+    EXPECT_TRUE(reservation.ok()) << reservation.status();
+    CommitRequest commit;
+    commit.client = host.client;
+    commit.reservation = *reservation;
+    commit.record = record->bytes.span().first(record->meta.record_bytes);
+    commit.keep_alive = record;
+    commit.hints.destination = destination;
+    auto told = std::make_shared<std::map<SaveStage, Status>>();
+    host.engine->Commit(std::move(commit),
+                        [told](SaveStage stage, const Status& status) {
+                          EXPECT_TRUE(told->emplace(stage, status).second);
+                        });
+    executor_.RunAll();
+    return told;
+  }
+  // How many layers of a chunk, of [begin, end), a node has, right to the byte.
+  size_t LayersAt(Host& host, const ChunkId& id, uint16_t begin, uint16_t end) {
+    HoldRequest request;
+    request.client = host.client;
+    request.space = space_;
+    request.ids = {&id, 1};
+    request.layer_begin = begin;
+    request.layer_end = end;
+    request.map = true;
+    request.peers = false;
+    const auto hold = host.engine->Hold(request, [](uint32_t, MissReason) {});
+    EXPECT_TRUE(hold.ok()) << hold.status();
+    size_t layers = 0;
+    for (const HeldPart& part : hold->chunks[0].parts) {
+      RecordMeta expected =
+          OracleMeta(space_, id, part.shape, SmallSpace().chunk_tokens);
+      const Status right =
+          CheckCodedRecord(SmallSpace(), part.memory, expected, 1, kPlanesMax);
+      EXPECT_TRUE(right.ok()) << right;
+      layers += part.shape.layer_count;
+    }
+    if (hold->hold != HoldId{}) {
+      EXPECT_TRUE(host.engine->ReleaseHold(host.client, hold->hold).ok());
+    }
+    return layers;
   }
 
   // A match that waits for what others say.
@@ -370,6 +430,124 @@ TEST_F(ClusterNodeTest, StopsInTheMiddleOfALoad) {
   Kill(b);
   Pass(absl::Seconds(1));
   EXPECT_EQ(a.engine->Stats().holds, 0u);
+}
+
+// ---- Sending chunks to a node
+
+TEST_F(ClusterNodeTest, LayersAreSentBeforeTheChunkIsWhole) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  const ChunkId id = OracleChunkId(1);
+  const GroupMask groups = 1;
+  AwaitRequest request;
+  request.tenant = kTenant;
+  request.space = space_;
+  request.ids = {&id, 1};
+  request.groups = {&groups, 1};
+  request.layers = 1;
+  request.deadline = clock_.Now() + absl::Seconds(5);
+  std::vector<uint32_t> here;
+  b.engine->Await(request,
+                  [&](std::vector<uint32_t> layers) { here = layers; });
+  const Told first = Send(a, id, 0, "b");
+  Pass(absl::Milliseconds(100));
+  EXPECT_THAT(here, testing::ElementsAre(1));
+  EXPECT_TRUE(first->at(SaveStage::kDelivered).ok())
+      << first->at(SaveStage::kDelivered);
+  EXPECT_EQ(LayersAt(b, id, 0, 2), 1u);
+  EXPECT_EQ(b.engine->Lookup(kTenant, space_, {&id, 1})[0],
+            ChunkState::kPending);
+
+  const Told second = Send(a, id, 1, "b");
+  Pass(absl::Milliseconds(100));
+  EXPECT_TRUE(second->at(SaveStage::kDelivered).ok());
+  EXPECT_EQ(LayersAt(b, id, 0, 2), 2u);
+  EXPECT_EQ(b.engine->Lookup(kTenant, space_, {&id, 1})[0], ChunkState::kReady);
+  EXPECT_EQ(b.node->GetStats().receiver.received, 2u);
+  EXPECT_EQ(b.engine->Stats().reserved_bytes, 0u);
+  // It is there.
+  const Told again = Send(a, id, 1, "b");
+  Pass(absl::Milliseconds(100));
+  EXPECT_TRUE(again->at(SaveStage::kDelivered).ok());
+  EXPECT_EQ(b.node->GetStats().receiver.present, 1u);
+}
+
+TEST_F(ClusterNodeTest, ADestinationThatCannotHaveItFailsNoSave) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  const Told nobody = Send(a, OracleChunkId(1), 0, "c");
+  EXPECT_TRUE(nobody->at(SaveStage::kVolatile).ok());
+  EXPECT_TRUE(absl::IsNotFound(nobody->at(SaveStage::kDelivered)));
+  EXPECT_TRUE(
+      Send(a, OracleChunkId(1), 1, "a")->at(SaveStage::kDelivered).ok());
+
+  // Its weights are others.
+  b.engine->AdvanceEpoch(kTenant, space_, [](const StatusOr<Epoch>&) {});
+  Pass(absl::Seconds(1));
+  const Told other = Send(a, OracleChunkId(2), 0, "b");
+  Pass(absl::Seconds(1));
+  EXPECT_TRUE(other->at(SaveStage::kVolatile).ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(other->at(SaveStage::kDelivered)))
+      << other->at(SaveStage::kDelivered);
+  EXPECT_EQ(LayersAt(b, OracleChunkId(2), 0, 2), 0u);
+
+  Kill(b);
+  const Told gone = Send(a, OracleChunkId(3), 0, "b");
+  Pass(absl::Minutes(1));
+  EXPECT_TRUE(gone->at(SaveStage::kVolatile).ok());
+  EXPECT_FALSE(gone->at(SaveStage::kDelivered).ok());
+}
+
+TEST_F(ClusterNodeTest, ASenderThatGoesInTheMiddleLeavesNothing) {
+  network_.SetDelay(absl::Milliseconds(10));
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  for (int step = 1; step < 30; ++step) {
+    const ChunkId id = OracleChunkId(static_cast<uint64_t>(step));
+    Send(a, id, 0, "b");
+    Pass(absl::Milliseconds(10) * step);
+    Kill(a);
+    Pass(absl::Minutes(1));
+    EXPECT_EQ(b.engine->Stats().reservations, 0u);
+    EXPECT_EQ(b.engine->Stats().reserved_bytes, 0u);
+    LayersAt(b, id, 0, 2);  // whatever there is, is right
+    Start(a);
+    Gather();
+  }
+  EXPECT_GT(b.node->GetStats().receiver.received, 0u);
+}
+
+TEST_F(ClusterNodeTest, OffersThatAreNoneAreRefused) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  Offer offer;
+  offer.tenant = kTenant;
+  const GroupDescriptor group = SmallSpace().groups[0];
+  RecordMeta meta =
+      FillRecord(group,
+                 OracleMeta(space_, OracleChunkId(1), WholePart(group), 8), 1)
+          .meta;
+  meta.epoch = b.engine->Spaces(kTenant)[0].epoch;
+  // There is no such record; nor so large a one; nor such a space.
+  std::vector<Status> told;
+  for (int wrong = 0; wrong < 3; ++wrong) {
+    RecordMeta one = meta;
+    if (wrong == 1) one.record_bytes = uint64_t{1} << 50;
+    if (wrong == 2) one.space = OracleDigest<SpaceId>(9, 9);
+    a.node->sender().Offer(b.node->self().id, {one}, Urgency::kNormal,
+                           [&](Status status) { told.push_back(status); });
+    Pass(absl::Minutes(1));
+  }
+  ASSERT_THAT(told, SizeIs(3));
+  EXPECT_TRUE(absl::IsNotFound(told[0])) << told[0];
+  EXPECT_FALSE(told[1].ok());
+  EXPECT_TRUE(absl::IsNotFound(told[2])) << told[2];
+  EXPECT_EQ(b.engine->Stats().reservations, 0u);
+  EXPECT_EQ(b.dram->Usage().used_bytes, 0u);
 }
 
 }  // namespace

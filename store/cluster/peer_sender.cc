@@ -1,0 +1,63 @@
+#include "store/cluster/peer_sender.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace larder {
+
+void PeerSender::SetView(std::shared_ptr<const ClusterView> view) {
+  absl::MutexLock lock(&mu_);
+  view_ = std::move(view);
+}
+
+void PeerSender::Send(const std::string& destination, const RecordMeta& meta,
+                      Done done) {
+  const NodeId node = ComputeNodeId(parts_.cluster, destination);
+  bool known = false;
+  {
+    absl::MutexLock lock(&mu_);
+    known = std::any_of(view_->nodes.begin(), view_->nodes.end(),
+                        [node](const Node& other) { return other.id == node; });
+  }
+  if (node == parts_.self) return std::move(done)(absl::OkStatus());
+  if (!known) {
+    return std::move(done)(absl::NotFoundError(
+        absl::StrCat("no node ", destination, " in the cluster")));
+  }
+  Offer(node, {meta}, Urgency::kDeadline,
+        [done = std::move(done)](Status status) mutable {
+          std::move(done)(absl::IsAlreadyExists(status) ? absl::OkStatus()
+                                                        : std::move(status));
+        });
+}
+
+void PeerSender::Offer(NodeId node, std::vector<RecordMeta> records,
+                       Urgency urgency, Done done) {
+  larder::Offer offer;
+  offer.tenant = records.front().tenant;
+  offer.urgency = urgency;
+  offer.records = std::move(records);
+  {
+    absl::MutexLock lock(&mu_);
+    ++stats_.offers;
+  }
+  parts_.calls->Call(node, Encode(offer), parts_.clock->Now() + timeout_,
+                     [this, lifeline = lifeline_, done = std::move(done)](
+                         const StatusOr<std::string>& answer) mutable {
+                       Lifeline::Guard<>(lifeline, Task([this, &answer] {
+                                           if (answer.ok()) return;
+                                           absl::MutexLock lock(&mu_);
+                                           ++stats_.failed_offers;
+                                         }))();
+                       std::move(done)(answer.status());
+                     });
+}
+
+PeerSender::Stats PeerSender::GetStats() const {
+  absl::MutexLock lock(&mu_);
+  return stats_;
+}
+
+}  // namespace larder

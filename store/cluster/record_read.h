@@ -1,0 +1,29 @@
+#ifndef LARDER_STORE_CLUSTER_RECORD_READ_H_
+#define LARDER_STORE_CLUSTER_RECORD_READ_H_
+
+#include <memory>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/time/time.h"
+
+#include "store/cluster/peer_messages.h"
+#include "store/executor.h"
+#include "store/status.h"
+#include "store/transport.h"
+#include "store/units.h"
+
+namespace larder {
+
+// Bytes of a record of the node at the other end of `link`: opens a landing
+// over `into` and has that node put them there (PeerService). `query` is all
+// but landing and bytes, which are of `into`. `done` once, by `deadline` and
+// what it takes the link to close a landing, never from within the call: OK,
+// all are there, not verified; else why they are not. Nothing touches `into`
+// any more. Whatever becomes of the caller, `into` must last until then.
+void ReadRecord(const std::shared_ptr<Link>& link, ReadQuery query,
+                MutableByteSpan into, absl::Time deadline, Executor& executor,
+                absl::AnyInvocable<void(Status) &&> done);
+
+}  // namespace larder
+
+#endif  // LARDER_STORE_CLUSTER_RECORD_READ_H_
