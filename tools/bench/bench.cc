@@ -106,6 +106,10 @@ void AddBenchCommands(CLI::App& app, GlobalOptions& options) {
                      "draw one load into this SVG file");
   stream->add_option("--trace", chosen->plot_trace, "... over this trace")
       ->capture_default_str();
+  add("cluster",
+      "two nodes on this machine: a prefill engine at one, a decode engine at "
+      "the other (a minute, 5 GiB of RAM; needs etcd)",
+      "larder bench cluster --json", bench::RunCluster);
   CLI::App* ttft = add(
       "ttft", "time to first token of a real model (about ten minutes)",
       "larder bench ttft\nlarder bench ttft --rounds 9 --json", bench::RunTtft);

@@ -59,6 +59,8 @@ Status RunKernels(const BenchOptions& options, Report& report);
 Status RunTls(const BenchOptions& options, Report& report);
 // Links between hosts; its peer is a process of its own, it runs no larderd.
 Status RunRemote(const BenchOptions& options, Report& report);
+// Two nodes of a cluster, with a larderd each; needs etcd.
+Status RunCluster(const BenchOptions& options, Report& report);
 // Called by RunKernels: attention over coded tiles.
 void RunCodedAttention(const BenchOptions& options, Report& report);
 

@@ -174,9 +174,12 @@ StatusOr<Answer> Engine::Run(const Request& request) {
         transformer_.Step(std::span(&next, 1), position++, table_, cache_));
   }
   if (save != nullptr) {
-    const StatusOr<uint32_t> saved =
+    StatusOr<uint32_t> saved =
         save->Wait(request.wish.durable ? LARDER_DURABLE : LARDER_VOLATILE);
     answer.saved_chunks = saved.value_or(0);
+    if (saved.ok() && !request.wish.destination.empty()) {
+      saved = save->Wait(LARDER_DELIVERED);
+    }
     if (!saved.ok()) answer.problem = ToText(saved.status());
   }
   return answer;

@@ -282,6 +282,7 @@ Status PrefixSave::Commit(Saver saver, uint32_t chunk, uint8_t lineage) {
   options.token_begin = chunk * chunk_tokens_;
   options.lineage = lineage;
   options.want_durable = wish_.durable;
+  options.destination = wish_.destination;
   LARDER_RETURN_IF_ERROR(ToStatus(saver.Commit(options), "commit"));
   committed_.push_back(std::move(saver));
   return absl::OkStatus();

@@ -59,6 +59,8 @@ struct SaveWish {
   // and the last chunk may be a tail (SharedTokens). Else chunks are whole, and
   // committed with their last layer.
   bool by_layer = false;
+  // The node that they are sent to at once, by its name; empty: none.
+  std::string destination;
 };
 
 // The chunks of one prompt that are being saved, each layer as soon as it is

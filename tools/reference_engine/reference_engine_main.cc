@@ -288,6 +288,8 @@ int Main(int argc, char** argv) {
   generate->add_flag("--by-layer", arguments.wish.by_layer,
                      "commit each layer as soon as it is computed, and the "
                      "prompt's tail, for an engine with --arriving");
+  generate->add_option("--destination", arguments.wish.destination,
+                       "send what is saved to this node of the cluster");
   generate->add_flag("--arriving", arguments.arriving,
                      "wait for the prompt's KV, layer by layer, which another "
                      "engine computes");

@@ -458,6 +458,7 @@ void LlamaPrompt::SavePart(const LlamaStateView& view, uint32_t begin,
   commit.token_begin = begin;
   commit.want_durable = owner_->options_.want_durable;
   commit.lineage = lineage_;
+  commit.destination = options_.destination;
   if (begin > 0) {
     commit.parent = ids_[begin / owner_->chunk_tokens() - 1];
   } else if (!ids_.empty()) {

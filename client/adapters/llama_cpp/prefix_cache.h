@@ -66,6 +66,10 @@ struct LlamaPromptOptions {
   // batches are cut there. 0 = nowhere.
   uint32_t shared_tokens = 0;
 
+  // The node of the cluster that what is saved is sent to at once, by its name,
+  // for an engine there whose Begin says `arriving`; empty: none.
+  std::string destination;
+
   // Another engine, whose Begin names the same shared part, is computing it:
   // Load waits for its chunks, until load_deadline, and takes each as it comes.
   bool arriving = false;
