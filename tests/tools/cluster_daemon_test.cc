@@ -184,6 +184,54 @@ TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   EXPECT_EQ(json.at("nodes").size(), 2u);
 }
 
+// A prefill engine at a, a decode engine at b: each layer is there before the
+// next one is computed.
+TEST_P(ClusterDaemonTest, LayersAreSentToWhoWaitsForThem) {
+  const auto a = Node("a"), b = Node("b");
+  ASSERT_NO_FATAL_FAILURE(a->Start());
+  ASSERT_NO_FATAL_FAILURE(b->Start());
+  ASSERT_TRUE(a->Says("cluster: 2 nodes"));
+  ASSERT_TRUE(b->Says("cluster: 2 nodes"));
+  Space at_a = a->Open(), at_b = b->Open();
+  const std::vector<Id> ids = Ids(at_a, 1);
+  samples::Plain plain(kPromptChunks);
+  LoadOptions options;
+  options.arriving = true;
+  options.deadline = std::chrono::milliseconds(20000);
+  auto load = at_b.StartLoad(ids, {plain.View()}, options);
+  ASSERT_TRUE(load.ok()) << load.status().ToString();
+  CommitOptions commit;
+  commit.destination = "b";
+  for (uint16_t layer = 0; layer < samples::kLayers; ++layer) {
+    for (uint32_t i = 0; i < kPromptChunks; ++i) {
+      const Outcome saved = samples::SaveLayer(at_a, ids, i, layer, false,
+                                               commit, LARDER_DELIVERED);
+      ASSERT_TRUE(saved.ok()) << saved.ToString();
+    }
+    const Outcome came =
+        load->WaitLayer(layer, std::chrono::milliseconds(20000));
+    ASSERT_TRUE(came.ok()) << came.ToString();
+  }
+  const LoadAnswer loaded = load->Wait(std::chrono::milliseconds(20000));
+  EXPECT_EQ(loaded.usable, kPromptChunks);
+  for (uint32_t i = 0; i < kPromptChunks; ++i) {
+    EXPECT_TRUE(plain.Holds(i, i)) << i;
+  }
+  // It is b's own by now.
+  a->process().Signal(SIGKILL);
+  a->process().Wait();
+  EXPECT_EQ(Match(at_b, 1), kPromptChunks);
+
+  // A destination that is not there fails no save, and says so.
+  commit.destination = "a";
+  const std::vector<Id> others = Ids(at_b, 2);
+  EXPECT_EQ(samples::SaveLayer(at_b, others, 0, 0, false, commit).code(),
+            Code::kOk);
+  EXPECT_FALSE(samples::SaveLayer(at_b, others, 0, 1, false, commit,
+                                  LARDER_DELIVERED)
+                   .ok());
+}
+
 TEST_P(ClusterDaemonTest, ANodeThatDiesCostsItsChunksAndBringsThemBack) {
   const auto a = Node("a"), b = Node("b");
   ASSERT_NO_FATAL_FAILURE(a->Start());
