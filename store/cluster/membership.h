@@ -59,10 +59,9 @@ class Membership {
   // entered again by itself whenever it was lost. `changed` is called with
   // every new view from then on, in order, on a thread of the membership, none
   // of its locks held; it must not block. `done`: OK once entered;
-  // AlreadyExists if a node of that name, another incarnation, is alive (it is
-  // tried again until its lease has ended or `done` was told so);
-  // PermissionDenied; Unavailable if the registry does not answer, which is
-  // tried again behind it. Once.
+  // AlreadyExists if a node of that name, another incarnation, is alive, for
+  // longer than its lease; PermissionDenied; Unavailable if the registry does
+  // not answer. Once; what failed is tried again behind it.
   virtual void Join(Node self, Changed changed, Done done) = 0;
 
   // This node's entry becomes `self` (draining, address). Same id.

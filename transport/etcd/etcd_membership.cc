@@ -252,21 +252,25 @@ class EtcdMembership final : public Membership {
     LARDER_ASSIGN_OR_RETURN(const bool entered, Enter(server, self));
     if (entered) {
       entered_ = self;
+      refused_since_.reset();
+      if (std::exchange(taken_, false)) {
+        Log(absl::StrCat("the name ", self.name, " is free: joined"));
+      }
       Tell(joined_, absl::OkStatus());
       Tell(updated_, absl::OkStatus());
       return absl::OkStatus();
     }
-    // One that died is there until its lease has ended.
+    // One that died is there until its lease has ended, but no longer.
     if (!refused_since_.has_value()) refused_since_ = absl::Now();
-    if (absl::Now() - *refused_since_ > 2 * lease_time_ + options_.lease) {
-      Tell(joined_,
-           absl::AlreadyExistsError(absl::StrCat(
-               "a node named ", self.name, " is in cluster ", options_.cluster,
-               "; give each node a name of its own")));
-      done_ = true;
-      return absl::OkStatus();
+    if (!taken_ &&
+        absl::Now() - *refused_since_ > 2 * lease_time_ + options_.lease) {
+      taken_ = true;
+      const Status taken = absl::AlreadyExistsError(
+          absl::StrCat("a node named ", self.name, " is in cluster ",
+                       options_.cluster, "; give each node a name of its own"));
+      if (!Tell(joined_, taken)) Log(std::string(taken.message()));
     }
-    waits_ = true;
+    waits_ = !taken_;
     return absl::OkStatus();
   }
 
@@ -360,13 +364,16 @@ class EtcdMembership final : public Membership {
     return absl::UnavailableError("etcd: the entry changes all the time");
   }
 
-  void Tell(Done& which, const Status& status) {
+  // False: nobody waits for it, or any more.
+  bool Tell(Done& which, const Status& status) {
     Done done;
     {
       absl::MutexLock lock(&mu_);
       done = std::exchange(which, nullptr);
     }
-    if (done != nullptr) std::move(done)(status);
+    if (done == nullptr) return false;
+    std::move(done)(status);
+    return true;
   }
 
   // ---- All entries
@@ -481,6 +488,7 @@ class EtcdMembership final : public Membership {
   std::optional<absl::Time> refused_since_;
   bool authenticated_ = false;  // at the server that is asked
   bool waits_ = false;          // until another one of the name is gone
+  bool taken_ = false;          // ... which is alive
   bool done_ = false;           // nothing is kept any more
 
   // Of the watch's thread.
