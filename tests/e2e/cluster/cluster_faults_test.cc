@@ -311,7 +311,7 @@ TEST_F(PortFaults, ANodeWithTheWrongCertificate) {
 TEST_F(PortFaults, AThousandConnectAtOnce) {
   loading_ = nullptr;
   a_->Kill();
-  a_->before = {"prlimit", "--nofile=600"};
+  a_->before = {"prlimit", "--nofile=200"};
   ASSERT_NO_FATAL_FAILURE(a_->Start());
   ASSERT_NO_FATAL_FAILURE(StartLoad());
   const uint64_t descriptors = DescriptorsOf(*a_);
