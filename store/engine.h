@@ -373,9 +373,10 @@ class ChunkSender {
   virtual ~ChunkSender() = default;
   // Of the record that `meta` names, which this node has, a copy to the node
   // `destination`, soon. `done` once, from any thread, possibly within the
-  // call: OK when it has it, in memory; NotFound: there is no such node, or it
-  // does not know the space; or why it does not.
-  virtual void Send(const std::string& destination, const RecordMeta& meta,
+  // call: OK when it has it, in memory; NotFound: there is no such node; or why
+  // it does not.
+  virtual void Send(const std::string& destination,
+                    const SpaceDescriptor& space, const RecordMeta& meta,
                     Done done) = 0;
 };
 

@@ -368,8 +368,9 @@ void EngineImpl::Deliver(ChunkIndex index, uint32_t version,
     return;
   }
   after.Call([this, destination, meta = MetaOf(index, *part),
+              descriptor = spaces_[chunks_[index].space].descriptor,
               ticket = work.ticket] {
-    sender_->Send(destination, meta,
+    sender_->Send(destination, *descriptor, meta,
                   [ticket](const Status& status) { ticket->Deliver(status); });
   });
 }

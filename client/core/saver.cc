@@ -118,8 +118,7 @@ class Saver::Progress : public SaveWatcher {
     switch (status.code()) {
       case absl::StatusCode::kNotFound:
         return absl::NotFoundError(absl::StrCat(
-            "node ", to,
-            " is not in the cluster, or has not opened the space"));
+            "node ", to, " is not in the cluster, or the part is gone"));
       case absl::StatusCode::kFailedPrecondition:
         return absl::FailedPreconditionError(
             absl::StrCat("the daemon is in no cluster, or node ", to,

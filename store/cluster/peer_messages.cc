@@ -224,6 +224,8 @@ std::string Encode(const Offer& offer) {
   out.Put(offer.urgency);
   out.Put(static_cast<uint16_t>(offer.records.size()));
   out.Put(offer.tenant);
+  out.Put(static_cast<uint32_t>(offer.space.size()));
+  out.Append(offer.space);
   for (const RecordMeta& meta : offer.records) Put(meta, out);
   return out.Take();
 }
@@ -237,6 +239,7 @@ StatusOr<Offer> ParseOffer(std::string_view bytes) {
   const auto count = in.Get<uint16_t>();
   in.Want(count >= 1 && count <= kOfferRecordsMax);
   offer.tenant = in.Get<TenantId>();
+  offer.space = in.Take(in.Get<uint32_t>());
   in.Want(in.left() == count * kEncodedMetaBytes);
   if (!in.ok()) return in.End();
   for (uint32_t i = 0; i < count; ++i) {

@@ -70,12 +70,13 @@ struct ReadQuery {
   bool operator==(const ReadQuery&) const = default;
 };
 
-// Have a copy of these records, all of the tenant's, which are read from here.
-// The answer, empty, says that they are in memory there; AlreadyExists: they
-// were. NotFound: no such space.
+// Have a copy of these records, all of one space of the tenant's, which are
+// read from here. The answer, empty, says that they are in memory there;
+// AlreadyExists: they were.
 struct Offer {
   TenantId tenant{};
   Urgency urgency = Urgency::kDeadline;
+  std::string space;  // EncodeSpace, for who does not know it
   std::vector<RecordMeta> records;
 };
 inline constexpr size_t kOfferRecordsMax = 512;

@@ -1,6 +1,7 @@
 #include "store/cluster/peer_receiver.h"
 
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "store/cluster/record_read.h"
@@ -10,6 +11,8 @@ namespace larder {
 // One question, until all its records are here or one will not be.
 struct PeerReceiver::Offered {
   Offered(Answer to, size_t records) : answer(std::move(to)), left(records) {}
+
+  std::string space;  // encoded
 
   absl::Mutex mu;
   std::optional<Answer> answer ABSL_GUARDED_BY(mu);
@@ -51,6 +54,7 @@ void PeerReceiver::Handle(NodeId from, const std::string& message,
   if (!offer.ok()) return answer.Send(offer.status());
   const size_t count = offer->records.size();
   const auto offered = std::make_shared<Offered>(std::move(answer), count);
+  offered->space = offer->space;
   Status refused;
   {
     absl::MutexLock lock(&mu_);
@@ -131,7 +135,17 @@ void PeerReceiver::Begin(const std::shared_ptr<Receiving>& receiving,
   request.shape = meta.shape;
   request.lineage = meta.lineage;
   request.epoch = meta.epoch;
-  const StatusOr<ReservationId> reservation = parts_.engine->Reserve(request);
+  StatusOr<ReservationId> reservation = parts_.engine->Reserve(request);
+  if (absl::IsNotFound(reservation.status())) {
+    // Nobody here had opened the space yet.
+    const StatusOr<SpaceDescriptor> space =
+        DecodeSpace(std::as_bytes(std::span(receiving->offered->space)));
+    if (!space.ok()) return End(receiving, space.status());
+    const StatusOr<SpaceInfo> opened =
+        parts_.engine->OpenSpace(receiving->tenant, *space);
+    if (!opened.ok()) return End(receiving, opened.status());
+    reservation = parts_.engine->Reserve(request);
+  }
   if (!reservation.ok()) return End(receiving, reservation.status());
   receiving->reservation = *reservation;
   const StatusOr<MutableByteSpan> memory =

@@ -12,7 +12,8 @@ void PeerSender::SetView(std::shared_ptr<const ClusterView> view) {
   view_ = std::move(view);
 }
 
-void PeerSender::Send(const std::string& destination, const RecordMeta& meta,
+void PeerSender::Send(const std::string& destination,
+                      const SpaceDescriptor& space, const RecordMeta& meta,
                       Done done) {
   const NodeId node = ComputeNodeId(parts_.cluster, destination);
   bool known = false;
@@ -26,18 +27,20 @@ void PeerSender::Send(const std::string& destination, const RecordMeta& meta,
     return std::move(done)(absl::NotFoundError(
         absl::StrCat("no node ", destination, " in the cluster")));
   }
-  Offer(node, {meta}, Urgency::kDeadline,
+  Offer(node, space, {meta}, Urgency::kDeadline,
         [done = std::move(done)](Status status) mutable {
           std::move(done)(absl::IsAlreadyExists(status) ? absl::OkStatus()
                                                         : std::move(status));
         });
 }
 
-void PeerSender::Offer(NodeId node, std::vector<RecordMeta> records,
-                       Urgency urgency, Done done) {
+void PeerSender::Offer(NodeId node, const SpaceDescriptor& space,
+                       std::vector<RecordMeta> records, Urgency urgency,
+                       Done done) {
   larder::Offer offer;
   offer.tenant = records.front().tenant;
   offer.urgency = urgency;
+  offer.space = EncodeSpace(space);
   offer.records = std::move(records);
   {
     absl::MutexLock lock(&mu_);

@@ -38,12 +38,12 @@ class PeerSender final : public ChunkSender {
       ABSL_LOCKS_EXCLUDED(mu_);
 
   // By a node's name; for who waits there.
-  void Send(const std::string& destination, const RecordMeta& meta,
-            Done done) override;
-  // All of `records`, at most kOfferRecordsMax, of one tenant; AlreadyExists if
-  // nothing had to be moved.
-  void Offer(NodeId node, std::vector<RecordMeta> records, Urgency urgency,
-             Done done);
+  void Send(const std::string& destination, const SpaceDescriptor& space,
+            const RecordMeta& meta, Done done) override;
+  // All of `records`, at most kOfferRecordsMax, of one tenant and space;
+  // AlreadyExists if nothing had to be moved.
+  void Offer(NodeId node, const SpaceDescriptor& space,
+             std::vector<RecordMeta> records, Urgency urgency, Done done);
 
   struct Stats {
     uint64_t offers = 0;

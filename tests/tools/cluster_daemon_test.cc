@@ -227,9 +227,9 @@ TEST_P(ClusterDaemonTest, LayersAreSentToWhoWaitsForThem) {
   const std::vector<Id> others = Ids(at_b, 2);
   EXPECT_EQ(samples::SaveLayer(at_b, others, 0, 0, false, commit).code(),
             Code::kOk);
-  EXPECT_FALSE(samples::SaveLayer(at_b, others, 0, 1, false, commit,
-                                  LARDER_DELIVERED)
-                   .ok());
+  EXPECT_FALSE(
+      samples::SaveLayer(at_b, others, 0, 1, false, commit, LARDER_DELIVERED)
+          .ok());
 }
 
 TEST_P(ClusterDaemonTest, ANodeThatDiesCostsItsChunksAndBringsThemBack) {

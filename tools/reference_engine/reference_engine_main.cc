@@ -281,6 +281,11 @@ int Main(int argc, char** argv) {
   generate->add_option("--socket", arguments.larder.socket,
                        "larderd's; without it nothing is kept");
   generate->add_option("--worst-lineage", arguments.larder.worst_lineage);
+  uint32_t deadline_ms = 10'000;
+  generate
+      ->add_option("--deadline-ms", deadline_ms,
+                   "of a load, and of what a save waits for")
+      ->capture_default_str();
   generate->add_flag("--no-load", arguments.no_load);
   generate->add_flag("--no-save", arguments.no_save);
   generate->add_flag("--durable", arguments.wish.durable,
@@ -295,7 +300,10 @@ int Main(int argc, char** argv) {
                      "engine computes");
   generate->add_option("--logits", arguments.logits,
                        "write the prompt's logits, as floats, to a file");
-  generate->callback([&] { status = Generate(arguments); });
+  generate->callback([&] {
+    arguments.larder.deadline = std::chrono::milliseconds(deadline_ms);
+    status = Generate(arguments);
+  });
   CLI::App* demo = app.add_subcommand(
       "demo",
       "with a larderd of its own: computes, saves, loads from NVMe and from "

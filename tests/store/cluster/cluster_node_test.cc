@@ -45,16 +45,17 @@ class ClusterNodeTest : public testing::Test {
     for (auto& host : hosts_) Kill(*host);
   }
 
-  Host& Add(const std::string& name) {
+  Host& Add(const std::string& name, bool open = true) {
     auto host = std::make_unique<Host>();
     host->name = name;
     host->disk =
         std::make_unique<FakeDurableTier>(clock_, executor_, 256 * kChunk);
     hosts_.push_back(std::move(host));
-    Start(*hosts_.back());
+    Start(*hosts_.back(), "test", open);
     return *hosts_.back();
   }
-  void Start(Host& host, const std::string& cluster = "test") {
+  void Start(Host& host, const std::string& cluster = "test",
+             bool open = true) {
     host.dram = std::make_unique<FakeMemoryTier>(64 * kChunk);
     host.transport = network_.NewTransport({});
     ClusterNode::Parts parts;
@@ -81,9 +82,11 @@ class ClusterNodeTest : public testing::Test {
     const Status started =
         host.node->Start(*host.engine, *host.transport, host.name);
     ASSERT_TRUE(started.ok()) << started;
-    const auto space = host.engine->OpenSpace(kTenant, SmallSpace());
-    ASSERT_TRUE(space.ok());
-    space_ = space->id;
+    if (open) {
+      const auto space = host.engine->OpenSpace(kTenant, SmallSpace());
+      ASSERT_TRUE(space.ok());
+      space_ = space->id;
+    }
     host.client = host.engine->AddClient(kTenant, [](HoldId, MissReason) {});
   }
   // As a crash: nobody is told.
@@ -483,6 +486,15 @@ TEST_F(ClusterNodeTest, ADestinationThatCannotHaveItFailsNoSave) {
   EXPECT_TRUE(
       Send(a, OracleChunkId(1), 1, "a")->at(SaveStage::kDelivered).ok());
 
+  // One that nobody opened there is.
+  Host& d = Add("d", /*open=*/false);
+  Gather();
+  const Told opened = Send(a, OracleChunkId(1), 0, "d");
+  Pass(absl::Seconds(1));
+  EXPECT_TRUE(opened->at(SaveStage::kDelivered).ok())
+      << opened->at(SaveStage::kDelivered);
+  EXPECT_THAT(d.engine->Spaces(kTenant), SizeIs(1));
+
   // Its weights are others.
   b.engine->AdvanceEpoch(kTenant, space_, [](const StatusOr<Epoch>&) {});
   Pass(absl::Seconds(1));
@@ -538,7 +550,8 @@ TEST_F(ClusterNodeTest, OffersThatAreNoneAreRefused) {
     RecordMeta one = meta;
     if (wrong == 1) one.record_bytes = uint64_t{1} << 50;
     if (wrong == 2) one.space = OracleDigest<SpaceId>(9, 9);
-    a.node->sender().Offer(b.node->self().id, {one}, Urgency::kNormal,
+    a.node->sender().Offer(b.node->self().id, SmallSpace(), {one},
+                           Urgency::kNormal,
                            [&](Status status) { told.push_back(status); });
     Pass(absl::Minutes(1));
   }
