@@ -27,8 +27,10 @@ namespace larder {
 //
 // tests/conformance/transport_conformance.h holds every implementation to this.
 
-// Of a call's request, answer, and of a greeting.
+// Of a call's request and answer.
 inline constexpr size_t kMessageBytesMax = 256_KiB;
+// Of a greeting and the answer to it: what carries them may add to it.
+inline constexpr size_t kGreetingBytesMax = kMessageBytesMax - 4_KiB;
 // What TransportOptions::piece_bytes may be.
 inline constexpr uint64_t kPieceBytesMax = 64_MiB;
 

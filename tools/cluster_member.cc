@@ -21,6 +21,7 @@
 #include "store/executor.h"
 #include "transport/etcd/etcd_membership.h"
 #include "transport/link/socket_address.h"
+#include "transport/link/token_transport.h"
 #include "transport/tls/tls_transport.h"
 #include "transport/ucx/ucx_transport.h"
 
@@ -204,8 +205,9 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
   if (listen.empty()) {
     LARDER_ASSIGN_OR_RETURN(listen, AddressTowards(etcd.endpoints.front()));
   }
+  // TLS proves who is there; UCX by a token that was got by it.
+  const bool certificates = !config.ca.empty();
   std::unique_ptr<Transport> transport;
-  const bool certificates = config.transport == "tls";
   if (certificates) {
     TlsOptions tls;
     tls.ca_file = config.ca;
@@ -218,9 +220,24 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
     if (!made.ok()) return Annotate(made.status(), "cluster.ca, .certificate");
     transport = *std::move(made);
   } else {
+    LARDER_RETURN_IF_ERROR(CheckInsecure(config, listen));
+  }
+  if (config.transport == "ucx") {
     auto made = NewUcxTransport({});
     if (!made.ok()) return Annotate(made.status(), "cluster.transport");
-    transport = *std::move(made);
+    if (certificates) {
+      TokenTransportParts parts;
+      parts.control = std::move(transport);
+      parts.data = *std::move(made);
+      parts.data_address =
+          config.ucx_listen.empty()
+              ? absl::StrCat(listen.substr(0, listen.rfind(':')), ":0")
+              : config.ucx_listen;
+      parts.clock = &Clock::Real();
+      transport = NewTokenTransport(std::move(parts));
+    } else {
+      transport = *std::move(made);
+    }
   }
   return std::unique_ptr<ClusterMember>(std::make_unique<WiredClusterMember>(
       std::move(listen), std::move(transport), *std::move(membership),

@@ -243,8 +243,7 @@ Status CheckEndpoint(absl::string_view key, const std::string& endpoint,
   } else if (absl::StartsWith(endpoint, kTcp)) {
     const std::string listen = endpoint.substr(kTcp.size());
     if (!listen.empty() && CheckListen(listen).ok()) {
-      beyond_loopback = !absl::StartsWith(listen, "127.") &&
-                        !absl::StartsWith(listen, "[::1]:");
+      beyond_loopback = !IsLoopback(listen);
       return absl::OkStatus();
     }
   }
@@ -428,6 +427,11 @@ Status CheckCodecs(const DaemonConfig& config) {
 
 }  // namespace
 
+bool IsLoopback(std::string_view address) {
+  return absl::StartsWith(Absl(address), "127.") ||
+         absl::StartsWith(Absl(address), "[::1]:");
+}
+
 std::string FormatConfigBound(const ConfigKey& key, int64_t bound) {
   switch (key.type) {
     case ConfigType::kSize:
@@ -591,17 +595,43 @@ std::string FormatConfigKey(const DaemonConfig& config, const ConfigKey& key) {
       key.field(copy));
 }
 
+Status CheckInsecure(const DaemonConfig::Cluster& cluster,
+                     std::string_view listen) {
+  if (cluster.insecure || IsLoopback(listen)) return absl::OkStatus();
+  return Impossible(
+      absl::StrCat("cluster.transport = \"ucx\" without certificates would let "
+                   "everybody who reaches ",
+                   Absl(listen), " read all chunks"),
+      "give cluster.ca, cluster.certificate and cluster.key; or, on a network "
+      "on which nobody else is, say cluster.insecure = true");
+}
+
 Status CheckCluster(const DaemonConfig& config) {
   const DaemonConfig::Cluster& cluster = config.cluster;
   if (cluster.etcd.empty()) return absl::OkStatus();
-  if (cluster.transport == "tls" &&
-      (cluster.ca.empty() || cluster.certificate.empty() ||
-       cluster.key.empty())) {
+  const int files =
+      !cluster.ca.empty() + !cluster.certificate.empty() + !cluster.key.empty();
+  if (files != 3 && (cluster.transport == "tls" || files != 0)) {
     return Impossible(
-        "cluster.transport = \"tls\" needs cluster.ca, cluster.certificate "
-        "and cluster.key",
-        "give the three files, or, on a network on which nobody else is, "
-        "choose ucx");
+        "nodes prove themselves with cluster.ca, cluster.certificate and "
+        "cluster.key",
+        "give all three files; on a network on which nobody else is, "
+        "cluster.transport = \"ucx\" goes without them");
+  }
+  if (files == 3 && cluster.insecure) {
+    return Impossible("cluster.insecure is for nodes without certificates",
+                      "leave it out, or leave out cluster.ca, "
+                      "cluster.certificate and cluster.key");
+  }
+  if (files == 0 && !cluster.listen.empty()) {
+    LARDER_RETURN_IF_ERROR(CheckInsecure(cluster, cluster.listen));
+  }
+  if (!cluster.ucx_listen.empty() &&
+      (cluster.transport != "ucx" || files != 3)) {
+    return Impossible(
+        "cluster.ucx_listen is for cluster.transport = \"ucx\" with "
+        "certificates",
+        "leave it out; without certificates cluster.listen is UCX's");
   }
   if (cluster.etcd_user.empty() != cluster.etcd_password_file.empty()) {
     return Impossible(

@@ -125,6 +125,8 @@ struct DaemonConfig {
     std::string node;    // empty: the host's name
     std::string listen;  // empty: the address that reaches etcd, port 9400
     std::string transport = "tls";
+    std::string ucx_listen;  // empty: the host of `listen`, any port
+    bool insecure = false;   // UCX beyond loopback without certificates
     std::string ca, certificate, key;
     std::string etcd_ca, etcd_certificate, etcd_key;
     std::string etcd_user, etcd_password_file;
@@ -200,6 +202,12 @@ Status ValidateConfig(const DaemonConfig& config);
 StatusOr<DaemonConfig> LoadConfig(
     const std::string& path,
     std::span<const std::pair<std::string, std::string>> flags);
+
+// "127.0.0.1:9400", "[::1]:9400": nobody else's host reaches it.
+bool IsLoopback(std::string_view address);
+// Of UCX between nodes without certificates, at `listen`.
+Status CheckInsecure(const DaemonConfig::Cluster& cluster,
+                     std::string_view listen);
 
 // Commented TOML that ParseConfig reads back to the same config.
 std::string PrintConfig(const DaemonConfig& config);

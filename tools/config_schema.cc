@@ -433,9 +433,22 @@ const std::array kSchema = {
               .field = LARDER_FIELD(cluster.transport),
               .choices = "tls|ucx",
               .description =
-                  "how nodes talk: TLS, both sides with a certificate; or UCX, "
-                  "which neither encrypts nor proves who is there: for "
-                  "networks on which nobody else is"},
+                  "how KV travels: by TLS; or by UCX, which encrypts nothing, "
+                  "on a network that is trusted, each link opened with a "
+                  "token that was got by TLS"},
+    ConfigKey{.name = "cluster.ucx_listen",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(cluster.ucx_listen),
+              .description =
+                  "address that UCX listens at beside TLS, such as "
+                  "10.1.0.7:9401 (of the RDMA network); empty: the host of "
+                  "cluster.listen, any port; other nodes are told it"},
+    ConfigKey{.name = "cluster.insecure",
+              .type = ConfigType::kBool,
+              .field = LARDER_FIELD(cluster.insecure),
+              .description =
+                  "UCX beyond loopback without certificates: whoever reaches "
+                  "the port reads all chunks of all tenants"},
     ConfigKey{.name = "cluster.ca",
               .type = ConfigType::kPath,
               .field = LARDER_FIELD(cluster.ca),

@@ -250,7 +250,7 @@ TEST_P(TransportConformance, TheyGreetEachOther) {
 }
 
 TEST_P(TransportConformance, GreetingsMayBeLong) {
-  std::string greeting(kMessageBytesMax - 6, 'g');
+  std::string greeting(kGreetingBytesMax - 6, 'g');
   const auto link = Connect(greeting);
   ASSERT_TRUE(link.ok()) << link.status();
   EXPECT_EQ((*link)->peer_greeting(), "hello " + greeting);

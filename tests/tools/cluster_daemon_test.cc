@@ -32,7 +32,7 @@ constexpr uint32_t kPromptChunks = 10;
 class NodeUnderTest {
  public:
   NodeUnderTest(const std::string& name, const EtcdProcess& etcd,
-                const TestCa* ca)
+                const TestCa* ca, const std::string& transport = "tls")
       : name_(name), port_(FreePort()), daemon_(folder_) {
     daemon_.WithNvme();
     const std::vector<std::string> more = {
@@ -41,12 +41,10 @@ class NodeUnderTest {
         "--cluster.name=test",
         "--cluster.node=" + name,
         absl::StrCat("--cluster.listen=127.0.0.1:", port_),
+        "--cluster.transport=" + transport,
         "--cluster.lease=1s"};
     daemon_.extra.insert(daemon_.extra.end(), more.begin(), more.end());
-    if (ca == nullptr) {
-      daemon_.extra.push_back("--cluster.transport=ucx");
-      return;
-    }
+    if (ca == nullptr) return;
     const TestCa::Issued issued = ca->Issue(name);
     const auto write = [&](const char* file, const std::string& text) {
       const std::string path = folder_ / file;
@@ -127,21 +125,22 @@ uint32_t Load(Space& space, uint32_t prompt) {
   return loaded.usable;
 }
 
-// By the network.
-class ClusterDaemonTest : public testing::TestWithParam<const char*> {
+// By the network; "tokens": UCX's links opened with tokens got by TLS.
+class ClusterDaemonTest : public testing::TestWithParam<std::string> {
  protected:
   ClusterDaemonTest() {
-    if (GetParam() != std::string("ucx")) ca_ = std::make_unique<TestCa>();
+    if (GetParam() != "ucx") ca_ = std::make_unique<TestCa>();
   }
   std::unique_ptr<NodeUnderTest> Node(const std::string& name) {
-    return std::make_unique<NodeUnderTest>(name, etcd_, ca_.get());
+    return std::make_unique<NodeUnderTest>(name, etcd_, ca_.get(),
+                                           GetParam() == "tls" ? "tls" : "ucx");
   }
 
   EtcdProcess etcd_;
   std::unique_ptr<TestCa> ca_;
 };
 INSTANTIATE_TEST_SUITE_P(Networks, ClusterDaemonTest,
-                         testing::Values("tls", "ucx"),
+                         testing::Values("tls", "ucx", "tokens"),
                          [](const auto& network) { return network.param; });
 
 TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
@@ -267,10 +266,16 @@ TEST_P(ClusterDaemonTest, EtcdMayGoMeanwhile) {
   EXPECT_EQ(Load(at_b, 1), 10u);
 }
 
-TEST(ClusterDaemonTlsTest, AStrangersCertificateIsRefused) {
+class ClusterStrangerTest : public testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Networks, ClusterStrangerTest,
+                         testing::Values("tls", "ucx"),
+                         [](const auto& network) { return network.param; });
+
+TEST_P(ClusterStrangerTest, AStrangersCertificateIsRefused) {
   EtcdProcess etcd;
   const TestCa ca, stranger;
-  NodeUnderTest a("a", etcd, &ca), b("b", etcd, &stranger);
+  NodeUnderTest a("a", etcd, &ca, GetParam());
+  NodeUnderTest b("b", etcd, &stranger, GetParam());
   ASSERT_NO_FATAL_FAILURE(a.Start());
   ASSERT_NO_FATAL_FAILURE(b.Start());
   ASSERT_TRUE(b.Says("cluster: 2 nodes"));

@@ -326,6 +326,39 @@ TEST(Config, RefusesTooLongFiles) {
   EXPECT_FALSE(ParseConfig(std::string(1_MiB + 1, '\n'), "t").ok());
 }
 
+// Nothing listens beyond loopback without credentials.
+TEST(Config, WhatNodesProveThemselvesWith) {
+  DaemonConfig config;
+  config.cluster.etcd = "http://127.0.0.1:2379";
+  config.server.tenant_mode = "single";
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ca"));
+  config.cluster.transport = "ucx";
+  for (const char* loopback : {"127.0.0.1:9400", "[::1]:9400"}) {
+    config.cluster.listen = loopback;
+    EXPECT_EQ(ValidateConfig(config), absl::OkStatus()) << loopback;
+  }
+  for (const char* open : {"10.0.0.7:9400", "[2001:db8::7]:9400", "0.0.0.0:1",
+                           "[::]:9400", "[::12]:9400"}) {
+    config.cluster.listen = open;
+    EXPECT_THAT(Message(ValidateConfig(config)),
+                AllOf(HasSubstr(open), HasSubstr("cluster.certificate"),
+                      HasSubstr("cluster.insecure = true")));
+  }
+  config.cluster.insecure = true;
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  config.cluster.ucx_listen = "10.1.0.7:0";
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ucx_listen"));
+  config.cluster.ca = "/ca.pem";
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("all three"));
+  config.cluster.certificate = "/node.pem";
+  config.cluster.key = "/node.key";
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.insecure"));
+  config.cluster.insecure = false;
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  config.cluster.transport = "tls";
+  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ucx_listen"));
+}
+
 TEST(Config, RefusesImpossibleCombinations) {
   using Flags = std::vector<std::pair<std::string, std::string>>;
   const std::pair<Flags, std::vector<const char*>> kBad[] = {

@@ -6,13 +6,9 @@
 #include <cstring>
 
 #include "store/checksum.h"
+#include "transport/link/token_messages.h"
 
 namespace larder {
-namespace {
-
-constexpr size_t kTokenBytes = 32;
-
-}  // namespace
 
 LinkTokens::Digest LinkTokens::DigestOf(std::string_view token) {
   Digest digest;

@@ -40,8 +40,7 @@ struct UcxOptions : TransportOptions {
 
 // Links by UCX active messages (UCX 1.13 or later), payload by rendezvous;
 // FORMAT.md has the messages. Neither encrypts nor proves who the peer is: for
-// networks that the operator trusts, with a token of the caller's in the
-// greeting.
+// networks that the operator trusts, beneath a TokenTransport.
 //
 // Addresses are "192.0.2.7:9400" or "[2001:db8::7]:9400"; no names.
 // Unavailable: UCX has none of the transports on this host. FailedPrecondition:
