@@ -2,12 +2,9 @@
 
 #include <netdb.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -19,6 +16,7 @@
 
 #include "store/clock.h"
 #include "store/executor.h"
+#include "tools/secret_file.h"
 #include "transport/etcd/etcd_membership.h"
 #include "transport/link/socket_address.h"
 #include "transport/link/token_transport.h"
@@ -34,22 +32,6 @@ std::string HostName() {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
   return name;
-}
-
-StatusOr<std::string> ReadSecret(const std::string& path) {
-  if (path.empty()) return std::string();
-  struct stat info;
-  std::ifstream in(path, std::ios::binary);
-  if (!in || stat(path.c_str(), &info) != 0) {
-    return absl::NotFoundError(
-        absl::StrCat("cluster.etcd_password_file: cannot read ", path));
-  }
-  if ((info.st_mode & 077) != 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, " is readable by others; chmod 600 ", path));
-  }
-  std::string secret((std::istreambuf_iterator<char>(in)), {});
-  return std::string(absl::StripAsciiWhitespace(secret));
 }
 
 // The address of this host that the endpoint is reached from.
@@ -96,16 +78,29 @@ Status CheckIdentity(const Node& node, const Peer& peer) {
                    peer.identity, "\"; give it one of its own name"));
 }
 
+StatusOr<std::vector<TenantPolicy>> ReadPolicies(
+    const DaemonConfig::Cluster& config, const TenantDirectory& tenants) {
+  std::vector<TenantPolicy> policies;
+  for (const ClusterTenant& tenant : config.tenants) {
+    TenantPolicy& policy = policies.emplace_back();
+    const StatusOr<TenantId> number = tenants.Find(tenant.tenant);
+    if (!number.ok()) return Annotate(number.status(), "cluster.tenants");
+    policy.tenant = *number;
+    policy.nodes = absl::StrSplit(tenant.nodes, ' ', absl::SkipEmpty());
+  }
+  return policies;
+}
+
 class WiredClusterMember final : public ClusterMember {
  public:
   WiredClusterMember(std::string listen, std::unique_ptr<Transport> transport,
-                     std::unique_ptr<Membership> membership, bool certificates,
-                     const DaemonConfig::Cluster& config,
+                     std::unique_ptr<Membership> membership,
+                     ClusterNode::Parts parts,
                      std::function<void(const std::string&)> log)
       : listen_(std::move(listen)),
         log_(std::move(log)),
         executor_(NewThreadPool("cluster", 2)),
-        node_(std::make_unique<ClusterNode>(Parts(config, certificates),
+        node_(std::make_unique<ClusterNode>(Completed(std::move(parts)),
                                             ClusterOptions{})),
         transport_(std::move(transport)),
         membership_(std::move(membership)) {}
@@ -152,21 +147,14 @@ class WiredClusterMember final : public ClusterMember {
   }
 
  private:
-  ClusterNode::Parts Parts(const DaemonConfig::Cluster& config,
-                           bool certificates) {
-    ClusterNode::Parts parts;
-    parts.cluster = config.name;
-    parts.name = config.node.empty() ? HostName() : config.node;
+  ClusterNode::Parts Completed(ClusterNode::Parts parts) {
     parts.incarnation =
         static_cast<uint64_t>(absl::ToUnixNanos(Clock::Real().Now()));
     parts.clock = &Clock::Real();
     parts.executor = executor_.get();
-    if (certificates) {
-      parts.authorize = [](const Node& node, const Peer& peer,
-                           const std::string&) {
-        return CheckIdentity(node, peer);
-      };
-    }
+    parts.log = [this](const std::string& line) {
+      log_(absl::StrCat("cluster: ", line));
+    };
     return parts;
   }
 
@@ -182,7 +170,7 @@ class WiredClusterMember final : public ClusterMember {
 }  // namespace
 
 StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
-    const DaemonConfig::Cluster& config,
+    const DaemonConfig::Cluster& config, const TenantDirectory& tenants,
     std::function<void(const std::string&)> log) {
   EtcdOptions etcd;
   etcd.endpoints = absl::StrSplit(config.etcd, ',', absl::SkipWhitespace());
@@ -196,7 +184,11 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
   etcd.user = config.etcd_user;
   etcd.lease = config.lease;
   etcd.log = log;
-  LARDER_ASSIGN_OR_RETURN(etcd.password, ReadSecret(config.etcd_password_file));
+  if (!config.etcd_password_file.empty()) {
+    LARDER_ASSIGN_OR_RETURN(
+        etcd.password,
+        ReadPassword("cluster.etcd_password_file", config.etcd_password_file));
+  }
   StatusOr<std::unique_ptr<Membership>> membership = NewEtcdMembership(etcd);
   if (!membership.ok()) {
     return Annotate(membership.status(), "cluster.etcd");
@@ -239,9 +231,18 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
       transport = *std::move(made);
     }
   }
+  ClusterNode::Parts parts;
+  parts.cluster = config.name;
+  parts.name = config.node.empty() ? HostName() : config.node;
+  if (certificates) parts.authorize = CheckIdentity;
+  if (!config.secret_file.empty()) {
+    LARDER_ASSIGN_OR_RETURN(
+        parts.secret, ReadSecret("cluster.secret_file", config.secret_file));
+  }
+  LARDER_ASSIGN_OR_RETURN(parts.tenants, ReadPolicies(config, tenants));
   return std::unique_ptr<ClusterMember>(std::make_unique<WiredClusterMember>(
       std::move(listen), std::move(transport), *std::move(membership),
-      certificates, config, std::move(log)));
+      std::move(parts), std::move(log)));
 }
 
 }  // namespace larder

@@ -11,6 +11,7 @@
 #include "store/status.h"
 #include "store/tier.h"
 #include "tools/config.h"
+#include "tools/tenants.h"
 
 namespace larder {
 
@@ -21,7 +22,7 @@ class ClusterMember {
   // Reads certificates, finds out this node's address; joins nobody yet.
   // Errors say what to change. `log`: one line for people; any thread.
   static StatusOr<std::unique_ptr<ClusterMember>> Create(
-      const DaemonConfig::Cluster& config,
+      const DaemonConfig::Cluster& config, const TenantDirectory& tenants,
       std::function<void(const std::string& line)> log);
   virtual ~ClusterMember() = default;
 

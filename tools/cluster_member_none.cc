@@ -3,7 +3,8 @@
 namespace larder {
 
 StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
-    const DaemonConfig::Cluster&, std::function<void(const std::string&)>) {
+    const DaemonConfig::Cluster&, const TenantDirectory&,
+    std::function<void(const std::string&)>) {
   return absl::UnimplementedError(
       "cluster.etcd: this larderd was built without gRPC (LARDER_CORE_ONLY)");
 }

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <iterator>
+#include <set>
 #include <type_traits>
 
 #include "absl/strings/match.h"
@@ -103,49 +104,92 @@ Status SetTenants(const ConfigKey& key, std::string_view text, TenantMap& out) {
 }
 
 // The fields of a rule, by name.
-constexpr std::array<std::pair<absl::string_view, std::string CodecRule::*>, 5>
-    kRuleFields = {{{"tenant", &CodecRule::tenant},
-                    {"model", &CodecRule::model},
-                    {"space", &CodecRule::space},
-                    {"codec", &CodecRule::codec},
-                    {"profile", &CodecRule::profile}}};
+template <class Rule>
+struct RuleFields;
 
-Status SetCodecRules(const ConfigKey& key, std::string_view text,
-                     CodecRules& out) {
-  CodecRules rules;
+template <>
+struct RuleFields<CodecRule> {
+  static constexpr std::pair<absl::string_view, std::string CodecRule::*>
+      kFields[] = {{"tenant", &CodecRule::tenant},
+                   {"model", &CodecRule::model},
+                   {"space", &CodecRule::space},
+                   {"codec", &CodecRule::codec},
+                   {"profile", &CodecRule::profile}};
+  static constexpr absl::string_view kWanted =
+      "each rule has tenant, model, space, codec and profile, or some of them, "
+      "such as model=Llama-3*,codec=raw";
+};
+
+template <>
+struct RuleFields<ClusterTenant> {
+  static constexpr std::pair<absl::string_view, std::string ClusterTenant::*>
+      kFields[] = {{"tenant", &ClusterTenant::tenant},
+                   {"nodes", &ClusterTenant::nodes}};
+  static constexpr absl::string_view kWanted =
+      "each has a tenant and, if it likes, nodes, such as "
+      "tenant=alice,nodes=a b";
+};
+
+template <class Rule>
+StatusOr<std::vector<Rule>> ParseRules(const ConfigKey& key,
+                                       std::string_view text) {
+  if (HasControlCharacter(text)) return Bad(key, "", "control character");
+  std::vector<Rule> rules;
   for (absl::string_view item :
        absl::StrSplit(Absl(text), ';', absl::SkipEmpty())) {
-    CodecRule& rule = rules.emplace_back();
+    Rule& rule = rules.emplace_back();
     for (absl::string_view word :
          absl::StrSplit(item, ',', absl::SkipEmpty())) {
       const std::pair<absl::string_view, absl::string_view> pair =
           absl::StrSplit(word, absl::MaxSplits('=', 1));
+      const auto& fields = RuleFields<Rule>::kFields;
       const auto field =
-          std::find_if(kRuleFields.begin(), kRuleFields.end(),
+          std::find_if(std::begin(fields), std::end(fields),
                        [&](const auto& f) { return f.first == pair.first; });
-      if (field == kRuleFields.end() || pair.second.empty()) {
-        return Bad(key, text,
-                   "each rule has tenant, model, space, codec and profile, or "
-                   "some of them, such as model=Llama-3*,codec=raw");
+      if (field == std::end(fields) || pair.second.empty()) {
+        return Bad(key, text, RuleFields<Rule>::kWanted);
       }
       rule.*(field->second) = std::string(pair.second);
     }
-    if (rule.codec.empty()) return Bad(key, text, "a rule names no codec");
   }
-  if (HasControlCharacter(text)) return Bad(key, "", "control character");
-  out = std::move(rules);
-  return absl::OkStatus();
+  return rules;
 }
 
-std::string FormatCodecRules(const CodecRules& rules) {
-  return absl::StrJoin(rules, ";", [](std::string* out, const CodecRule& rule) {
+template <class Rule>
+std::string FormatRules(const std::vector<Rule>& rules) {
+  return absl::StrJoin(rules, ";", [](std::string* out, const Rule& rule) {
     const char* comma = "";
-    for (const auto& [name, field] : kRuleFields) {
+    for (const auto& [name, field] : RuleFields<Rule>::kFields) {
       if ((rule.*field).empty()) continue;
       absl::StrAppend(out, comma, name, "=", rule.*field);
       comma = ",";
     }
   });
+}
+
+Status SetCodecRules(const ConfigKey& key, std::string_view text,
+                     CodecRules& out) {
+  LARDER_ASSIGN_OR_RETURN(CodecRules rules, ParseRules<CodecRule>(key, text));
+  for (const CodecRule& rule : rules) {
+    if (rule.codec.empty()) return Bad(key, text, "a rule names no codec");
+  }
+  out = std::move(rules);
+  return absl::OkStatus();
+}
+
+Status SetClusterTenants(const ConfigKey& key, std::string_view text,
+                         ClusterTenants& out) {
+  LARDER_ASSIGN_OR_RETURN(ClusterTenants tenants,
+                          ParseRules<ClusterTenant>(key, text));
+  std::set<std::string> names;
+  for (const ClusterTenant& tenant : tenants) {
+    if (tenant.tenant.empty()) return Bad(key, text, "a table names no tenant");
+    if (!names.insert(tenant.tenant).second) {
+      return Bad(key, text, "a tenant has two tables");
+    }
+  }
+  out = std::move(tenants);
+  return absl::OkStatus();
 }
 
 Status SetString(const ConfigKey& key, std::string_view text,
@@ -561,6 +605,8 @@ Status SetConfigKey(DaemonConfig& config, std::string_view name,
           return SetTenants(*key, text, *field);
         } else if constexpr (std::is_same_v<T, CodecRules>) {
           return SetCodecRules(*key, text, *field);
+        } else if constexpr (std::is_same_v<T, ClusterTenants>) {
+          return SetClusterTenants(*key, text, *field);
         } else {
           return SetString(*key, text, *field);
         }
@@ -586,8 +632,9 @@ std::string FormatConfigKey(const DaemonConfig& config, const ConfigKey& key) {
           return absl::FormatDuration(*field);
         } else if constexpr (std::is_same_v<T, TenantMap>) {
           return absl::StrJoin(*field, ",", absl::PairFormatter("="));
-        } else if constexpr (std::is_same_v<T, CodecRules>) {
-          return FormatCodecRules(*field);
+        } else if constexpr (std::is_same_v<T, CodecRules> ||
+                             std::is_same_v<T, ClusterTenants>) {
+          return FormatRules(*field);
         } else {
           return *field;
         }
@@ -632,6 +679,21 @@ Status CheckCluster(const DaemonConfig& config) {
         "cluster.ucx_listen is for cluster.transport = \"ucx\" with "
         "certificates",
         "leave it out; without certificates cluster.listen is UCX's");
+  }
+  if (config.server.tenant_mode == "listed" && cluster.secret_file.empty()) {
+    return Impossible(
+        "tenants share a cluster without cluster.secret_file, which keeps "
+        "chunks of one from being given the names of another's",
+        "write one (openssl rand -hex 32 > cluster.secret; chmod 600 "
+        "cluster.secret) and give it to all nodes");
+  }
+  for (const ClusterTenant& tenant : cluster.tenants) {
+    if (!tenant.nodes.empty() && files == 0) {
+      return Impossible(
+          absl::StrCat("cluster.tenants: nodes of tenant ", tenant.tenant,
+                       " without certificates: nobody proves which node it is"),
+          "give cluster.ca, cluster.certificate and cluster.key");
+    }
   }
   if (cluster.etcd_user.empty() != cluster.etcd_password_file.empty()) {
     return Impossible(

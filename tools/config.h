@@ -33,6 +33,14 @@ struct CodecRule {
 };
 using CodecRules = std::vector<CodecRule>;
 
+// What nodes of a cluster do with a tenant's chunks.
+struct ClusterTenant {
+  std::string tenant;   // name or number
+  std::string nodes{};  // that may have them, separated by spaces; empty: all
+  bool operator==(const ClusterTenant&) const = default;
+};
+using ClusterTenants = std::vector<ClusterTenant>;
+
 // Everything larderd can be told. Defaults are here and nowhere else; what each
 // key means, its bounds and its text form are in the schema (config.cc), from
 // which flags, file parser, --print-config and --help-config are all made.
@@ -128,6 +136,8 @@ struct DaemonConfig {
     std::string ucx_listen;  // empty: the host of `listen`, any port
     bool insecure = false;   // UCX beyond loopback without certificates
     std::string ca, certificate, key;
+    std::string secret_file;
+    ClusterTenants tenants;
     std::string etcd_ca, etcd_certificate, etcd_key;
     std::string etcd_user, etcd_password_file;
     absl::Duration lease = absl::Seconds(10);
@@ -154,12 +164,14 @@ enum class ConfigType : uint8_t {
   kTenants,  // a table; as a flag "1000=alice,1001=bob"
   // Tables; as a flag "model=Llama-3*,codec=int8;tenant=bob,codec=raw"
   kCodecRules,
+  kClusterTenants,  // Tables; as a flag "tenant=alice,nodes=a b;tenant=bob"
 };
 
 // One key. The schema is the only place that knows any of this.
 struct ConfigKey {
-  using Field = std::variant<bool*, int64_t*, uint64_t*, absl::Duration*,
-                             std::string*, TenantMap*, CodecRules*>;
+  using Field =
+      std::variant<bool*, int64_t*, uint64_t*, absl::Duration*, std::string*,
+                   TenantMap*, CodecRules*, ClusterTenants*>;
   std::string_view name;  // dotted: "dram.capacity"
   ConfigType type = ConfigType::kString;
   Field (*field)(DaemonConfig&) = nullptr;

@@ -464,6 +464,20 @@ const std::array kSchema = {
               .type = ConfigType::kPath,
               .field = LARDER_FIELD(cluster.key),
               .description = "PEM file of its key"},
+    ConfigKey{.name = "cluster.secret_file",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(cluster.secret_file),
+              .description =
+                  "file (mode 0600) of 32 bytes or more, or 64 hexadecimal "
+                  "digits or more, the same for all nodes and known to no "
+                  "client: what chunks are called between nodes is made with "
+                  "it; needed if server.tenant_mode is listed"},
+    ConfigKey{.name = "cluster.tenants",
+              .type = ConfigType::kClusterTenants,
+              .field = LARDER_FIELD(cluster.tenants),
+              .description =
+                  "tenants (name or number) whose chunks only some nodes may "
+                  "have, and which; all nodes should be told the same"},
     ConfigKey{.name = "cluster.etcd_ca",
               .type = ConfigType::kPath,
               .field = LARDER_FIELD(cluster.etcd_ca),

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -60,25 +61,41 @@ StatusOr<std::string> TenantsText(const toml::table& table,
 }
 
 // "model=...,codec=...;..." of an array of tables.
-StatusOr<std::string> RulesText(const toml::array& rules,
+StatusOr<std::string> RulesText(const toml::array& rules, const ConfigKey& key,
                                 std::string_view source) {
+  const auto word_of =
+      [](const toml::node& node) -> std::optional<std::string> {
+    const auto* word = node.as_string();
+    if (word == nullptr || word->get().empty() ||
+        word->get().find_first_of(",;") != std::string::npos) {
+      return std::nullopt;
+    }
+    return std::string(word->get());
+  };
   std::string text;
   for (const toml::node& node : rules) {
     const toml::table* rule = node.as_table();
     if (rule == nullptr) {
-      return Wrong(source, node, "codec.rules: give tables");
+      return Wrong(source, node, absl::StrCat(Absl(key.name), ": give tables"));
     }
     absl::StrAppend(&text, text.empty() ? "" : ";");
     bool first = true;
     for (const auto& [name, value] : *rule) {
-      const auto* word = value.as_string();
-      if (word == nullptr ||
-          word->get().find_first_of(",;") != std::string::npos) {
-        return Wrong(source, value,
-                     "codec.rules: give texts without ',' and ';'");
+      std::vector<std::optional<std::string>> words;
+      if (const toml::array* several = value.as_array()) {
+        for (const toml::node& one : *several) words.push_back(word_of(one));
+      } else {
+        words.push_back(word_of(value));
       }
-      absl::StrAppend(&text, first ? "" : ",", Absl(name.str()), "=",
-                      Absl(word->get()));
+      absl::StrAppend(&text, first ? "" : ",", Absl(name.str()), "=");
+      for (size_t i = 0; i < words.size(); ++i) {
+        if (!words[i].has_value()) {
+          return Wrong(
+              source, value,
+              absl::StrCat(Absl(key.name), ": give texts without ',' and ';'"));
+        }
+        absl::StrAppend(&text, i == 0 ? "" : " ", *words[i]);
+      }
       first = false;
     }
   }
@@ -143,9 +160,11 @@ Status ReadTable(const toml::table& table, const std::string& prefix,
     if (key != nullptr && key->type == ConfigType::kTenants &&
         inner != nullptr) {
       LARDER_ASSIGN_OR_RETURN(text, TenantsText(*inner, source));
-    } else if (key != nullptr && key->type == ConfigType::kCodecRules &&
+    } else if (key != nullptr &&
+               (key->type == ConfigType::kCodecRules ||
+                key->type == ConfigType::kClusterTenants) &&
                node.as_array() != nullptr) {
-      LARDER_ASSIGN_OR_RETURN(text, RulesText(*node.as_array(), source));
+      LARDER_ASSIGN_OR_RETURN(text, RulesText(*node.as_array(), *key, source));
     } else if (key != nullptr) {
       LARDER_ASSIGN_OR_RETURN(text, ValueText(node, *key, source));
     }
@@ -181,7 +200,8 @@ std::string TomlValue(const DaemonConfig& config, const ConfigKey& key) {
     }
     return out + (out.size() > 2 ? " }" : "}");
   }
-  if (key.type == ConfigType::kCodecRules) {
+  if (key.type == ConfigType::kCodecRules ||
+      key.type == ConfigType::kClusterTenants) {
     std::vector<std::string> rules;
     for (absl::string_view rule :
          absl::StrSplit(text, ';', absl::SkipEmpty())) {
@@ -222,6 +242,8 @@ std::string Bounds(const ConfigKey& key) {
       return "UID = \"name\"";
     case ConfigType::kCodecRules:
       return "{ tenant, model, space, codec, profile }";
+    case ConfigType::kClusterTenants:
+      return "{ tenant, nodes }";
     case ConfigType::kString:
       return "";
   }

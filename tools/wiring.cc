@@ -92,10 +92,10 @@ class WiredDaemon final : public Daemon {
     if (config.hbm.capacity != 0) LARDER_RETURN_IF_ERROR(BuildHbm(config));
     if (!config.cluster.etcd.empty()) {
       LARDER_ASSIGN_OR_RETURN(
-          cluster_,
-          ClusterMember::Create(config.cluster, [](const std::string& line) {
-            spdlog::info("{}", line);
-          }));
+          cluster_, ClusterMember::Create(config.cluster, *tenants_,
+                                          [](const std::string& line) {
+                                            spdlog::info("{}", line);
+                                          }));
     }
     LARDER_RETURN_IF_ERROR(BuildDram(config));
     LARDER_RETURN_IF_ERROR(BuildEngine(config));

@@ -6,17 +6,9 @@
 
 #include "store/cluster/chunk_key.h"
 #include "store/cluster/directory_messages.h"
-#include "store/fingerprint.h"
 
 namespace larder {
 namespace {
-
-// All nodes of a cluster agree on it, and clients do not know it.
-uint64_t TenantKey(const std::string& cluster, TenantId tenant) {
-  const uint32_t number = Raw(tenant);
-  return Fingerprint64(std::as_bytes(std::span(&number, 1)),
-                       Fingerprint64(std::as_bytes(std::span(cluster))));
-}
 
 uint64_t SeedOr(uint64_t seed) {
   std::random_device random;
@@ -27,11 +19,13 @@ uint64_t SeedOr(uint64_t seed) {
 
 class ClusterNode::Observer final : public ChunkObserver {
  public:
-  Observer(const std::string& cluster, Announcer& announcer)
-      : cluster_(cluster), announcer_(announcer) {}
+  Observer(const TenantPolicies& policies, NodeId self, Announcer& announcer)
+      : policies_(policies), self_(self), announcer_(announcer) {}
 
   void OnStored(const Chunk& chunk) override {
-    const Scope scope{TenantKey(cluster_, chunk.tenant), chunk.space};
+    // Others would not take it from here.
+    if (!policies_.Allows(chunk.tenant, self_)) return;
+    const Scope scope{policies_.DirectoryKey(chunk.tenant), chunk.space};
     ChunkFacts facts;
     facts.groups = chunk.groups;
     facts.pages = static_cast<uint32_t>(std::min<uint64_t>(
@@ -48,17 +42,19 @@ class ClusterNode::Observer final : public ChunkObserver {
   void OnRemoved(TenantId tenant, const SpaceId& space,
                  const ChunkId& id) override {
     announcer_.Removed(
-        ComputeChunkKey({TenantKey(cluster_, tenant), space}, id));
+        ComputeChunkKey({policies_.DirectoryKey(tenant), space}, id));
   }
 
  private:
-  const std::string cluster_;
+  const TenantPolicies& policies_;
+  const NodeId self_;
   Announcer& announcer_;
 };
 
 ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
     : parts_(std::move(parts)),
       id_(ComputeNodeId(parts_.cluster, parts_.name)),
+      policies_(parts_.cluster, parts_.secret, parts_.tenants),
       directory_(*parts_.clock, options.directory, SeedOr(parts_.seed)),
       links_(
           {.cluster = parts_.cluster,
@@ -73,7 +69,9 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
                  OnCalled(from, link, std::move(message), deadline,
                           std::move(answer));
                },
-           .authorize = parts_.authorize},
+           .secret_check = policies_.secret_check(),
+           .authorize = parts_.authorize,
+           .log = parts_.log},
           options.links),
       announcer_({.self = {.id = id_,
                            .name = parts_.name,
@@ -93,10 +91,8 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
              .links = &links_,
              .clock = parts_.clock,
              .executor = parts_.executor,
-             .tenant_key =
-                 [this](TenantId tenant) {
-                   return TenantKey(parts_.cluster, tenant);
-                 }},
+             .policies = &policies_,
+             .self = id_},
             options.tier),
       sender_({.cluster = parts_.cluster,
                .self = id_,
@@ -104,7 +100,7 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
                .clock = parts_.clock},
               options.offer_timeout),
       receiver_options_(options.receiver),
-      observer_(std::make_unique<Observer>(parts_.cluster, announcer_)) {}
+      observer_(std::make_unique<Observer>(policies_, id_, announcer_)) {}
 
 ClusterNode::~ClusterNode() = default;
 
@@ -120,7 +116,7 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
                           const std::string& address) {
   {
     absl::MutexLock lock(&mu_);
-    service_ = std::make_unique<PeerService>(engine);
+    service_ = std::make_unique<PeerService>(engine, policies_);
     receiver_ = std::make_unique<PeerReceiver>(
         PeerReceiver::Parts{&engine, &links_, parts_.clock, parts_.executor},
         receiver_options_);
@@ -188,7 +184,7 @@ void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
     receiver->Handle(from, message, std::move(answer));
     return;
   }
-  service->Handle(link, message, deadline, std::move(answer));
+  service->Handle(from, link, message, deadline, std::move(answer));
 }
 
 ClusterNode::Stats ClusterNode::GetStats() const {

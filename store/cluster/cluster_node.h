@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -19,6 +20,7 @@
 #include "store/cluster/peer_receiver.h"
 #include "store/cluster/peer_sender.h"
 #include "store/cluster/peer_service.h"
+#include "store/cluster/tenant_policies.h"
 #include "store/engine.h"
 #include "store/executor.h"
 #include "store/status.h"
@@ -58,10 +60,12 @@ class ClusterNode {
     uint64_t incarnation = 0;
     Clock* clock = nullptr;
     Executor* executor = nullptr;
+    // See TenantPolicies.
+    std::string secret;
+    std::vector<TenantPolicy> tenants;
     // See PeerLinks::Parts.
-    std::function<Status(const Node& node, const Peer& peer,
-                         const std::string& token)>
-        authorize;
+    std::function<Status(const Node& node, const Peer& peer)> authorize;
+    std::function<void(const std::string& line)> log;
     uint64_t seed = 0;  // random; 0: from the kernel
   };
 
@@ -106,6 +110,7 @@ class ClusterNode {
 
   const Parts parts_;
   const NodeId id_;
+  const TenantPolicies policies_;
   Directory directory_;
   PeerLinks links_;
   Announcer announcer_;

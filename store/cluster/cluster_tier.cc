@@ -129,6 +129,9 @@ void ClusterTier::Free(Extent extent) {
 void ClusterTier::Locate(TenantId tenant, const SpaceId& space, Epoch epoch,
                          std::vector<ChunkId> ids, uint32_t start,
                          absl::Time deadline, Task done) {
+  if (!parts_.policies->Allows(tenant, parts_.self)) {
+    return std::move(done)();
+  }
   auto locating = std::make_shared<Locating>();
   locating->tenant = tenant;
   locating->space = space;
@@ -172,7 +175,8 @@ void ClusterTier::OnLocated(const std::shared_ptr<Locating>& locating,
       const Holder* best = nullptr;
       size_t best_load = 0;
       for (const Holder& holder : locations[i].holders) {
-        if (holder.facts.epoch != static_cast<uint32_t>(Raw(locating->epoch))) {
+        if (holder.facts.epoch != static_cast<uint32_t>(Raw(locating->epoch)) ||
+            !parts_.policies->Allows(locating->tenant, holder.node)) {
           continue;
         }
         const auto it = wanted.find(holder.node);

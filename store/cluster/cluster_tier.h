@@ -16,6 +16,7 @@
 #include "store/cluster/chunk_key.h"
 #include "store/cluster/locator.h"
 #include "store/cluster/peer_links.h"
+#include "store/cluster/tenant_policies.h"
 #include "store/executor.h"
 #include "store/lifeline.h"
 #include "store/tier.h"
@@ -44,8 +45,8 @@ class ClusterTier final : public PeerTier {
     PeerLinks* links = nullptr;
     Clock* clock = nullptr;
     Executor* executor = nullptr;
-    // Scope::tenant of a tenant.
-    std::function<uint64_t(TenantId)> tenant_key;
+    const TenantPolicies* policies = nullptr;
+    NodeId self{};
   };
 
   ClusterTier(Parts parts, const ClusterTierOptions& options);
@@ -109,7 +110,7 @@ class ClusterTier final : public PeerTier {
   struct Reading;
 
   Scope ScopeOf(TenantId tenant, const SpaceId& space) const {
-    return {parts_.tenant_key(tenant), space};
+    return {parts_.policies->DirectoryKey(tenant), space};
   }
   const Known* Look(const Key& key, Epoch epoch)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -16,6 +16,12 @@ void Refuse(AfterUnlock& after,
       [waits = std::move(waits), why]() mutable { std::move(waits)(why); });
 }
 
+// It will not go by itself.
+bool IsForPeople(const Status& status) {
+  return absl::IsFailedPrecondition(status) ||
+         absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
+}
+
 }  // namespace
 
 PeerLinks::PeerLinks(Parts parts, const PeerLinksOptions& options)
@@ -174,14 +180,14 @@ void PeerLinks::OnConnected(NodeId id, uint64_t attempt,
     const StatusOr<PeerGreeting> greeting =
         ParsePeerGreeting((*link)->peer_greeting());
     status = greeting.status();
-    if (greeting.ok() &&
-        (greeting->cluster != cluster_ || greeting->node != id ||
-         greeting->incarnation != node->incarnation)) {
+    if (status.ok()) status = CheckGreeting(*greeting);
+    if (status.ok() &&
+        (greeting->node != id || greeting->incarnation != node->incarnation)) {
       status = absl::UnavailableError(absl::StrCat(
           "another than node ", node->name, " answers at ", node->address));
     }
     if (status.ok() && parts_.authorize != nullptr) {
-      status = parts_.authorize(*node, (*link)->peer(), greeting->token);
+      status = parts_.authorize(*node, (*link)->peer());
     }
     if (!status.ok()) after.Call([link = *link] { link->Close(); });
   }
@@ -190,11 +196,18 @@ void PeerLinks::OnConnected(NodeId id, uint64_t attempt,
     connection.backoff =
         std::clamp(2 * connection.backoff, options_.retry, options_.retry_max);
     connection.retry_at = parts_.clock->Now() + connection.backoff;
+    if (IsForPeople(status) && connection.told != status &&
+        parts_.log != nullptr) {
+      connection.told = status;
+      after.Call(
+          [this, line = absl::StrCat("no link to node ", node->name, ": ",
+                                     status.message())] { parts_.log(line); });
+    }
     Fail(connection, status, after);
     return;
   }
   connection.backoff = absl::ZeroDuration();
-  connection.problem = absl::OkStatus();
+  connection.problem = connection.told = absl::OkStatus();
   connection.link = *std::move(link);
   for (Waiting& waiting : std::exchange(connection.waiting, {})) {
     after.Call(
@@ -231,8 +244,20 @@ void PeerLinks::Call(NodeId node, std::string message, absl::Time deadline,
 }
 
 std::string PeerLinks::Greeting() const {
-  return Encode(
-      PeerGreeting{cluster_, parts_.self.id, parts_.self.incarnation, {}});
+  return Encode(PeerGreeting{cluster_, parts_.self.id, parts_.self.incarnation,
+                             parts_.secret_check});
+}
+
+Status PeerLinks::CheckGreeting(const PeerGreeting& said) const {
+  if (said.cluster != cluster_) {
+    return absl::PermissionDeniedError("the nodes are of different clusters");
+  }
+  if (said.secret_check != parts_.secret_check) {
+    return absl::FailedPreconditionError(
+        "the nodes have different secrets, or one has none; give all nodes of "
+        "the cluster the same cluster.secret_file");
+  }
+  return absl::OkStatus();
 }
 
 std::vector<PeerLinks::PeerState> PeerLinks::States() const {
@@ -256,9 +281,7 @@ std::vector<PeerLinks::PeerState> PeerLinks::States() const {
 StatusOr<std::string> PeerLinks::Admit(const std::string& greeting,
                                        const Peer& peer) {
   LARDER_ASSIGN_OR_RETURN(const PeerGreeting said, ParsePeerGreeting(greeting));
-  if (said.cluster != cluster_) {
-    return absl::PermissionDeniedError("this node is of another cluster");
-  }
+  LARDER_RETURN_IF_ERROR(CheckGreeting(said));
   std::shared_ptr<const ClusterView> view;
   {
     absl::MutexLock lock(&mu_);
@@ -270,7 +293,7 @@ StatusOr<std::string> PeerLinks::Admit(const std::string& greeting,
     return absl::UnavailableError("this node does not know you yet");
   }
   if (parts_.authorize != nullptr) {
-    LARDER_RETURN_IF_ERROR(parts_.authorize(*node, peer, said.token));
+    LARDER_RETURN_IF_ERROR(parts_.authorize(*node, peer));
   }
   return Greeting();
 }

@@ -56,11 +56,14 @@ class PeerLinks final : public PeerCalls, private LinkService {
     Clock* clock = nullptr;
     Executor* executor = nullptr;
     OnCalled on_called;
-    // What a greeting must bring beside the right numbers; null: nothing. The
-    // token is what the greeting has.
-    std::function<Status(const Node& node, const Peer& peer,
-                         const std::string& token)>
-        authorize;
+    // TenantPolicies::secret_check.
+    uint64_t secret_check = 0;
+    // Whether the peer is that node, by what the network proved; null: nobody
+    // proves anything.
+    std::function<Status(const Node& node, const Peer& peer)> authorize;
+    // One line for people when a node refuses this one, or this one it, for
+    // reasons that somebody must change; none twice in a row. Any thread.
+    std::function<void(const std::string& line)> log;
   };
 
   PeerLinks(Parts parts, const PeerLinksOptions& options);
@@ -103,6 +106,7 @@ class PeerLinks final : public PeerCalls, private LinkService {
     absl::Time retry_at = absl::InfinitePast();
     absl::Duration backoff;
     Status problem;
+    Status told;  // to people
     std::vector<Waiting> waiting;
   };
 
@@ -121,6 +125,8 @@ class PeerLinks final : public PeerCalls, private LinkService {
   void Fail(Connection& connection, const Status& why, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::string Greeting() const;
+  // Why `said` cannot be a node of this cluster.
+  Status CheckGreeting(const PeerGreeting& said) const;
 
   Parts parts_;
   const PeerLinksOptions options_;

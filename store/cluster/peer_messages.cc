@@ -7,7 +7,7 @@ namespace larder {
 namespace {
 
 constexpr char kMagic[4] = {'L', 'R', 'D', 'C'};
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 
 class Writer {
  public:
@@ -66,11 +66,11 @@ std::string Encode(const PeerGreeting& greeting) {
   Writer out;
   out.Append({kMagic, sizeof kMagic});
   out.Put(kVersion);
-  out.Put(static_cast<uint16_t>(greeting.token.size()));
+  out.Put(uint16_t{0});
   out.Put(greeting.cluster);
   out.Put(greeting.node);
   out.Put(greeting.incarnation);
-  out.Append(greeting.token);
+  out.Put(greeting.secret_check);
   return out.Take();
 }
 
@@ -85,12 +85,11 @@ StatusOr<PeerGreeting> ParsePeerGreeting(std::string_view bytes) {
                      kVersion, ": upgrade the older one"));
   }
   PeerGreeting greeting;
-  const auto token_bytes = in.Get<uint16_t>();
-  in.Want(token_bytes <= kPeerTokenBytesMax);
+  in.Want(in.Get<uint16_t>() == 0);
   greeting.cluster = in.Get<uint64_t>();
   greeting.node = in.Get<NodeId>();
   greeting.incarnation = in.Get<uint64_t>();
-  greeting.token = in.Take(token_bytes);
+  greeting.secret_check = in.Get<uint64_t>();
   LARDER_RETURN_IF_ERROR(in.End());
   return greeting;
 }

@@ -28,15 +28,15 @@ enum class PeerMessageKind : uint8_t {
   kOffer = 18,
 };
 
-// Who opens a link, and who answers it. Both must be of the same cluster.
+// Who opens a link, and who answers it. Both must be of the same cluster and
+// have the same secret. What proves them is the network's.
 struct PeerGreeting {
   uint64_t cluster = 0;  // Fingerprint64 of its name
   NodeId node{};
   uint64_t incarnation = 0;
-  std::string token;  // that proves it, where the network does not; or empty
+  uint64_t secret_check = 0;  // TenantPolicies::secret_check
   bool operator==(const PeerGreeting&) const = default;
 };
-inline constexpr size_t kPeerTokenBytesMax = 256;
 
 // Which records are there of these chunks?
 struct RecordsQuery {

@@ -19,7 +19,8 @@ struct PeerService::Reading {
   std::optional<MissReason> progress ABSL_GUARDED_BY(mu);
 };
 
-PeerService::PeerService(Engine& engine) : engine_(engine) {}
+PeerService::PeerService(Engine& engine, const TenantPolicies& policies)
+    : engine_(engine), policies_(policies) {}
 
 PeerService::~PeerService() {
   lifeline_->Cut();
@@ -35,7 +36,7 @@ ClientId PeerService::ClientOf(TenantId tenant) {
   return client;
 }
 
-void PeerService::Handle(const std::shared_ptr<Link>& link,
+void PeerService::Handle(NodeId from, const std::shared_ptr<Link>& link,
                          const std::string& message, absl::Time deadline,
                          Answer answer) {
   const auto kind = static_cast<PeerMessageKind>(
@@ -43,6 +44,9 @@ void PeerService::Handle(const std::shared_ptr<Link>& link,
   if (kind == PeerMessageKind::kRead) {
     const StatusOr<ReadQuery> query = ParseReadQuery(message);
     if (!query.ok()) return answer.Send(query.status());
+    if (!policies_.Allows(query->tenant, from)) {
+      return answer.Send(absl::NotFoundError("the record is not here"));
+    }
     return Read(link, *query, deadline, std::move(answer));
   }
   if (kind != PeerMessageKind::kRecords) {
@@ -51,8 +55,13 @@ void PeerService::Handle(const std::shared_ptr<Link>& link,
   }
   const StatusOr<RecordsQuery> query = ParseRecordsQuery(message);
   if (!query.ok()) return answer.Send(query.status());
-  answer.Send(Encode(
-      RecordsAnswer{engine_.Records(query->tenant, query->space, query->ids)}));
+  RecordsAnswer records;
+  if (policies_.Allows(query->tenant, from)) {
+    records.chunks = engine_.Records(query->tenant, query->space, query->ids);
+  } else {
+    records.chunks.resize(query->ids.size());
+  }
+  answer.Send(Encode(records));
 }
 
 void PeerService::Read(const std::shared_ptr<Link>& link,

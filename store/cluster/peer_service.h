@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 
 #include "store/cluster/peer_messages.h"
+#include "store/cluster/tenant_policies.h"
 #include "store/engine.h"
 #include "store/lifeline.h"
 #include "store/transport.h"
@@ -20,17 +21,20 @@ namespace larder {
 // Gives other nodes what this one has: says which records there are, and puts
 // their bytes into the landings of who asks. What is being sent is held, and
 // what lies in a slower tier is brought up first. Thread-safe; never blocks.
-// Nodes of a cluster trust each other with the chunks of all tenants.
+// Of a tenant whose chunks the asking node may not have (TenantPolicies), there
+// is nothing.
 class PeerService {
  public:
   // Order of the end: the transport, by which nothing reads the engine's memory
   // any more; the engine, whose clients these are; the service.
-  explicit PeerService(Engine& engine);
+  // `policies` outlive it.
+  PeerService(Engine& engine, const TenantPolicies& policies);
   ~PeerService();
 
-  // Messages of kinds 16 to 31. `deadline` as in LinkService::OnCall.
-  void Handle(const std::shared_ptr<Link>& link, const std::string& message,
-              absl::Time deadline, Answer answer);
+  // Messages of kinds 16 to 31, of the node `from`. `deadline` as in
+  // LinkService::OnCall.
+  void Handle(NodeId from, const std::shared_ptr<Link>& link,
+              const std::string& message, absl::Time deadline, Answer answer);
 
   struct Stats {
     uint64_t reads = 0;
@@ -50,6 +54,7 @@ class PeerService {
   ClientId ClientOf(TenantId tenant);
 
   Engine& engine_;
+  const TenantPolicies& policies_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
   mutable absl::Mutex mu_;

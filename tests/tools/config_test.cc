@@ -57,6 +57,7 @@ TEST(Config, PrintedConfigReadsBack) {
                         {"", "", "77ab02d1", "kvc1:2", "/etc/p"}};
   config.codec.nvme = "kvc1:3";
   config.codec.profile = "0123abcd";
+  config.cluster.tenants = {{"team-a", "a b"}, {"7"}};
   StatusOr<DaemonConfig> again = ParseConfig(PrintConfig(config), "printed");
   ASSERT_EQ(again.status(), absl::OkStatus());
   EXPECT_EQ(*again, config);
@@ -357,6 +358,57 @@ TEST(Config, WhatNodesProveThemselvesWith) {
   EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
   config.cluster.transport = "tls";
   EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ucx_listen"));
+}
+
+TEST(Config, WhichNodesMayHaveATenantsChunks) {
+  const StatusOr<DaemonConfig> config = ParseConfig(R"(
+[[cluster.tenants]]
+tenant = "alice"
+nodes = ["a", "b"]
+[[cluster.tenants]]
+tenant = "bob"
+nodes = "c"
+)",
+                                                    "t");
+  ASSERT_EQ(config.status(), absl::OkStatus());
+  EXPECT_EQ(config->cluster.tenants,
+            (ClusterTenants{{"alice", "a b"}, {"bob", "c"}}));
+  DaemonConfig flagged;
+  ASSERT_EQ(SetConfigKey(flagged, "cluster.tenants",
+                         "tenant=alice,nodes=a b;tenant=bob,nodes=c"),
+            absl::OkStatus());
+  EXPECT_EQ(flagged.cluster.tenants, config->cluster.tenants);
+  for (const char* wrong :
+       {"nodes=a", "tenant=alice,nodes=", "tenant=alice;tenant=alice",
+        "tenant=alice,colour=red"}) {
+    EXPECT_FALSE(SetConfigKey(flagged, "cluster.tenants", wrong).ok()) << wrong;
+  }
+  for (const char* wrong :
+       {"[[cluster.tenants]]\ntenant = \"a\"\nnodes = [ 1 ]",
+        "[[cluster.tenants]]\ntenant = \"a\"\nnodes = [ \"b;c\" ]",
+        "[[cluster.tenants]]\ntenant = \"a\"\nnodes = []"}) {
+    EXPECT_FALSE(ParseConfig(wrong, "t").ok()) << wrong;
+  }
+  // Nobody would prove to be that node.
+  flagged.cluster.etcd = "http://127.0.0.1:2379";
+  flagged.cluster.transport = "ucx";
+  flagged.cluster.listen = "127.0.0.1:9400";
+  flagged.server.tenant_mode = "single";
+  EXPECT_THAT(Message(ValidateConfig(flagged)),
+              AllOf(HasSubstr("alice"), HasSubstr("cluster.certificate")));
+}
+
+TEST(Config, TenantsShareAClusterWithASecret) {
+  DaemonConfig config;
+  config.cluster.etcd = "http://127.0.0.1:2379";
+  config.cluster.transport = "ucx";
+  config.cluster.listen = "127.0.0.1:9400";
+  config.server.tenant_mode = "listed";
+  config.server.tenants = {{0, "root"}};
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              AllOf(HasSubstr("cluster.secret_file"), HasSubstr("openssl")));
+  config.cluster.secret_file = "/etc/larder/secret";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
 }
 
 TEST(Config, RefusesImpossibleCombinations) {

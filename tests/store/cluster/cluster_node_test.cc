@@ -20,6 +20,7 @@
 namespace larder {
 namespace {
 
+using testing::AllOf;
 using testing::Each;
 using testing::HasSubstr;
 using testing::SizeIs;
@@ -39,15 +40,19 @@ class ClusterNodeTest : public testing::Test {
     ClientId client{};
     uint64_t incarnation = 0;
     std::map<uint32_t, MissReason> progress;  // of the last hold
+    std::function<void(ClusterNode::Parts&)> configure;
+    std::vector<std::string> log;
   };
 
   ~ClusterNodeTest() override {
     for (auto& host : hosts_) Kill(*host);
   }
 
-  Host& Add(const std::string& name, bool open = true) {
+  Host& Add(const std::string& name,
+            std::function<void(ClusterNode::Parts&)> configure = nullptr) {
     auto host = std::make_unique<Host>();
     host->name = name;
+    host->configure = std::move(configure);
     host->disk =
         std::make_unique<FakeDurableTier>(clock_, executor_, 256 * kChunk);
     hosts_.push_back(std::move(host));
@@ -65,6 +70,8 @@ class ClusterNodeTest : public testing::Test {
     parts.clock = &clock_;
     parts.executor = &executor_;
     parts.seed = 5;
+    parts.log = [&host](const std::string& line) { host.log.push_back(line); };
+    if (host.configure != nullptr) host.configure(parts);
     host.node = std::make_unique<ClusterNode>(parts, ClusterOptions{});
     Engine::Dependencies dependencies;
     dependencies.clock = &clock_;
@@ -395,6 +402,105 @@ TEST_F(ClusterNodeTest, AnotherClusterIsRefused) {
   EXPECT_EQ(Match(b, ids).usable, 0u);
 }
 
+std::function<void(ClusterNode::Parts&)> WithSecret(char c) {
+  return [c](ClusterNode::Parts& parts) { parts.secret.assign(32, c); };
+}
+
+TEST_F(ClusterNodeTest, NodesOfOneSecretFindEachOthersChunks) {
+  Host& a = Add("a", WithSecret('x'));
+  Host& b = Add("b", WithSecret('x'));
+  Gather();
+  const std::vector<ChunkId> ids = Save(a, 1, 4);
+  EXPECT_EQ(Match(b, ids).usable, 4u);
+  EXPECT_EQ(Load(b, ids), 4u);
+  EXPECT_THAT(b.log, testing::IsEmpty());
+}
+
+TEST_F(ClusterNodeTest, NodesOfDifferentSecretsSaySo) {
+  Host& a = Add("a", WithSecret('x'));
+  Host& b = Add("b", WithSecret('y'));
+  Host& c = Add("c");
+  Gather();
+  size_t lines = 0;
+  for (Host* host : {&a, &b, &c}) {
+    const std::vector<ChunkId> ids = Save(*host, 1, 4);
+    for (Host* other : {&a, &b, &c}) {
+      EXPECT_EQ(Match(*other, ids).usable, other == host ? 4u : 0u);
+    }
+    EXPECT_EQ(*host->engine->Evict(kTenant, ids[0], false), 1u);
+  }
+  for (Host* host : {&a, &b, &c}) {
+    // Of each node once, however often it is tried.
+    EXPECT_THAT(host->log, SizeIs(testing::Le(2u)));
+    lines += host->log.size();
+    EXPECT_THAT(host->log, Each(AllOf(HasSubstr("no link to node"),
+                                      HasSubstr("cluster.secret_file"))));
+    for (const PeerLinks::PeerState& peer : host->node->Peers()) {
+      EXPECT_FALSE(peer.connected) << peer.node.name;
+    }
+  }
+  EXPECT_GT(lines, 0u);
+}
+
+TEST_F(ClusterNodeTest, SomeNodesMayHaveATenantsChunks) {
+  const auto both = [](ClusterNode::Parts& parts) {
+    parts.tenants = {{kTenant, {"a", "b"}}};
+  };
+  Host& a = Add("a", both);
+  Host& b = Add("b", both);
+  Host& c = Add("c", both);
+  Host& d = Add("d");  // nobody told it
+  Gather();
+  const std::vector<ChunkId> ids = Save(a, 1, 4);
+  EXPECT_EQ(Match(b, ids).usable, 4u);
+  EXPECT_EQ(Load(b, ids), 4u);
+  EXPECT_EQ(Match(c, ids).usable, 0u);
+  EXPECT_EQ(Load(c, ids), 0u);
+  EXPECT_EQ(c.node->GetStats().tier.record_questions, 0u);
+  // It asks, and there is nothing.
+  EXPECT_EQ(Match(d, ids).usable, 0u);
+  EXPECT_EQ(Load(d, ids), 0u);
+  EXPECT_GT(d.node->GetStats().tier.record_questions, 0u);
+  // What is saved where it may not be stays there.
+  const std::vector<ChunkId> at_c = Save(c, 50, 3), at_d = Save(d, 60, 3);
+  EXPECT_EQ(Match(c, at_c).usable, 3u);
+  for (Host* other : {&a, &b}) {
+    EXPECT_EQ(Match(*other, at_c).usable, 0u);
+    EXPECT_EQ(Match(*other, at_d).usable, 0u);
+    EXPECT_EQ(other->node->GetStats().tier.reads, other == &b ? 4u : 0u);
+  }
+}
+
+// A read that was not preceded by a question about records.
+TEST_F(ClusterNodeTest, AReadOfANodeThatMayNotIsAsIfNothingWasThere) {
+  Host& a = Add("a", [](ClusterNode::Parts& parts) {
+    parts.tenants = {{kTenant, {"a"}}};
+  });
+  const std::vector<ChunkId> ids = Save(a, 1, 1);
+  const auto known = a.engine->Records(kTenant, space_, ids);
+  const TenantPolicies policies("test", "", {{kTenant, {"a"}}});
+  PeerService service(*a.engine, policies);
+  ReadQuery query;
+  query.tenant = kTenant;
+  query.space = space_;
+  query.chunk = ids[0];
+  query.shape = known[0].parts[0].shape;
+  query.checksum = known[0].parts[0].checksum;
+  query.bytes = 100;
+  class Kept final : public Answer::Sink {
+   public:
+    void Send(uint64_t, StatusOr<std::string> answer) override {
+      status = answer.status();
+    }
+    Status status;
+  };
+  const auto kept = std::make_shared<Kept>();
+  service.Handle(ComputeNodeId("test", "b"), nullptr, Encode(query),
+                 absl::InfiniteFuture(), Answer(kept, 1));
+  EXPECT_EQ(kept->status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(service.GetStats().reads, 0u);
+}
+
 TEST_F(ClusterNodeTest, OtherTenantsDoNotSeeIt) {
   Host& a = Add("a");
   Host& b = Add("b");
@@ -487,7 +593,7 @@ TEST_F(ClusterNodeTest, ADestinationThatCannotHaveItFailsNoSave) {
       Send(a, OracleChunkId(1), 1, "a")->at(SaveStage::kDelivered).ok());
 
   // One that nobody opened there is.
-  Host& d = Add("d", /*open=*/false);
+  Host& d = Add("d", nullptr, /*open=*/false);
   Gather();
   const Told opened = Send(a, OracleChunkId(1), 0, "d");
   Pass(absl::Seconds(1));

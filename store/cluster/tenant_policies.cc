@@ -1,0 +1,48 @@
+#include "store/cluster/tenant_policies.h"
+
+#include <cstring>
+#include <span>
+
+#include "store/cluster/key_derivation.h"
+#include "store/fingerprint.h"
+
+namespace larder {
+namespace {
+
+uint64_t Derive64(std::string_view secret, std::string_view cluster,
+                  std::string_view what) {
+  const DerivedKey key = DeriveKey(secret, cluster, what);
+  uint64_t number;
+  std::memcpy(&number, key.data(), sizeof number);
+  return number;
+}
+
+}  // namespace
+
+TenantPolicies::TenantPolicies(std::string_view cluster,
+                               std::string_view secret,
+                               const std::vector<TenantPolicy>& policies) {
+  if (secret.empty()) {
+    seed_ = Fingerprint64(std::as_bytes(std::span(cluster)));
+  } else {
+    seed_ = Derive64(secret, cluster, "larder tenants");
+    secret_check_ = Derive64(secret, cluster, "larder greeting");
+  }
+  for (const TenantPolicy& policy : policies) {
+    for (const std::string& node : policy.nodes) {
+      nodes_[policy.tenant].insert(ComputeNodeId(cluster, node));
+    }
+  }
+}
+
+uint64_t TenantPolicies::DirectoryKey(TenantId tenant) const {
+  const uint32_t number = Raw(tenant);
+  return Fingerprint64(std::as_bytes(std::span(&number, 1)), seed_);
+}
+
+bool TenantPolicies::Allows(TenantId tenant, NodeId node) const {
+  const auto it = nodes_.find(tenant);
+  return it == nodes_.end() || it->second.contains(node);
+}
+
+}  // namespace larder
