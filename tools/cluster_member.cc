@@ -87,6 +87,15 @@ StatusOr<std::vector<TenantPolicy>> ReadPolicies(
     if (!number.ok()) return Annotate(number.status(), "cluster.tenants");
     policy.tenant = *number;
     policy.nodes = absl::StrSplit(tenant.nodes, ' ', absl::SkipEmpty());
+    if (tenant.key_file.empty()) continue;
+    const std::string name =
+        absl::StrCat("cluster.tenants: key_file of ", tenant.tenant);
+    LARDER_ASSIGN_OR_RETURN(policy.key, ReadSecret(name, tenant.key_file));
+    if (policy.key.size() != ChunkCipher::kKeyBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": ", tenant.key_file, " has ", policy.key.size(),
+                       " bytes; an AES-256 key has ", ChunkCipher::kKeyBytes));
+    }
   }
   return policies;
 }

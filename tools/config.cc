@@ -124,10 +124,11 @@ template <>
 struct RuleFields<ClusterTenant> {
   static constexpr std::pair<absl::string_view, std::string ClusterTenant::*>
       kFields[] = {{"tenant", &ClusterTenant::tenant},
-                   {"nodes", &ClusterTenant::nodes}};
+                   {"nodes", &ClusterTenant::nodes},
+                   {"key_file", &ClusterTenant::key_file}};
   static constexpr absl::string_view kWanted =
-      "each has a tenant and, if it likes, nodes, such as "
-      "tenant=alice,nodes=a b";
+      "each has a tenant and, if it likes, nodes and key_file, such as "
+      "tenant=alice,nodes=a b,key_file=/etc/larder/alice.key";
 };
 
 template <class Rule>
@@ -186,6 +187,9 @@ Status SetClusterTenants(const ConfigKey& key, std::string_view text,
     if (tenant.tenant.empty()) return Bad(key, text, "a table names no tenant");
     if (!names.insert(tenant.tenant).second) {
       return Bad(key, text, "a tenant has two tables");
+    }
+    if (!tenant.key_file.empty() && tenant.key_file[0] != '/') {
+      return Bad(key, text, "give the absolute path of a key_file");
     }
   }
   out = std::move(tenants);

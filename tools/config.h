@@ -37,6 +37,7 @@ using CodecRules = std::vector<CodecRule>;
 struct ClusterTenant {
   std::string tenant;   // name or number
   std::string nodes{};  // that may have them, separated by spaces; empty: all
+  std::string key_file{};  // with which they travel encrypted
   bool operator==(const ClusterTenant&) const = default;
 };
 using ClusterTenants = std::vector<ClusterTenant>;

@@ -477,7 +477,9 @@ const std::array kSchema = {
               .field = LARDER_FIELD(cluster.tenants),
               .description =
                   "tenants (name or number) whose chunks only some nodes may "
-                  "have, and which; all nodes should be told the same"},
+                  "have, and which; or which travel between nodes encrypted "
+                  "with the 32 bytes in key_file (mode 0600; or 64 hexadecimal "
+                  "digits); all nodes that may have them are told the same"},
     ConfigKey{.name = "cluster.etcd_ca",
               .type = ConfigType::kPath,
               .field = LARDER_FIELD(cluster.etcd_ca),

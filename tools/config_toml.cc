@@ -243,7 +243,7 @@ std::string Bounds(const ConfigKey& key) {
     case ConfigType::kCodecRules:
       return "{ tenant, model, space, codec, profile }";
     case ConfigType::kClusterTenants:
-      return "{ tenant, nodes }";
+      return "{ tenant, nodes, key_file }";
     case ConfigType::kString:
       return "";
   }

@@ -53,6 +53,7 @@ class ClusterNode::Observer final : public ChunkObserver {
 
 ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
     : parts_(std::move(parts)),
+      service_options_(options.service),
       id_(ComputeNodeId(parts_.cluster, parts_.name)),
       policies_(parts_.cluster, parts_.secret, parts_.tenants),
       directory_(*parts_.clock, options.directory, SeedOr(parts_.seed)),
@@ -116,7 +117,20 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
                           const std::string& address) {
   {
     absl::MutexLock lock(&mu_);
-    service_ = std::make_unique<PeerService>(engine, policies_);
+    service_ = std::make_unique<PeerService>(
+        PeerService::Parts{
+            .engine = &engine,
+            .policies = &policies_,
+            .self = id_,
+            .clock = parts_.clock,
+            .log =
+                [this](NodeId node, const std::string& what) {
+                  const std::shared_ptr<const ClusterView> view = View();
+                  const Node* const found = view->Find(node);
+                  if (parts_.log == nullptr || found == nullptr) return;
+                  parts_.log(absl::StrCat("node ", found->name, " ", what));
+                }},
+        service_options_);
     receiver_ = std::make_unique<PeerReceiver>(
         PeerReceiver::Parts{&engine, &links_, parts_.clock, parts_.executor},
         receiver_options_);
@@ -135,6 +149,12 @@ void ClusterNode::Stop() {
   }
   if (receiver != nullptr) receiver->Stop();
   links_.Stop();
+  PeerService* service = nullptr;
+  {
+    absl::MutexLock lock(&mu_);
+    service = service_.get();
+  }
+  if (service != nullptr) service->Stop();
 }
 
 Node ClusterNode::self() const {

@@ -37,6 +37,7 @@ struct ClusterOptions {
   PeerReceiverOptions receiver;
   // An offer that was not answered by then failed.
   absl::Duration offer_timeout = absl::Seconds(20);
+  PeerServiceOptions service;
 };
 
 // This node's part in a cluster: tells others what it has, keeps its shard of
@@ -109,6 +110,7 @@ class ClusterNode {
                 std::string message, absl::Time deadline, Answer answer);
 
   const Parts parts_;
+  const PeerServiceOptions service_options_;
   const NodeId id_;
   const TenantPolicies policies_;
   Directory directory_;

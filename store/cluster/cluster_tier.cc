@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "store/cluster/peer_messages.h"
+#include "store/cluster/sealed_question.h"
 
 namespace larder {
 
@@ -38,12 +39,16 @@ struct ClusterTier::Reading {
   MutableByteSpan into;  // as much of it as the record has
   absl::Time deadline;
   Done done;
+  // Of a tenant with a key: what comes is encrypted, and bound to the question.
+  const ChunkCipher* cipher = nullptr;
+  std::string question;
 
   absl::Mutex mu;
   std::shared_ptr<Link> link ABSL_GUARDED_BY(mu);
   LandingId landing ABSL_GUARDED_BY(mu) = 0;
   uint64_t landed ABSL_GUARDED_BY(mu) = 0;
   bool answered ABSL_GUARDED_BY(mu) = false;
+  ChunkCipher::Seal seal ABSL_GUARDED_BY(mu);
   bool ended ABSL_GUARDED_BY(mu) = false;
 };
 
@@ -215,14 +220,16 @@ void ClusterTier::AskRecords(const std::shared_ptr<Locating>& locating,
   }
   const absl::Time until =
       std::min(locating->deadline, parts_.clock->Now() + options_.call_timeout);
-  parts_.links->Call(
-      node, Encode(query), until,
-      Lifeline::Guard<StatusOr<std::string>>(
-          lifeline_,
-          PeerCalls::Replied([this, locating, node, places = std::move(places)](
-                                 StatusOr<std::string> answer) {
-            OnRecords(locating, node, places, answer);
-          })));
+  std::string message = Encode(query);
+  auto replied = Lifeline::Guard<StatusOr<std::string>>(
+      lifeline_,
+      PeerCalls::Replied([this, locating, node, places = std::move(places)](
+                             StatusOr<std::string> answer) {
+        OnRecords(locating, node, places, answer);
+      }));
+  const Status sealed = Seal(locating->tenant, node, message, replied);
+  if (!sealed.ok()) return std::move(replied)(sealed);
+  parts_.links->Call(node, std::move(message), until, std::move(replied));
 }
 
 void ClusterTier::OnRecords(const std::shared_ptr<Locating>& locating,
@@ -230,6 +237,10 @@ void ClusterTier::OnRecords(const std::shared_ptr<Locating>& locating,
                             const StatusOr<std::string>& answer) {
   StatusOr<RecordsAnswer> said =
       answer.ok() ? ParseRecordsAnswer(*answer) : answer.status();
+  if (absl::IsNotFound(answer.status())) {
+    said = RecordsAnswer{};  // not for this node
+    said->chunks.resize(places.size());
+  }
   if (said.ok()) {
     const size_t told = std::min(said->chunks.size(), places.size());
     const Scope scope = ScopeOf(locating->tenant, locating->space);
@@ -263,6 +274,13 @@ void ClusterTier::OnRecords(const std::shared_ptr<Locating>& locating,
     }
   }
   locating->EndQuestion();
+}
+
+Status ClusterTier::Seal(TenantId tenant, NodeId to, std::string& message,
+                         PeerCalls::Replied& replied) const {
+  const ChunkCipher* const cipher = parts_.policies->CipherOf(tenant);
+  if (cipher == nullptr) return absl::OkStatus();
+  return SealQuestion(*cipher, tenant, parts_.self, to, message, replied);
 }
 
 // ---- Reading
@@ -330,15 +348,30 @@ void ClusterTier::Begin(const std::shared_ptr<Reading>& reading,
   }
   CallOptions options;
   options.deadline = reading->deadline;
-  (*link)->Call(Encode(query), options,
-                [this, reading, there](const StatusOr<std::string>& answer) {
-                  if (answer.ok()) {
-                    absl::MutexLock relock(&reading->mu);
-                    reading->answered = true;
-                    if (!there()) return;
-                  }
-                  End(reading, answer.status());
-                });
+  std::string message = Encode(query);
+  reading->cipher = parts_.policies->CipherOf(meta.tenant);
+  if (reading->cipher != nullptr) reading->question = message;
+  PeerCalls::Replied replied = [this, reading,
+                                there](const StatusOr<std::string>& answer) {
+    Status status = answer.status();
+    if (answer.ok()) {
+      absl::MutexLock relock(&reading->mu);
+      const size_t wanted =
+          reading->cipher == nullptr ? 0 : sizeof reading->seal;
+      if (answer->size() == wanted) {
+        std::memcpy(&reading->seal, answer->data(), wanted);
+        reading->answered = true;
+        if (!there()) return;
+      } else {
+        status = absl::InvalidArgumentError("an answer that fits no read");
+      }
+    }
+    End(reading, status);
+  };
+  const Status sealed =
+      Seal(meta.tenant, reading->taken.node, message, replied);
+  if (!sealed.ok()) return End(reading, sealed);
+  (*link)->Call(std::move(message), options, std::move(replied));
   // One that answers and then sends nothing.
   parts_.executor->PostAt(
       reading->deadline, [this, weak = std::weak_ptr<Reading>(reading)] {
@@ -357,6 +390,22 @@ void ClusterTier::End(const std::shared_ptr<Reading>& reading, Status status) {
     link = std::exchange(reading->link, nullptr);
     landing = reading->landing;
   }
+  if (link == nullptr) return Finish(reading, std::move(status));
+  link->CloseLanding(landing,
+                     [this, reading, status] { Finish(reading, status); });
+}
+
+void ClusterTier::Finish(const std::shared_ptr<Reading>& reading,
+                         Status status) {
+  // Nobody writes there any more: what was verified stays as it is.
+  if (status.ok() && reading->cipher != nullptr) {
+    ChunkCipher::Seal seal;
+    {
+      absl::MutexLock lock(&reading->mu);
+      seal = reading->seal;
+    }
+    status = reading->cipher->Decrypt(seal, reading->question, reading->into);
+  }
   if (!status.ok()) ForgetChunk(reading->taken);
   {
     absl::MutexLock lock(&mu_);
@@ -366,17 +415,14 @@ void ClusterTier::End(const std::shared_ptr<Reading>& reading, Status status) {
       ++stats_.failed_reads;
     }
   }
-  auto done = [reading, status] {
-    std::move(reading->done)(
-        status.ok() ? absl::OkStatus()
-                    : absl::UnavailableError(absl::StrCat(
-                          "fetching from another node: ", status.message())));
-  };
-  if (link == nullptr) {
-    done();
-    return;
+  if (!status.ok()) {
+    const std::string why =
+        absl::StrCat("fetching from another node: ", status.message());
+    // Of what is lost the engine tells people.
+    status = absl::IsDataLoss(status) ? absl::DataLossError(why)
+                                      : absl::UnavailableError(why);
   }
-  link->CloseLanding(landing, std::move(done));
+  std::move(reading->done)(std::move(status));
 }
 
 ClusterTier::Stats ClusterTier::GetStats() const {

@@ -129,6 +129,10 @@ class ClusterTier final : public PeerTier {
              StatusOr<std::shared_ptr<Link>> link);
   // What came of it is known; the memory is let go of, then it is done.
   void End(const std::shared_ptr<Reading>& reading, Status status);
+  void Finish(const std::shared_ptr<Reading>& reading, Status status);
+  // If the tenant has a key; see SealQuestion.
+  Status Seal(TenantId tenant, NodeId to, std::string& message,
+              PeerCalls::Replied& replied) const;
 
   const Parts parts_;
   const ClusterTierOptions options_;

@@ -146,7 +146,7 @@ std::string Encode(const RecordsAnswer& answer) {
   out.Put(count);
   for (const Engine::StoredRecords& chunk : answer.chunks) {
     const size_t bytes = 4 + chunk.parts.size() * kEncodedMetaBytes;
-    if (out.size() + bytes > kMessageBytesMax) break;
+    if (out.size() + bytes > kRecordsAnswerBytesMax) break;
     out.Put(chunk.groups);
     out.Put(static_cast<uint16_t>(chunk.parts.size()));
     for (const RecordMeta& meta : chunk.parts) Put(meta, out);

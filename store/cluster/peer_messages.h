@@ -17,6 +17,7 @@
 #include "store/status.h"
 #include "store/transport.h"
 #include "store/types.h"
+#include "store/units.h"
 
 namespace larder {
 
@@ -26,6 +27,7 @@ enum class PeerMessageKind : uint8_t {
   kRecords = 16,
   kRead = 17,
   kOffer = 18,
+  kSealed = 24,  // another, encrypted: sealed_question.h
 };
 
 // Who opens a link, and who answers it. Both must be of the same cluster and
@@ -48,7 +50,8 @@ struct RecordsQuery {
 inline constexpr size_t kRecordsIdsMax = 512;
 
 // As Engine::Records, one element per id; those behind what fits are left out,
-// and can be asked for again.
+// and can be asked for again. There is room for sealing it.
+inline constexpr size_t kRecordsAnswerBytesMax = kMessageBytesMax - 4_KiB;
 struct RecordsAnswer {
   std::vector<Engine::StoredRecords> chunks;
 };

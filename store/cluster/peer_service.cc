@@ -4,7 +4,16 @@
 #include <optional>
 #include <utility>
 
+#include "store/cluster/sealed_question.h"
+
 namespace larder {
+namespace {
+
+Status NothingHere() {
+  return absl::NotFoundError("the record is not here");
+}
+
+}  // namespace
 
 // One read, from the hold to the last byte.
 struct PeerService::Reading {
@@ -19,8 +28,8 @@ struct PeerService::Reading {
   std::optional<MissReason> progress ABSL_GUARDED_BY(mu);
 };
 
-PeerService::PeerService(Engine& engine, const TenantPolicies& policies)
-    : engine_(engine), policies_(policies) {}
+PeerService::PeerService(Parts parts, const PeerServiceOptions& options)
+    : parts_(std::move(parts)), options_(options) {}
 
 PeerService::~PeerService() {
   lifeline_->Cut();
@@ -31,22 +40,77 @@ ClientId PeerService::ClientOf(TenantId tenant) {
   const auto it = clients_.find(tenant);
   if (it != clients_.end()) return it->second;
   // A revoked hold ends with its put: soon.
-  const ClientId client = engine_.AddClient(tenant, [](HoldId, MissReason) {});
+  const ClientId client =
+      parts_.engine->AddClient(tenant, [](HoldId, MissReason) {});
   clients_.emplace(tenant, client);
   return client;
+}
+
+void PeerService::Stop() {
+  std::deque<Sealing> waiting;
+  {
+    absl::MutexLock lock(&mu_);
+    stopped_ = true;
+    waiting.swap(sealing_);
+  }
+  for (const Sealing& sealing : waiting) {
+    End(sealing.reading);
+    sealing.reading->answer->Send(NothingHere());
+    sealing.reading->answer.reset();
+  }
 }
 
 void PeerService::Handle(NodeId from, const std::shared_ptr<Link>& link,
                          const std::string& message, absl::Time deadline,
                          Answer answer) {
+  if (message.empty() ||
+      static_cast<PeerMessageKind>(message[0]) != PeerMessageKind::kSealed) {
+    return HandleOpened(from, link, message, deadline, std::move(answer),
+                        std::nullopt);
+  }
+  const StatusOr<TenantId> tenant = ParseSealedTenant(message);
+  if (!tenant.ok()) return answer.Send(tenant.status());
+  const ChunkCipher* const cipher = parts_.policies->CipherOf(*tenant);
+  if (cipher == nullptr || !parts_.policies->Allows(*tenant, from)) {
+    return answer.Send(NothingHere());
+  }
+  std::optional<OpenedQuestion> opened = OpenQuestion(
+      *cipher, *tenant, from, parts_.self, message, std::move(answer));
+  if (!opened.has_value()) return OnWrongKey(from, *tenant);
+  HandleOpened(from, link, opened->message, deadline, std::move(opened->answer),
+               *tenant);
+}
+
+void PeerService::OnWrongKey(NodeId from, TenantId tenant) {
+  {
+    absl::MutexLock lock(&mu_);
+    ++stats_.wrong_keys;
+    const absl::Time now = parts_.clock->Now();
+    absl::Time& said =
+        said_.try_emplace(from, absl::InfinitePast()).first->second;
+    if (parts_.log == nullptr || now - said < absl::Minutes(1)) return;
+    said = now;
+  }
+  parts_.log(from, absl::StrCat("asks about tenant ", Raw(tenant),
+                                " with another key than this node's; give "
+                                "both the same cluster.tenants key_file"));
+}
+
+void PeerService::HandleOpened(NodeId from, const std::shared_ptr<Link>& link,
+                               const std::string& message, absl::Time deadline,
+                               Answer answer, std::optional<TenantId> sealed) {
+  // Of tenants with a key nothing is told in the open.
+  const auto may_have = [&](TenantId tenant) {
+    return parts_.policies->Allows(tenant, from) &&
+           (parts_.policies->CipherOf(tenant) == nullptr ? !sealed.has_value()
+                                                         : sealed == tenant);
+  };
   const auto kind = static_cast<PeerMessageKind>(
       message.empty() ? 0 : static_cast<uint8_t>(message[0]));
   if (kind == PeerMessageKind::kRead) {
     const StatusOr<ReadQuery> query = ParseReadQuery(message);
     if (!query.ok()) return answer.Send(query.status());
-    if (!policies_.Allows(query->tenant, from)) {
-      return answer.Send(absl::NotFoundError("the record is not here"));
-    }
+    if (!may_have(query->tenant)) return answer.Send(NothingHere());
     return Read(link, *query, deadline, std::move(answer));
   }
   if (kind != PeerMessageKind::kRecords) {
@@ -55,13 +119,9 @@ void PeerService::Handle(NodeId from, const std::shared_ptr<Link>& link,
   }
   const StatusOr<RecordsQuery> query = ParseRecordsQuery(message);
   if (!query.ok()) return answer.Send(query.status());
-  RecordsAnswer records;
-  if (policies_.Allows(query->tenant, from)) {
-    records.chunks = engine_.Records(query->tenant, query->space, query->ids);
-  } else {
-    records.chunks.resize(query->ids.size());
-  }
-  answer.Send(Encode(records));
+  if (!may_have(query->tenant)) return answer.Send(NothingHere());
+  answer.Send(Encode(RecordsAnswer{
+      parts_.engine->Records(query->tenant, query->space, query->ids)}));
 }
 
 void PeerService::Read(const std::shared_ptr<Link>& link,
@@ -85,7 +145,7 @@ void PeerService::Read(const std::shared_ptr<Link>& link,
   request.layer_end =
       static_cast<uint16_t>(query.shape.layer_begin + query.shape.layer_count);
   request.peers = false;  // it would be asked for what it asks others for
-  StatusOr<HoldReply> reply = engine_.Hold(
+  StatusOr<HoldReply> reply = parts_.engine->Hold(
       request,
       [this, reading, lifeline = lifeline_](uint32_t, MissReason reason) {
         {
@@ -129,15 +189,20 @@ void PeerService::Send(const std::shared_ptr<Reading>& reading,
       }
     }
   }
+  const bool sealed = parts_.policies->CipherOf(query.tenant) != nullptr;
   {
     absl::MutexLock lock(&mu_);
+    if (stopped_) bytes = {};
     ++(bytes.empty() ? stats_.refused_reads : stats_.reads);
     stats_.sent_bytes += bytes.size();
+    if (sealed) stats_.sealed_bytes += bytes.size();
+    if (sealed && !bytes.empty()) sealing_.push_back({reading, bytes});
   }
+  if (sealed && !bytes.empty()) return SealNext();
   Answer answer = *std::exchange(reading->answer, std::nullopt);
   if (bytes.empty()) {
     End(reading);
-    answer.Send(absl::NotFoundError("the record is not here"));
+    answer.Send(NothingHere());
     return;
   }
   // Answered when nothing reads the bytes any more: if the link is lost before,
@@ -156,6 +221,63 @@ void PeerService::Send(const std::shared_ptr<Reading>& reading,
           })));
 }
 
+void PeerService::SealNext() {
+  while (true) {
+    Sealing next;
+    {
+      absl::MutexLock lock(&mu_);
+      if (sealing_.empty()) return;
+      const uint64_t bytes = sealing_.front().bytes.size();
+      if (sealed_bytes_ != 0 &&
+          sealed_bytes_ + bytes > options_.sealed_bytes_max)
+        return;
+      sealed_bytes_ += bytes;
+      next = std::move(sealing_.front());
+      sealing_.pop_front();
+    }
+    SealAndPut(next);
+  }
+}
+
+void PeerService::SealAndPut(const Sealing& sealing) {
+  const std::shared_ptr<Reading>& reading = sealing.reading;
+  const ReadQuery& query = reading->query;
+  const uint64_t size = sealing.bytes.size();
+  std::unique_ptr<std::byte[]> memory(new std::byte[size]);
+  const ByteSpan sealed(memory.get(), size);
+  const StatusOr<ChunkCipher::Seal> seal =
+      parts_.policies->CipherOf(query.tenant)
+          ->Encrypt(sealing.bytes, Encode(query), {memory.get(), size});
+  // The chunk itself is not needed any more.
+  End(reading);
+  Answer answer = *std::exchange(reading->answer, std::nullopt);
+  if (!seal.ok()) {
+    answer.Send(seal.status());
+    absl::MutexLock lock(&mu_);
+    sealed_bytes_ -= size;
+    return;
+  }
+  reading->link->Put(
+      query.landing, 0, sealed, query.urgency,
+      Lifeline::Guard<Status>(
+          lifeline_,
+          Link::Done([this, size, memory = std::move(memory), seal = *seal,
+                      answer = std::move(answer)](Status status) mutable {
+            memory.reset();
+            if (status.ok()) {
+              answer.Send(std::string(reinterpret_cast<const char*>(&seal),
+                                      sizeof seal));
+            } else {
+              answer.Send(std::move(status));
+            }
+            {
+              absl::MutexLock lock(&mu_);
+              sealed_bytes_ -= size;
+            }
+            SealNext();
+          })));
+}
+
 void PeerService::End(const std::shared_ptr<Reading>& reading) {
   HoldId hold{};
   {
@@ -163,7 +285,7 @@ void PeerService::End(const std::shared_ptr<Reading>& reading) {
     hold = reading->reply->hold;
   }
   if (hold != HoldId{}) {
-    (void)engine_.ReleaseHold(reading->client, hold);
+    (void)parts_.engine->ReleaseHold(reading->client, hold);
   }
 }
 

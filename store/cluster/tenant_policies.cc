@@ -32,6 +32,7 @@ TenantPolicies::TenantPolicies(std::string_view cluster,
     for (const std::string& node : policy.nodes) {
       nodes_[policy.tenant].insert(ComputeNodeId(cluster, node));
     }
+    if (!policy.key.empty()) ciphers_.try_emplace(policy.tenant, policy.key);
   }
 }
 
@@ -43,6 +44,11 @@ uint64_t TenantPolicies::DirectoryKey(TenantId tenant) const {
 bool TenantPolicies::Allows(TenantId tenant, NodeId node) const {
   const auto it = nodes_.find(tenant);
   return it == nodes_.end() || it->second.contains(node);
+}
+
+const ChunkCipher* TenantPolicies::CipherOf(TenantId tenant) const {
+  const auto it = ciphers_.find(tenant);
+  return it == ciphers_.end() ? nullptr : &it->second;
 }
 
 }  // namespace larder

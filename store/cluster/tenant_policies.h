@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/node_hash_map.h"
 
+#include "store/cluster/chunk_cipher.h"
 #include "store/cluster/membership.h"
 #include "store/types.h"
 
@@ -18,7 +20,10 @@ namespace larder {
 struct TenantPolicy {
   TenantId tenant{};
   // Names of the nodes that may have them; empty: all of the cluster.
-  std::vector<std::string> nodes;
+  std::vector<std::string> nodes{};
+  // ChunkCipher::kKeyBytes bytes: they travel encrypted with it, between nodes
+  // that have it. Empty: as they are.
+  std::string key{};
 };
 
 // Who may have whose chunks, and what tenants are called between nodes.
@@ -39,11 +44,16 @@ class TenantPolicies {
   // Whether the node, which proved who it is, may have the tenant's chunks.
   bool Allows(TenantId tenant, NodeId node) const;
 
+  // What the tenant's chunks travel with; null: as they are.
+  const ChunkCipher* CipherOf(TenantId tenant) const;
+
  private:
   uint64_t secret_check_ = 0;
   uint64_t seed_ = 0;
   // Only tenants with nodes of their own.
   absl::flat_hash_map<TenantId, std::set<NodeId>> nodes_;
+  // Only tenants with a key.
+  absl::node_hash_map<TenantId, ChunkCipher> ciphers_;
 };
 
 }  // namespace larder

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -29,6 +30,9 @@ class FakeNetwork {
 
   // From now on frames take so long, and no more of them than one in so long.
   void SetDelay(absl::Duration delay) { delay_ = delay; }
+  // Sees every frame when it is sent.
+  using Tap = std::function<void(const FrameHeader& header, ByteSpan bytes)>;
+  void SetTap(Tap tap) { tap_ = std::move(tap); }
   // Nothing arrives any more, nobody is told. Bytes that are arriving stop in
   // the middle, and what sends them waits.
   void Stop() { stopped_ = true; }
@@ -104,6 +108,7 @@ class FakeNetwork {
         std::move(done)(absl::UnavailableError("closed"));
         return;
       }
+      if (network_.tap_ != nullptr) network_.tap_(header, bytes);
       auto sent = std::make_shared<Done>(std::move(done));
       end_->sending.push_back(sent);
       network_.Deliver(
@@ -247,6 +252,7 @@ class FakeNetwork {
   ManualExecutor& executor_;
   absl::Duration delay_ = absl::ZeroDuration();
   bool stopped_ = false;
+  Tap tap_;
   int next_ = 1;
   std::map<std::string, FakeTransport::Listening> listeners_;
 };

@@ -10,7 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -20,6 +23,8 @@
 #include "tests/testing/test_ca.h"
 #include "tests/tools/daemon_under_test.h"
 #include "tests/tools/process.h"
+#include "transport/link/token_messages.h"
+#include "transport/ucx/ucx_transport.h"
 
 namespace larder {
 namespace {
@@ -46,17 +51,19 @@ class NodeUnderTest {
     daemon_.extra.insert(daemon_.extra.end(), more.begin(), more.end());
     if (ca == nullptr) return;
     const TestCa::Issued issued = ca->Issue(name);
-    const auto write = [&](const char* file, const std::string& text) {
-      const std::string path = folder_ / file;
-      std::ofstream(path) << text;
-      std::filesystem::permissions(path, std::filesystem::perms(0600));
-      return path;
-    };
-    daemon_.extra.push_back("--cluster.ca=" +
-                            write("ca.pem", ca->certificate()));
-    daemon_.extra.push_back("--cluster.certificate=" +
-                            write("node.pem", issued.certificate));
-    daemon_.extra.push_back("--cluster.key=" + write("node.key", issued.key));
+    Flag("--cluster.ca=" + Write("ca.pem", ca->certificate()));
+    Flag("--cluster.certificate=" + Write("node.pem", issued.certificate));
+    Flag("--cluster.key=" + Write("node.key", issued.key));
+  }
+
+  // Before Start.
+  void Flag(std::string flag) { daemon_.extra.push_back(std::move(flag)); }
+  // A file that nobody else can read; returns its path.
+  std::string Write(const std::string& name, const std::string& text) {
+    const std::string path = folder_ / name;
+    std::ofstream(path) << text;
+    std::filesystem::permissions(path, std::filesystem::perms(0600));
+    return path;
   }
 
   void Start() {
@@ -264,6 +271,105 @@ TEST_P(ClusterDaemonTest, EtcdMayGoMeanwhile) {
   ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
   EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
   EXPECT_EQ(Load(at_b, 1), 10u);
+}
+
+// UCX, links opened with tokens; a secret; a tenant that has a key and may be
+// at three nodes, one of which was given another key.
+TEST(ClusterSecurityTest, WhoMayHaveATenantsChunks) {
+  const std::string secret(64, '5'), key(64, '7'), wrong(64, '8');
+  EtcdProcess etcd;
+  const TestCa ca;
+  const auto node = [&](const std::string& name, const std::string& its_key) {
+    auto made = std::make_unique<NodeUnderTest>(name, etcd, &ca, "ucx");
+    made->Flag("--cluster.secret_file=" + made->Write("secret", secret));
+    made->Flag("--cluster.tenants=tenant=0,nodes=a b d,key_file=" +
+               made->Write("key", its_key));
+    return made;
+  };
+  const auto a = node("a", key), b = node("b", key), d = node("d", wrong);
+  const auto c = node("c", key);  // has it, and may not
+  const int ucx_port = FreePort();
+  a->Flag(absl::StrCat("--cluster.ucx_listen=127.0.0.1:", ucx_port));
+  for (const auto* one : {&a, &b, &c, &d}) {
+    ASSERT_NO_FATAL_FAILURE((*one)->Start());
+  }
+  for (const auto* one : {&a, &b, &c, &d}) {
+    ASSERT_TRUE((*one)->Says("cluster: 4 nodes"));
+  }
+  Space at_a = a->Open(), at_b = b->Open(), at_c = c->Open(), at_d = d->Open();
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
+  EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
+  EXPECT_EQ(Load(at_b, 1), 10u);
+  for (Space* other : {&at_c, &at_d}) {
+    EXPECT_EQ(Match(*other, 1), 0u);
+    EXPECT_EQ(Load(*other, 1), 0u);
+  }
+  // Of the two that have it, the one that was asked.
+  EXPECT_TRUE(Eventually([&] {
+    return absl::StrContains(a->process().err() + b->process().err(),
+                             "node d asks about tenant 0 with another key");
+  }));
+
+  // Somebody on the network that is trusted, without a certificate.
+  auto thief = NewUcxTransport({});
+  ASSERT_TRUE(thief.ok()) << thief.status();
+  class Nothing final : public LinkService {
+    StatusOr<std::string> Admit(const std::string&, const Peer&) override {
+      return absl::PermissionDeniedError("");
+    }
+    void OnLink(std::shared_ptr<Link>) override {}
+    void OnCall(const std::shared_ptr<Link>&, std::string, absl::Time,
+                Answer) override {}
+    void OnLost(const std::shared_ptr<Link>&, const Status&) override {}
+  } nothing;
+  for (const std::string& greeting :
+       {std::string("let me in"),
+        Encode(TokenHello{std::string(kTokenBytes, 't'), "b", "let me in"})}) {
+    Status status;
+    absl::Notification told;
+    (*thief)->Connect(absl::StrCat("127.0.0.1:", ucx_port), greeting, nothing,
+                      absl::Now() + absl::Seconds(20),
+                      [&](StatusOr<std::shared_ptr<Link>> link) {
+                        status = link.status();
+                        told.Notify();
+                      });
+    told.WaitForNotification();
+    EXPECT_TRUE(absl::IsUnauthenticated(status) ||
+                absl::IsInvalidArgument(status))
+        << status;
+  }
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 2));
+  EXPECT_TRUE(Eventually([&] { return Match(at_b, 2) == 10; }));
+  EXPECT_EQ(Load(at_b, 2), 10u);
+  for (const auto* one : {&a, &b, &c, &d}) {
+    for (const std::string& hidden : {secret, key, wrong}) {
+      EXPECT_THAT((*one)->process().err(),
+                  testing::Not(HasSubstr(hidden.substr(0, 16))));
+    }
+  }
+}
+
+TEST(ClusterSecurityTest, NodesOfAnotherSecretSaySo) {
+  EtcdProcess etcd;
+  const TestCa ca;
+  NodeUnderTest a("a", etcd, &ca), b("b", etcd, &ca);
+  a.Flag("--cluster.secret_file=" + a.Write("secret", std::string(64, '5')));
+  b.Flag("--cluster.secret_file=" + b.Write("secret", std::string(64, '6')));
+  ASSERT_NO_FATAL_FAILURE(a.Start());
+  ASSERT_NO_FATAL_FAILURE(b.Start());
+  ASSERT_TRUE(a.Says("cluster: 2 nodes"));
+  ASSERT_TRUE(b.Says("cluster: 2 nodes"));
+  Space at_a = a.Open(), at_b = b.Open();
+  // One of them is the home of each.
+  for (uint32_t prompt = 1; prompt <= 8; ++prompt) {
+    ASSERT_NO_FATAL_FAILURE(Save(at_a, prompt));
+    EXPECT_EQ(Match(at_b, prompt), 0u);
+  }
+  EXPECT_TRUE(Eventually([&] {
+    return absl::StrContains(a.process().err() + b.process().err(),
+                             "give all nodes of the cluster the same "
+                             "cluster.secret_file");
+  }));
 }
 
 class ClusterStrangerTest : public testing::TestWithParam<std::string> {};

@@ -57,7 +57,7 @@ TEST(Config, PrintedConfigReadsBack) {
                         {"", "", "77ab02d1", "kvc1:2", "/etc/p"}};
   config.codec.nvme = "kvc1:3";
   config.codec.profile = "0123abcd";
-  config.cluster.tenants = {{"team-a", "a b"}, {"7"}};
+  config.cluster.tenants = {{"team-a", "a b"}, {"7", "", "/etc/key"}};
   StatusOr<DaemonConfig> again = ParseConfig(PrintConfig(config), "printed");
   ASSERT_EQ(again.status(), absl::OkStatus());
   EXPECT_EQ(*again, config);
@@ -368,19 +368,21 @@ nodes = ["a", "b"]
 [[cluster.tenants]]
 tenant = "bob"
 nodes = "c"
+key_file = "/etc/bob.key"
 )",
                                                     "t");
   ASSERT_EQ(config.status(), absl::OkStatus());
   EXPECT_EQ(config->cluster.tenants,
-            (ClusterTenants{{"alice", "a b"}, {"bob", "c"}}));
+            (ClusterTenants{{"alice", "a b"}, {"bob", "c", "/etc/bob.key"}}));
   DaemonConfig flagged;
   ASSERT_EQ(SetConfigKey(flagged, "cluster.tenants",
-                         "tenant=alice,nodes=a b;tenant=bob,nodes=c"),
+                         "tenant=alice,nodes=a b;"
+                         "tenant=bob,nodes=c,key_file=/etc/bob.key"),
             absl::OkStatus());
   EXPECT_EQ(flagged.cluster.tenants, config->cluster.tenants);
   for (const char* wrong :
        {"nodes=a", "tenant=alice,nodes=", "tenant=alice;tenant=alice",
-        "tenant=alice,colour=red"}) {
+        "tenant=alice,colour=red", "tenant=alice,key_file=key"}) {
     EXPECT_FALSE(SetConfigKey(flagged, "cluster.tenants", wrong).ok()) << wrong;
   }
   for (const char* wrong :

@@ -72,7 +72,9 @@ class ClusterNodeTest : public testing::Test {
     parts.seed = 5;
     parts.log = [&host](const std::string& line) { host.log.push_back(line); };
     if (host.configure != nullptr) host.configure(parts);
-    host.node = std::make_unique<ClusterNode>(parts, ClusterOptions{});
+    ClusterOptions options;
+    options.service.sealed_bytes_max = 1;  // one after the other
+    host.node = std::make_unique<ClusterNode>(parts, options);
     Engine::Dependencies dependencies;
     dependencies.clock = &clock_;
     dependencies.executor = &executor_;
@@ -479,7 +481,11 @@ TEST_F(ClusterNodeTest, AReadOfANodeThatMayNotIsAsIfNothingWasThere) {
   const std::vector<ChunkId> ids = Save(a, 1, 1);
   const auto known = a.engine->Records(kTenant, space_, ids);
   const TenantPolicies policies("test", "", {{kTenant, {"a"}}});
-  PeerService service(*a.engine, policies);
+  PeerService service({.engine = a.engine.get(),
+                       .policies = &policies,
+                       .self = ComputeNodeId("test", "a"),
+                       .clock = &clock_},
+                      {});
   ReadQuery query;
   query.tenant = kTenant;
   query.space = space_;
@@ -499,6 +505,133 @@ TEST_F(ClusterNodeTest, AReadOfANodeThatMayNotIsAsIfNothingWasThere) {
                  absl::InfiniteFuture(), Answer(kept, 1));
   EXPECT_EQ(kept->status.code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(service.GetStats().reads, 0u);
+}
+
+std::function<void(ClusterNode::Parts&)> WithKey(char c) {
+  return [c](ClusterNode::Parts& parts) {
+    parts.tenants = {{kTenant, {}, std::string(ChunkCipher::kKeyBytes, c)}};
+  };
+}
+
+TEST_F(ClusterNodeTest, ChunksOfATenantWithAKeyTravelEncrypted) {
+  Host& a = Add("a", WithKey('k'));
+  Host& b = Add("b", WithKey('k'));
+  Gather();
+  const std::vector<ChunkId> ids = Save(a, 1, 20);
+  std::vector<std::string> secrets;  // of each record a piece from its middle
+  HoldRequest request;
+  request.client = a.client;
+  request.space = space_;
+  request.ids = ids;
+  request.map = true;
+  const auto hold = a.engine->Hold(request, [](uint32_t, MissReason) {});
+  ASSERT_TRUE(hold.ok()) << hold.status();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    secrets.emplace_back(reinterpret_cast<const char*>(&ids[i]), sizeof ids[i]);
+    const ByteSpan memory = hold->chunks[i].parts[0].memory;
+    secrets.emplace_back(
+        reinterpret_cast<const char*>(memory.data() + memory.size() / 2), 32);
+  }
+  const auto count_secrets = [&] {
+    size_t seen = 0;
+    network_.SetTap([&](const FrameHeader&, ByteSpan bytes) {
+      const std::string_view text(reinterpret_cast<const char*>(bytes.data()),
+                                  bytes.size());
+      for (const std::string& secret : secrets) {
+        seen += text.find(secret) != std::string_view::npos;
+      }
+    });
+    EXPECT_EQ(Match(b, ids).usable, 20u);
+    EXPECT_EQ(Load(b, ids), 20u);
+    network_.SetTap(nullptr);
+    return seen;
+  };
+  EXPECT_EQ(count_secrets(), 0u);
+  const PeerService::Stats stats = a.node->GetStats().service;
+  EXPECT_GT(stats.sealed_bytes, 0u);
+  EXPECT_EQ(stats.sealed_bytes, stats.sent_bytes);
+  EXPECT_EQ(stats.wrong_keys, 0u);
+  EXPECT_THAT(a.log, testing::IsEmpty());
+  // Without a key they are there to be seen.
+  EXPECT_TRUE(a.engine->ReleaseHold(a.client, hold->hold).ok());
+  for (Host* host : {&a, &b}) {
+    Kill(*host);
+    host->disk->Restart(executor_);
+    host->configure = nullptr;
+    Start(*host);
+  }
+  Gather();
+  for (const ChunkId& id : ids) (void)b.engine->Evict(kTenant, id, true);
+  Pass(absl::Seconds(1));
+  EXPECT_GT(count_secrets(), 0u);
+}
+
+TEST_F(ClusterNodeTest, WithoutTheKeyNothingIsThere) {
+  Host& a = Add("a", WithKey('k'));
+  Host& b = Add("b", WithKey('q'));
+  Host& c = Add("c");
+  Gather();
+  std::map<Host*, std::vector<ChunkId>> saved;
+  uint64_t first = 1;
+  for (Host* host : {&a, &b, &c}) {
+    saved[host] = Save(*host, first, 4);
+    first += 100;
+  }
+  for (const auto& [host, ids] : saved) {
+    for (Host* other : {&a, &b, &c}) {
+      if (other == host) continue;
+      EXPECT_EQ(Match(*other, ids).usable, 0u) << host->name << other->name;
+      EXPECT_EQ(Load(*other, ids), 0u) << host->name << other->name;
+      EXPECT_GT(other->node->GetStats().tier.record_questions, 0u);
+    }
+    const PeerService::Stats stats = host->node->GetStats().service;
+    EXPECT_EQ(stats.sent_bytes, 0u);
+    EXPECT_EQ(stats.wrong_keys > 0, host != &c);
+  }
+  EXPECT_THAT(a.log,
+              testing::Contains(AllOf(HasSubstr("node b asks about tenant 7"),
+                                      HasSubstr("key_file"))));
+  EXPECT_THAT(a.log, SizeIs(1));
+}
+
+TEST_F(ClusterNodeTest, WhatIsChangedOnTheWayIsAMissAndAnEvent) {
+  Host& a = Add("a", WithKey('k'));
+  Host& b = Add("b", WithKey('k'));
+  Gather();
+  const std::vector<ChunkId> ids = Save(a, 1, 4);
+  EXPECT_EQ(Match(b, ids).usable, 4u);
+  int puts = 0;
+  network_.SetTap([&](const FrameHeader& header, ByteSpan bytes) {
+    if (header.kind != FrameKind::kPut || ++puts != 3) return;
+    // The sender's own memory, of this message alone.
+    const_cast<std::byte&>(bytes[bytes.size() / 2]) ^= std::byte{1};
+  });
+  const uint64_t before = b.engine->Events().last_sequence();
+  EXPECT_EQ(Load(b, ids), 3u);
+  network_.SetTap(nullptr);
+  size_t corrupt = 0;
+  for (const Event& event :
+       b.engine->Events().Read(before, 1000, absl::ZeroDuration())) {
+    if (event.type != EventType::kChunkCorrupt) continue;
+    ++corrupt;
+    EXPECT_EQ(event.tier, TierKind::kPeer);
+  }
+  EXPECT_EQ(corrupt, 1u);
+  EXPECT_EQ(b.node->GetStats().tier.failed_reads, 1u);
+  // It was not the holder's fault: the next one gets it.
+  EXPECT_EQ(Match(b, ids).usable, 4u);
+  EXPECT_EQ(Load(b, ids), 4u);
+}
+
+TEST_F(ClusterNodeTest, ADeadPeerOfATenantWithAKeyCostsItsChunksInTime) {
+  Host& a = Add("a", WithKey('k'));
+  Host& b = Add("b", WithKey('k'));
+  Gather();
+  const std::vector<ChunkId> ids = Save(a, 1, 4);
+  EXPECT_EQ(Match(b, ids).usable, 4u);
+  Kill(a);
+  EXPECT_EQ(Load(b, ids), 0u);
+  EXPECT_EQ(b.dram->Usage().used_bytes, 0u);
 }
 
 TEST_F(ClusterNodeTest, OtherTenantsDoNotSeeIt) {
