@@ -132,11 +132,15 @@ class EchoService : public LinkService {
     return deadline_;
   }
   void LetGo() {
-    std::vector<std::shared_ptr<Link>> links;
     std::vector<Answer> kept;
+    LetGoOfLinks();
+    absl::MutexLock lock(&mu_);
+    kept.swap(kept_);
+  }
+  void LetGoOfLinks() {
+    std::vector<std::shared_ptr<Link>> links;
     absl::MutexLock lock(&mu_);
     links.swap(links_);
-    kept.swap(kept_);
   }
 
  private:
@@ -335,6 +339,17 @@ TEST_P(TransportConformance, UnansweredCallsAreBounded) {
   served_.AnswerKept();
   bed_->PumpUntil([&] { return answered == 4; });
   EXPECT_TRUE(Call(*link_, "again").ok());
+}
+
+TEST_P(TransportConformance, AnAnswerMayBeKeptForLongerThanTheTransport) {
+  Open();
+  link_->Call("keep", {}, [](const StatusOr<std::string>&) {});
+  bed_->PumpUntil([&] { return served_.kept() == 1; });
+  link_ = far_ = nullptr;
+  served_.LetGoOfLinks();
+  client_ = nullptr;
+  server_ = nullptr;
+  served_.AnswerKept();  // which goes nowhere
 }
 
 TEST_P(TransportConformance, BytesLandWhereTheyBelong) {

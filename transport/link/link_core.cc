@@ -313,6 +313,8 @@ void LinkCore::OnCall(const FrameHeader& header, std::string message) {
 }
 
 void LinkCore::Send(uint64_t call, StatusOr<std::string> answer) {
+  absl::MutexLock lock(&answers_mu_);
+  if (answers_end_) return;
   Post([call, answer = std::move(answer)](LinkCore& self) mutable {
     if (self.state_ != State::kOpen) return;
     if (answer.ok() && answer->size() > kMessageBytesMax) {
@@ -528,6 +530,10 @@ void LinkCore::Lose(const Status& why) {
   const bool was_open = state_ == State::kOpen;
   state_ = State::kLost;
   why_lost_ = why;
+  {
+    absl::MutexLock lock(&answers_mu_);
+    answers_end_ = true;
+  }
   const auto self = shared_from_this();
   Connected(why);
   const Status told = absl::IsCancelled(why) ? why : Lost(why);

@@ -11,8 +11,10 @@
 #include <string>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 #include "store/clock.h"
@@ -158,6 +160,10 @@ class LinkCore final : public Link,
   std::atomic<uint64_t> next_call_{1};
   std::atomic<uint64_t> sent_bytes_{0}, landed_bytes_{0}, queued_bytes_{0},
       calls_made_{0}, calls_failed_{0};
+
+  // Answers may be kept for longer than the transport, and its strand, live.
+  absl::Mutex answers_mu_;
+  bool answers_end_ ABSL_GUARDED_BY(answers_mu_) = false;
 
   // The rest is the strand's.
   State state_ = State::kNew;
