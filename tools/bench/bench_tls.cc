@@ -115,6 +115,7 @@ class Service final : public LinkService {
 }  // namespace
 
 Status RunTls(const BenchOptions& options, Report& report) {
+  LARDER_RETURN_IF_ERROR(RunEncryption(options, report));
   if (!options.Wants({"remote.tls.put", "remote.tls.cpu"})) {
     return absl::OkStatus();
   }

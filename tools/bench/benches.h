@@ -57,6 +57,8 @@ Status RunCodec(const BenchOptions& options, Report& report);
 Status RunKernels(const BenchOptions& options, Report& report);
 // Links by TLS; runs no larderd.
 Status RunTls(const BenchOptions& options, Report& report);
+// Called by RunTls: chunks of tenants with a key.
+Status RunEncryption(const BenchOptions& options, Report& report);
 // Links between hosts; its peer is a process of its own, it runs no larderd.
 Status RunRemote(const BenchOptions& options, Report& report);
 // Two nodes of a cluster, with a larderd each; needs etcd.
