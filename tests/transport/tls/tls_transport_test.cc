@@ -24,6 +24,7 @@
 #include "tests/testing/test_ca.h"
 #include "transport/link/link_tokens.h"
 #include "transport/link/socket_address.h"
+#include "transport/link/token_transport.h"
 #include "transport/tls/frame_stream.h"
 
 namespace larder {
@@ -47,8 +48,12 @@ TlsOptions WithFiles(TlsOptions options, const TestCredentialFiles& files) {
 
 class TlsHarness final : public TransportHarness {
  public:
-  TlsHarness(std::string address, TlsOptions tls)
-      : address_(std::move(address)), tls_(WithFiles(std::move(tls), files_)) {}
+  TlsHarness(std::string address, TlsOptions tls,
+             std::string identity = "node.test")
+      : address_(std::move(address)),
+        identity_(std::move(identity)),
+        files_(Ca().certificate(), Ca().Issue(identity_)),
+        tls_(WithFiles(std::move(tls), files_)) {}
   std::unique_ptr<Transport> NewTransport(
       const TransportOptions& options) override {
     static_cast<TransportOptions&>(tls_) = options;
@@ -58,12 +63,13 @@ class TlsHarness final : public TransportHarness {
   }
   std::string address() const override { return address_; }
   Clock& clock() override { return Clock::Real(); }
-  std::string identity() const override { return "node.test"; }
+  std::string identity() const override { return identity_; }
   void PumpUntil(absl::FunctionRef<bool()> done) override { AwaitThat(done); }
 
  private:
   const std::string address_;
-  const TestCredentialFiles files_{Ca().certificate(), Ca().Issue("node.test")};
+  const std::string identity_;
+  const TestCredentialFiles files_;
   TlsOptions tls_;
 };
 
@@ -73,6 +79,28 @@ TransportFactory Over(std::string name, std::string address,
   return {std::move(name),
           [=] { return std::make_unique<TlsHarness>(address, options); }};
 }
+
+// With a second network beneath; that it proves peers too does not count.
+class TokenTlsHarness final : public TransportHarness {
+ public:
+  std::unique_ptr<Transport> NewTransport(
+      const TransportOptions& options) override {
+    TokenTransportParts parts;
+    parts.control = control_.NewTransport(options);
+    parts.data = data_.NewTransport(options);
+    parts.data_address = data_.address();
+    parts.clock = &clock();
+    return NewTokenTransport(std::move(parts));
+  }
+  std::string address() const override { return control_.address(); }
+  Clock& clock() override { return Clock::Real(); }
+  std::string identity() const override { return control_.identity(); }
+  void PumpUntil(absl::FunctionRef<bool()> done) override { AwaitThat(done); }
+
+ private:
+  TlsHarness control_{"127.0.0.1:0", {}, "node.test"};
+  TlsHarness data_{"127.0.0.1:0", {}, "another.test"};
+};
 
 TlsOptions KernelTls() {  // or without, where there is none
   TlsOptions options;
@@ -90,7 +118,10 @@ INSTANTIATE_TEST_SUITE_P(
     Tls, TransportConformance,
     testing::Values(Over("v4", "127.0.0.1:0", {}),
                     Over("kernel", "127.0.0.1:0", KernelTls()),
-                    Over("v6_keys", "[::1]:0", ManyKeys())),
+                    Over("v6_keys", "[::1]:0", ManyKeys()),
+                    TransportFactory{
+                        "tokens",
+                        [] { return std::make_unique<TokenTlsHarness>(); }}),
     TransportFactoryName);
 
 // Keeps what was logged.
