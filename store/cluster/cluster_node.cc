@@ -6,9 +6,15 @@
 
 #include "store/cluster/chunk_key.h"
 #include "store/cluster/directory_messages.h"
+#include "store/cluster/sealed_question.h"
 
 namespace larder {
 namespace {
+
+PeerMessageKind KindOf(const std::string& message) {
+  return static_cast<PeerMessageKind>(
+      message.empty() ? 0 : static_cast<uint8_t>(message[0]));
+}
 
 uint64_t SeedOr(uint64_t seed) {
   std::random_device random;
@@ -19,12 +25,12 @@ uint64_t SeedOr(uint64_t seed) {
 
 class ClusterNode::Observer final : public ChunkObserver {
  public:
-  Observer(const TenantPolicies& policies, NodeId self, Announcer& announcer)
-      : policies_(policies), self_(self), announcer_(announcer) {}
+  Observer(const TenantPolicies& policies, Announcer& announcer)
+      : policies_(policies), announcer_(announcer) {}
 
   void OnStored(const Chunk& chunk) override {
     // Others would not take it from here.
-    if (!policies_.Allows(chunk.tenant, self_)) return;
+    if (!policies_.AllowsSelf(chunk.tenant)) return;
     const Scope scope{policies_.DirectoryKey(chunk.tenant), chunk.space};
     ChunkFacts facts;
     facts.groups = chunk.groups;
@@ -47,7 +53,6 @@ class ClusterNode::Observer final : public ChunkObserver {
 
  private:
   const TenantPolicies& policies_;
-  const NodeId self_;
   Announcer& announcer_;
 };
 
@@ -55,7 +60,7 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
     : parts_(std::move(parts)),
       service_options_(options.service),
       id_(ComputeNodeId(parts_.cluster, parts_.name)),
-      policies_(parts_.cluster, parts_.secret, parts_.tenants),
+      policies_(parts_.cluster, id_, parts_.secret, parts_.tenants),
       directory_(*parts_.clock, options.directory, SeedOr(parts_.seed)),
       links_(
           {.cluster = parts_.cluster,
@@ -92,16 +97,16 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
              .links = &links_,
              .clock = parts_.clock,
              .executor = parts_.executor,
-             .policies = &policies_,
-             .self = id_},
+             .policies = &policies_},
             options.tier),
       sender_({.cluster = parts_.cluster,
                .self = id_,
                .calls = &links_,
+               .policies = &policies_,
                .clock = parts_.clock},
               options.offer_timeout),
       receiver_options_(options.receiver),
-      observer_(std::make_unique<Observer>(policies_, id_, announcer_)) {}
+      observer_(std::make_unique<Observer>(policies_, announcer_)) {}
 
 ClusterNode::~ClusterNode() = default;
 
@@ -117,22 +122,11 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
                           const std::string& address) {
   {
     absl::MutexLock lock(&mu_);
-    service_ = std::make_unique<PeerService>(
-        PeerService::Parts{
-            .engine = &engine,
-            .policies = &policies_,
-            .self = id_,
-            .clock = parts_.clock,
-            .log =
-                [this](NodeId node, const std::string& what) {
-                  const std::shared_ptr<const ClusterView> view = View();
-                  const Node* const found = view->Find(node);
-                  if (parts_.log == nullptr || found == nullptr) return;
-                  parts_.log(absl::StrCat("node ", found->name, " ", what));
-                }},
-        service_options_);
+    service_ =
+        std::make_unique<PeerService>(engine, policies_, service_options_);
     receiver_ = std::make_unique<PeerReceiver>(
-        PeerReceiver::Parts{&engine, &links_, parts_.clock, parts_.executor},
+        PeerReceiver::Parts{&engine, &links_, &policies_, parts_.clock,
+                            parts_.executor},
         receiver_options_);
   }
   LARDER_ASSIGN_OR_RETURN(std::string there, links_.Start(transport, address));
@@ -142,18 +136,15 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
 }
 
 void ClusterNode::Stop() {
+  PeerService* service = nullptr;
   PeerReceiver* receiver = nullptr;
   {
     absl::MutexLock lock(&mu_);
+    service = service_.get();
     receiver = receiver_.get();
   }
   if (receiver != nullptr) receiver->Stop();
   links_.Stop();
-  PeerService* service = nullptr;
-  {
-    absl::MutexLock lock(&mu_);
-    service = service_.get();
-  }
   if (service != nullptr) service->Stop();
 }
 
@@ -188,7 +179,28 @@ void ClusterNode::SetView(std::shared_ptr<const ClusterView> view) {
 void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
                            std::string message, absl::Time deadline,
                            Answer answer) {
-  if (!message.empty() && static_cast<uint8_t>(message[0]) < 16) {
+  if (KindOf(message) != PeerMessageKind::kSealed) {
+    Dispatch(from, link, message, std::nullopt, deadline, std::move(answer));
+    return;
+  }
+  const StatusOr<TenantId> tenant = ParseSealedTenant(message);
+  if (!tenant.ok()) return answer.Send(tenant.status());
+  const ChunkCipher* const cipher = policies_.CipherOf(*tenant);
+  if (cipher == nullptr) {
+    return answer.Send(absl::NotFoundError("nothing is here"));
+  }
+  std::optional<OpenedQuestion> opened =
+      OpenQuestion(*cipher, *tenant, from, id_, message, std::move(answer));
+  if (!opened.has_value()) return OnWrongKey(from, *tenant);
+  Dispatch(from, link, opened->message, *tenant, deadline,
+           std::move(opened->answer));
+}
+
+void ClusterNode::Dispatch(NodeId from, const std::shared_ptr<Link>& link,
+                           const std::string& message,
+                           std::optional<TenantId> sealed, absl::Time deadline,
+                           Answer answer) {
+  if (Raw(KindOf(message)) < 16 && !message.empty() && !sealed.has_value()) {
     answer.Send(directory_.Handle(from, message));
     return;
   }
@@ -199,12 +211,32 @@ void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
     service = service_.get();
     receiver = receiver_.get();
   }
-  if (!message.empty() &&
-      static_cast<PeerMessageKind>(message[0]) == PeerMessageKind::kOffer) {
-    receiver->Handle(from, message, std::move(answer));
+  if (KindOf(message) == PeerMessageKind::kOffer) {
+    receiver->Handle(from, message, sealed, std::move(answer));
     return;
   }
-  service->Handle(from, link, message, deadline, std::move(answer));
+  service->Handle(from, link, message, sealed, deadline, std::move(answer));
+}
+
+void ClusterNode::OnWrongKey(NodeId from, TenantId tenant) {
+  std::string line;
+  {
+    absl::MutexLock lock(&mu_);
+    ++wrong_keys_;
+    const Node* const node = view_->Find(from);
+    const absl::Time now = parts_.clock->Now();
+    absl::Time& said =
+        said_.try_emplace(from, absl::InfinitePast()).first->second;
+    if (parts_.log == nullptr || node == nullptr ||
+        now - said < absl::Minutes(1)) {
+      return;
+    }
+    said = now;
+    line = absl::StrCat("node ", node->name, " asks about tenant ", Raw(tenant),
+                        " with another key than this node's; give both the "
+                        "same key_file in cluster.tenants");
+  }
+  parts_.log(line);
 }
 
 ClusterNode::Stats ClusterNode::GetStats() const {
@@ -215,6 +247,7 @@ ClusterNode::Stats ClusterNode::GetStats() const {
   stats.tier = tier_.GetStats();
   stats.sender = sender_.GetStats();
   absl::MutexLock lock(&mu_);
+  stats.wrong_keys = wrong_keys_;
   if (service_ != nullptr) stats.service = service_->GetStats();
   if (receiver_ != nullptr) stats.receiver = receiver_->GetStats();
   return stats;

@@ -2,7 +2,9 @@
 #define LARDER_STORE_CLUSTER_CLUSTER_NODE_H_
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -96,6 +98,7 @@ class ClusterNode {
     PeerService::Stats service;
     PeerSender::Stats sender;
     PeerReceiver::Stats receiver;
+    uint64_t wrong_keys = 0;  // questions that no key here opens
   };
   Stats GetStats() const;
   std::vector<PeerLinks::PeerState> Peers() const { return links_.States(); }
@@ -108,6 +111,11 @@ class ClusterNode {
 
   void OnCalled(NodeId from, const std::shared_ptr<Link>& link,
                 std::string message, absl::Time deadline, Answer answer);
+
+  void Dispatch(NodeId from, const std::shared_ptr<Link>& link,
+                const std::string& message, std::optional<TenantId> sealed,
+                absl::Time deadline, Answer answer);
+  void OnWrongKey(NodeId from, TenantId tenant);
 
   const Parts parts_;
   const PeerServiceOptions service_options_;
@@ -125,6 +133,9 @@ class ClusterNode {
   mutable absl::Mutex mu_;
   std::unique_ptr<PeerService> service_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<PeerReceiver> receiver_ ABSL_GUARDED_BY(mu_);
+  uint64_t wrong_keys_ ABSL_GUARDED_BY(mu_) = 0;
+  // When people were told of whose wrong keys.
+  std::map<NodeId, absl::Time> said_ ABSL_GUARDED_BY(mu_);
   std::string address_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mu_) =
       std::make_shared<ClusterView>();

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "store/cluster/peer_messages.h"
-#include "store/cluster/sealed_question.h"
+#include "store/cluster/record_read.h"
 
 namespace larder {
 
@@ -32,24 +32,12 @@ struct ClusterTier::Locating {
   }
 };
 
-// A Read, from the first byte asked for to the last that can land.
 struct ClusterTier::Reading {
   Taken taken;
   uint64_t offset = 0;
   MutableByteSpan into;  // as much of it as the record has
   absl::Time deadline;
   Done done;
-  // Of a tenant with a key: what comes is encrypted, and bound to the question.
-  const ChunkCipher* cipher = nullptr;
-  std::string question;
-
-  absl::Mutex mu;
-  std::shared_ptr<Link> link ABSL_GUARDED_BY(mu);
-  LandingId landing ABSL_GUARDED_BY(mu) = 0;
-  uint64_t landed ABSL_GUARDED_BY(mu) = 0;
-  bool answered ABSL_GUARDED_BY(mu) = false;
-  ChunkCipher::Seal seal ABSL_GUARDED_BY(mu);
-  bool ended ABSL_GUARDED_BY(mu) = false;
 };
 
 ClusterTier::ClusterTier(Parts parts, const ClusterTierOptions& options)
@@ -134,7 +122,7 @@ void ClusterTier::Free(Extent extent) {
 void ClusterTier::Locate(TenantId tenant, const SpaceId& space, Epoch epoch,
                          std::vector<ChunkId> ids, uint32_t start,
                          absl::Time deadline, Task done) {
-  if (!parts_.policies->Allows(tenant, parts_.self)) {
+  if (!parts_.policies->AllowsSelf(tenant)) {
     return std::move(done)();
   }
   auto locating = std::make_shared<Locating>();
@@ -227,7 +215,8 @@ void ClusterTier::AskRecords(const std::shared_ptr<Locating>& locating,
                              StatusOr<std::string> answer) {
         OnRecords(locating, node, places, answer);
       }));
-  const Status sealed = Seal(locating->tenant, node, message, replied);
+  const Status sealed =
+      parts_.policies->Seal(locating->tenant, node, message, replied);
   if (!sealed.ok()) return std::move(replied)(sealed);
   parts_.links->Call(node, std::move(message), until, std::move(replied));
 }
@@ -276,13 +265,6 @@ void ClusterTier::OnRecords(const std::shared_ptr<Locating>& locating,
   locating->EndQuestion();
 }
 
-Status ClusterTier::Seal(TenantId tenant, NodeId to, std::string& message,
-                         PeerCalls::Replied& replied) const {
-  const ChunkCipher* const cipher = parts_.policies->CipherOf(tenant);
-  if (cipher == nullptr) return absl::OkStatus();
-  return SealQuestion(*cipher, tenant, parts_.self, to, message, replied);
-}
-
 // ---- Reading
 
 void ClusterTier::Read(Extent extent, uint64_t offset, MutableByteSpan into,
@@ -316,10 +298,7 @@ void ClusterTier::Read(Extent extent, uint64_t offset, MutableByteSpan into,
 
 void ClusterTier::Begin(const std::shared_ptr<Reading>& reading,
                         StatusOr<std::shared_ptr<Link>> link) {
-  if (!link.ok()) {
-    End(reading, link.status());
-    return;
-  }
+  if (!link.ok()) return End(reading, link.status());
   const RecordMeta& meta = reading->taken.meta;
   ReadQuery query;
   query.tenant = meta.tenant;
@@ -329,83 +308,13 @@ void ClusterTier::Begin(const std::shared_ptr<Reading>& reading,
   query.shape = meta.shape;
   query.checksum = meta.checksum;
   query.offset = reading->offset;
-  query.bytes = reading->into.size();
-  const auto there = [reading]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return reading->answered && reading->landed >= reading->into.size();
-  };
-  {
-    absl::MutexLock lock(&reading->mu);
-    reading->link = *link;
-    query.landing = reading->landing = (*link)->OpenLanding(
-        reading->into, [this, reading, there](uint64_t, uint64_t size) {
-          {
-            absl::MutexLock relock(&reading->mu);
-            reading->landed += size;
-            if (!there()) return;
-          }
-          End(reading, absl::OkStatus());
-        });
-  }
-  CallOptions options;
-  options.deadline = reading->deadline;
-  std::string message = Encode(query);
-  reading->cipher = parts_.policies->CipherOf(meta.tenant);
-  if (reading->cipher != nullptr) reading->question = message;
-  PeerCalls::Replied replied = [this, reading,
-                                there](const StatusOr<std::string>& answer) {
-    Status status = answer.status();
-    if (answer.ok()) {
-      absl::MutexLock relock(&reading->mu);
-      const size_t wanted =
-          reading->cipher == nullptr ? 0 : sizeof reading->seal;
-      if (answer->size() == wanted) {
-        std::memcpy(&reading->seal, answer->data(), wanted);
-        reading->answered = true;
-        if (!there()) return;
-      } else {
-        status = absl::InvalidArgumentError("an answer that fits no read");
-      }
-    }
-    End(reading, status);
-  };
-  const Status sealed =
-      Seal(meta.tenant, reading->taken.node, message, replied);
-  if (!sealed.ok()) return End(reading, sealed);
-  (*link)->Call(std::move(message), options, std::move(replied));
-  // One that answers and then sends nothing.
-  parts_.executor->PostAt(
-      reading->deadline, [this, weak = std::weak_ptr<Reading>(reading)] {
-        if (const auto late = weak.lock()) {
-          End(late, absl::DeadlineExceededError("the bytes did not come"));
-        }
-      });
+  ReadRecord(
+      *link, reading->taken.node, *parts_.policies, std::move(query),
+      reading->into, reading->deadline, *parts_.executor,
+      [this, reading](Status status) { End(reading, std::move(status)); });
 }
 
 void ClusterTier::End(const std::shared_ptr<Reading>& reading, Status status) {
-  std::shared_ptr<Link> link;
-  LandingId landing = 0;
-  {
-    absl::MutexLock lock(&reading->mu);
-    if (std::exchange(reading->ended, true)) return;
-    link = std::exchange(reading->link, nullptr);
-    landing = reading->landing;
-  }
-  if (link == nullptr) return Finish(reading, std::move(status));
-  link->CloseLanding(landing,
-                     [this, reading, status] { Finish(reading, status); });
-}
-
-void ClusterTier::Finish(const std::shared_ptr<Reading>& reading,
-                         Status status) {
-  // Nobody writes there any more: what was verified stays as it is.
-  if (status.ok() && reading->cipher != nullptr) {
-    ChunkCipher::Seal seal;
-    {
-      absl::MutexLock lock(&reading->mu);
-      seal = reading->seal;
-    }
-    status = reading->cipher->Decrypt(seal, reading->question, reading->into);
-  }
   if (!status.ok()) ForgetChunk(reading->taken);
   {
     absl::MutexLock lock(&mu_);

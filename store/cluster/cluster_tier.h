@@ -46,7 +46,6 @@ class ClusterTier final : public PeerTier {
     Clock* clock = nullptr;
     Executor* executor = nullptr;
     const TenantPolicies* policies = nullptr;
-    NodeId self{};
   };
 
   ClusterTier(Parts parts, const ClusterTierOptions& options);
@@ -127,12 +126,8 @@ class ClusterTier final : public PeerTier {
 
   void Begin(const std::shared_ptr<Reading>& reading,
              StatusOr<std::shared_ptr<Link>> link);
-  // What came of it is known; the memory is let go of, then it is done.
+  // The memory was let go of.
   void End(const std::shared_ptr<Reading>& reading, Status status);
-  void Finish(const std::shared_ptr<Reading>& reading, Status status);
-  // If the tenant has a key; see SealQuestion.
-  Status Seal(TenantId tenant, NodeId to, std::string& message,
-              PeerCalls::Replied& replied) const;
 
   const Parts parts_;
   const ClusterTierOptions options_;

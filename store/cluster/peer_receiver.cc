@@ -49,9 +49,12 @@ ClientId PeerReceiver::ClientOf(TenantId tenant) {
 }
 
 void PeerReceiver::Handle(NodeId from, const std::string& message,
-                          Answer answer) {
+                          std::optional<TenantId> sealed, Answer answer) {
   const StatusOr<Offer> offer = ParseOffer(message);
   if (!offer.ok()) return answer.Send(offer.status());
+  if (!parts_.policies->MayAsk(offer->tenant, from, sealed)) {
+    return answer.Send(absl::NotFoundError("nothing is here"));
+  }
   const size_t count = offer->records.size();
   const auto offered = std::make_shared<Offered>(std::move(answer), count);
   offered->space = offer->space;
@@ -160,8 +163,9 @@ void PeerReceiver::Begin(const std::shared_ptr<Receiving>& receiving,
   query.shape = meta.shape;
   query.checksum = meta.checksum;
   query.urgency = receiving->urgency;
-  ReadRecord(*link, std::move(query), receiving->memory,
-             parts_.clock->Now() + options_.read_timeout, *parts_.executor,
+  ReadRecord(*link, receiving->from, *parts_.policies, std::move(query),
+             receiving->memory, parts_.clock->Now() + options_.read_timeout,
+             *parts_.executor,
              Lifeline::Guard<Status>(
                  lifeline_, absl::AnyInvocable<void(Status) &&>(
                                 [this, receiving](const Status& status) {

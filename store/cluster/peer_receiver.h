@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -15,6 +16,7 @@
 #include "store/cluster/membership.h"
 #include "store/cluster/peer_links.h"
 #include "store/cluster/peer_messages.h"
+#include "store/cluster/tenant_policies.h"
 #include "store/engine.h"
 #include "store/executor.h"
 #include "store/lifeline.h"
@@ -41,6 +43,7 @@ class PeerReceiver {
   struct Parts {
     Engine* engine = nullptr;
     PeerLinks* links = nullptr;
+    const TenantPolicies* policies = nullptr;
     Clock* clock = nullptr;
     Executor* executor = nullptr;
   };
@@ -51,8 +54,10 @@ class PeerReceiver {
   // Calls the engine no more.
   void Stop() ABSL_LOCKS_EXCLUDED(mu_);
 
-  // A message of kind kOffer, of that node, which is asked for the bytes.
-  void Handle(NodeId from, const std::string& message, Answer answer);
+  // A message of kind kOffer, of that node, which is asked for the bytes;
+  // `sealed`: with whose key it came.
+  void Handle(NodeId from, const std::string& message,
+              std::optional<TenantId> sealed, Answer answer);
 
   struct Stats {
     uint64_t received = 0;  // records

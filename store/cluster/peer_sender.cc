@@ -37,8 +37,14 @@ void PeerSender::Send(const std::string& destination,
 void PeerSender::Offer(NodeId node, const SpaceDescriptor& space,
                        std::vector<RecordMeta> records, Urgency urgency,
                        Done done) {
+  const TenantId tenant = records.front().tenant;
+  if (!parts_.policies->Allows(tenant, node) ||
+      !parts_.policies->AllowsSelf(tenant)) {
+    return std::move(done)(absl::PermissionDeniedError(
+        "cluster.tenants does not let the tenant's chunks go there"));
+  }
   larder::Offer offer;
-  offer.tenant = records.front().tenant;
+  offer.tenant = tenant;
   offer.urgency = urgency;
   offer.space = EncodeSpace(space);
   offer.records = std::move(records);
@@ -46,16 +52,21 @@ void PeerSender::Offer(NodeId node, const SpaceDescriptor& space,
     absl::MutexLock lock(&mu_);
     ++stats_.offers;
   }
-  parts_.calls->Call(node, Encode(offer), parts_.clock->Now() + timeout_,
-                     [this, lifeline = lifeline_, done = std::move(done)](
-                         const StatusOr<std::string>& answer) mutable {
-                       Lifeline::Guard<>(lifeline, Task([this, &answer] {
-                                           if (answer.ok()) return;
-                                           absl::MutexLock lock(&mu_);
-                                           ++stats_.failed_offers;
-                                         }))();
-                       std::move(done)(answer.status());
-                     });
+  std::string message = Encode(offer);
+  PeerCalls::Replied replied =
+      [this, lifeline = lifeline_,
+       done = std::move(done)](const StatusOr<std::string>& answer) mutable {
+        Lifeline::Guard<>(lifeline, Task([this, &answer] {
+                            if (answer.ok()) return;
+                            absl::MutexLock lock(&mu_);
+                            ++stats_.failed_offers;
+                          }))();
+        std::move(done)(answer.status());
+      };
+  const Status sealed = parts_.policies->Seal(tenant, node, message, replied);
+  if (!sealed.ok()) return std::move(replied)(sealed);
+  parts_.calls->Call(node, std::move(message), parts_.clock->Now() + timeout_,
+                     std::move(replied));
 }
 
 PeerSender::Stats PeerSender::GetStats() const {

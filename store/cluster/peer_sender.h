@@ -14,6 +14,7 @@
 #include "store/cluster/membership.h"
 #include "store/cluster/peer_calls.h"
 #include "store/cluster/peer_messages.h"
+#include "store/cluster/tenant_policies.h"
 #include "store/engine.h"
 #include "store/lifeline.h"
 
@@ -27,6 +28,7 @@ class PeerSender final : public ChunkSender {
     std::string cluster;
     NodeId self{};
     PeerCalls* calls = nullptr;
+    const TenantPolicies* policies = nullptr;
     Clock* clock = nullptr;
   };
   // An offer that was not answered in `timeout` failed.
@@ -41,7 +43,8 @@ class PeerSender final : public ChunkSender {
   void Send(const std::string& destination, const SpaceDescriptor& space,
             const RecordMeta& meta, Done done) override;
   // All of `records`, at most kOfferRecordsMax, of one tenant and space;
-  // AlreadyExists if nothing had to be moved.
+  // AlreadyExists if nothing had to be moved, PermissionDenied if the node, or
+  // this one, may not have the tenant's chunks.
   void Offer(NodeId node, const SpaceDescriptor& space,
              std::vector<RecordMeta> records, Urgency urgency, Done done);
 

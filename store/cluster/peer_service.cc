@@ -4,8 +4,6 @@
 #include <optional>
 #include <utility>
 
-#include "store/cluster/sealed_question.h"
-
 namespace larder {
 namespace {
 
@@ -28,9 +26,6 @@ struct PeerService::Reading {
   std::optional<MissReason> progress ABSL_GUARDED_BY(mu);
 };
 
-PeerService::PeerService(Parts parts, const PeerServiceOptions& options)
-    : parts_(std::move(parts)), options_(options) {}
-
 PeerService::~PeerService() {
   lifeline_->Cut();
 }
@@ -40,8 +35,7 @@ ClientId PeerService::ClientOf(TenantId tenant) {
   const auto it = clients_.find(tenant);
   if (it != clients_.end()) return it->second;
   // A revoked hold ends with its put: soon.
-  const ClientId client =
-      parts_.engine->AddClient(tenant, [](HoldId, MissReason) {});
+  const ClientId client = engine_.AddClient(tenant, [](HoldId, MissReason) {});
   clients_.emplace(tenant, client);
   return client;
 }
@@ -61,56 +55,16 @@ void PeerService::Stop() {
 }
 
 void PeerService::Handle(NodeId from, const std::shared_ptr<Link>& link,
-                         const std::string& message, absl::Time deadline,
+                         const std::string& message,
+                         std::optional<TenantId> sealed, absl::Time deadline,
                          Answer answer) {
-  if (message.empty() ||
-      static_cast<PeerMessageKind>(message[0]) != PeerMessageKind::kSealed) {
-    return HandleOpened(from, link, message, deadline, std::move(answer),
-                        std::nullopt);
-  }
-  const StatusOr<TenantId> tenant = ParseSealedTenant(message);
-  if (!tenant.ok()) return answer.Send(tenant.status());
-  const ChunkCipher* const cipher = parts_.policies->CipherOf(*tenant);
-  if (cipher == nullptr || !parts_.policies->Allows(*tenant, from)) {
-    return answer.Send(NothingHere());
-  }
-  std::optional<OpenedQuestion> opened = OpenQuestion(
-      *cipher, *tenant, from, parts_.self, message, std::move(answer));
-  if (!opened.has_value()) return OnWrongKey(from, *tenant);
-  HandleOpened(from, link, opened->message, deadline, std::move(opened->answer),
-               *tenant);
-}
-
-void PeerService::OnWrongKey(NodeId from, TenantId tenant) {
-  {
-    absl::MutexLock lock(&mu_);
-    ++stats_.wrong_keys;
-    const absl::Time now = parts_.clock->Now();
-    absl::Time& said =
-        said_.try_emplace(from, absl::InfinitePast()).first->second;
-    if (parts_.log == nullptr || now - said < absl::Minutes(1)) return;
-    said = now;
-  }
-  parts_.log(from, absl::StrCat("asks about tenant ", Raw(tenant),
-                                " with another key than this node's; give "
-                                "both the same cluster.tenants key_file"));
-}
-
-void PeerService::HandleOpened(NodeId from, const std::shared_ptr<Link>& link,
-                               const std::string& message, absl::Time deadline,
-                               Answer answer, std::optional<TenantId> sealed) {
-  // Of tenants with a key nothing is told in the open.
-  const auto may_have = [&](TenantId tenant) {
-    return parts_.policies->Allows(tenant, from) &&
-           (parts_.policies->CipherOf(tenant) == nullptr ? !sealed.has_value()
-                                                         : sealed == tenant);
-  };
   const auto kind = static_cast<PeerMessageKind>(
       message.empty() ? 0 : static_cast<uint8_t>(message[0]));
   if (kind == PeerMessageKind::kRead) {
     const StatusOr<ReadQuery> query = ParseReadQuery(message);
     if (!query.ok()) return answer.Send(query.status());
-    if (!may_have(query->tenant)) return answer.Send(NothingHere());
+    if (!policies_.MayAsk(query->tenant, from, sealed))
+      return answer.Send(NothingHere());
     return Read(link, *query, deadline, std::move(answer));
   }
   if (kind != PeerMessageKind::kRecords) {
@@ -119,9 +73,10 @@ void PeerService::HandleOpened(NodeId from, const std::shared_ptr<Link>& link,
   }
   const StatusOr<RecordsQuery> query = ParseRecordsQuery(message);
   if (!query.ok()) return answer.Send(query.status());
-  if (!may_have(query->tenant)) return answer.Send(NothingHere());
-  answer.Send(Encode(RecordsAnswer{
-      parts_.engine->Records(query->tenant, query->space, query->ids)}));
+  if (!policies_.MayAsk(query->tenant, from, sealed))
+    return answer.Send(NothingHere());
+  answer.Send(Encode(
+      RecordsAnswer{engine_.Records(query->tenant, query->space, query->ids)}));
 }
 
 void PeerService::Read(const std::shared_ptr<Link>& link,
@@ -145,7 +100,7 @@ void PeerService::Read(const std::shared_ptr<Link>& link,
   request.layer_end =
       static_cast<uint16_t>(query.shape.layer_begin + query.shape.layer_count);
   request.peers = false;  // it would be asked for what it asks others for
-  StatusOr<HoldReply> reply = parts_.engine->Hold(
+  StatusOr<HoldReply> reply = engine_.Hold(
       request,
       [this, reading, lifeline = lifeline_](uint32_t, MissReason reason) {
         {
@@ -189,7 +144,7 @@ void PeerService::Send(const std::shared_ptr<Reading>& reading,
       }
     }
   }
-  const bool sealed = parts_.policies->CipherOf(query.tenant) != nullptr;
+  const bool sealed = policies_.CipherOf(query.tenant) != nullptr;
   {
     absl::MutexLock lock(&mu_);
     if (stopped_) bytes = {};
@@ -246,7 +201,7 @@ void PeerService::SealAndPut(const Sealing& sealing) {
   std::unique_ptr<std::byte[]> memory(new std::byte[size]);
   const ByteSpan sealed(memory.get(), size);
   const StatusOr<ChunkCipher::Seal> seal =
-      parts_.policies->CipherOf(query.tenant)
+      policies_.CipherOf(query.tenant)
           ->Encrypt(sealing.bytes, Encode(query), {memory.get(), size});
   // The chunk itself is not needed any more.
   End(reading);
@@ -285,7 +240,7 @@ void PeerService::End(const std::shared_ptr<Reading>& reading) {
     hold = reading->reply->hold;
   }
   if (hold != HoldId{}) {
-    (void)parts_.engine->ReleaseHold(reading->client, hold);
+    (void)engine_.ReleaseHold(reading->client, hold);
   }
 }
 

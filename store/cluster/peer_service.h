@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,7 +12,6 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-#include "store/clock.h"
 #include "store/cluster/membership.h"
 #include "store/cluster/peer_messages.h"
 #include "store/cluster/tenant_policies.h"
@@ -40,32 +38,26 @@ class PeerService {
  public:
   // Order of the end: the transport, by which nothing reads the engine's memory
   // any more; the engine, whose clients these are; the service.
-  struct Parts {
-    Engine* engine = nullptr;
-    const TenantPolicies* policies = nullptr;
-    NodeId self{};
-    Clock* clock = nullptr;
-    // What a node does that somebody must change; once a minute for each. Any
-    // thread.
-    std::function<void(NodeId node, const std::string& what)> log;
-  };
-  PeerService(Parts parts, const PeerServiceOptions& options);
+  // `policies` outlive it.
+  PeerService(Engine& engine, const TenantPolicies& policies,
+              const PeerServiceOptions& options)
+      : engine_(engine), policies_(policies), options_(options) {}
   ~PeerService();
   // Before the transport goes: what waits for its turn to be encrypted is
   // answered that nothing is there.
   void Stop();
 
-  // Messages of kinds 16 to 31, of the node `from`. `deadline` as in
-  // LinkService::OnCall.
+  // Messages of kinds 16 to 31, of the node `from`; `sealed`: with whose key it
+  // came. `deadline` as in LinkService::OnCall.
   void Handle(NodeId from, const std::shared_ptr<Link>& link,
-              const std::string& message, absl::Time deadline, Answer answer);
+              const std::string& message, std::optional<TenantId> sealed,
+              absl::Time deadline, Answer answer);
 
   struct Stats {
     uint64_t reads = 0;
     uint64_t refused_reads = 0;  // the record was not there
     uint64_t sent_bytes = 0;
     uint64_t sealed_bytes = 0;  // of these, encrypted
-    uint64_t wrong_keys = 0;    // questions that no key here opens
   };
   Stats GetStats() const;
 
@@ -76,11 +68,6 @@ class PeerService {
     ByteSpan bytes;
   };
 
-  // `sealed`: with whose key the message came.
-  void HandleOpened(NodeId from, const std::shared_ptr<Link>& link,
-                    const std::string& message, absl::Time deadline,
-                    Answer answer, std::optional<TenantId> sealed);
-  void OnWrongKey(NodeId from, TenantId tenant);
   void Read(const std::shared_ptr<Link>& link, const ReadQuery& query,
             absl::Time deadline, Answer answer);
   // The chunk is in memory, or never will be.
@@ -91,7 +78,8 @@ class PeerService {
   void SealAndPut(const Sealing& sealing);
   ClientId ClientOf(TenantId tenant);
 
-  const Parts parts_;
+  Engine& engine_;
+  const TenantPolicies& policies_;
   const PeerServiceOptions options_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
@@ -101,7 +89,6 @@ class PeerService {
   std::deque<Sealing> sealing_ ABSL_GUARDED_BY(mu_);
   uint64_t sealed_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // not sent yet
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
-  std::map<NodeId, absl::Time> said_ ABSL_GUARDED_BY(mu_);
   Stats stats_ ABSL_GUARDED_BY(mu_);
 };
 

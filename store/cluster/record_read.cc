@@ -1,5 +1,7 @@
 #include "store/cluster/record_read.h"
 
+#include <cstring>
+#include <string>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -11,10 +13,12 @@ namespace {
 // From the first byte asked for to the last that can land.
 class RecordRead : public std::enable_shared_from_this<RecordRead> {
  public:
-  RecordRead(MutableByteSpan into, absl::AnyInvocable<void(Status) &&> done)
-      : into_(into), done_(std::move(done)) {}
+  RecordRead(const ChunkCipher* cipher, MutableByteSpan into,
+             absl::AnyInvocable<void(Status) &&> done)
+      : cipher_(cipher), into_(into), done_(std::move(done)) {}
 
-  void Start(const std::shared_ptr<Link>& link, ReadQuery query,
+  void Start(const std::shared_ptr<Link>& link, NodeId node,
+             const TenantPolicies& policies, ReadQuery query,
              absl::Time deadline, Executor& executor) {
     query.bytes = into_.size();
     {
@@ -27,10 +31,15 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
     }
     CallOptions options;
     options.deadline = deadline;
-    link->Call(Encode(query), options,
-               [self = shared_from_this()](StatusOr<std::string> answer) {
-                 self->OnAnswer(answer.status());
-               });
+    std::string message = Encode(query);
+    if (cipher_ != nullptr) question_ = message;
+    PeerCalls::Replied replied =
+        [self = shared_from_this()](const StatusOr<std::string>& answer) {
+          self->OnAnswer(answer);
+        };
+    const Status sealed = policies.Seal(query.tenant, node, message, replied);
+    if (!sealed.ok()) return End(sealed);
+    link->Call(std::move(message), options, std::move(replied));
     // One that answers and then sends nothing.
     executor.PostAt(deadline, [weak = weak_from_this()] {
       if (const auto late = weak.lock()) {
@@ -51,13 +60,18 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
     }
     End(absl::OkStatus());
   }
-  void OnAnswer(const Status& status) {
-    if (status.ok()) {
+  void OnAnswer(const StatusOr<std::string>& answer) {
+    const size_t wanted = cipher_ == nullptr ? 0 : sizeof seal_;
+    if (answer.ok() && answer->size() != wanted) {
+      return End(absl::InvalidArgumentError("an answer that fits no read"));
+    }
+    if (answer.ok()) {
       absl::MutexLock lock(&mu_);
+      std::memcpy(&seal_, answer->data(), wanted);
       answered_ = true;
       if (!There()) return;
     }
-    End(status);
+    End(answer.status());
   }
   void End(Status status) {
     std::shared_ptr<Link> link;
@@ -68,11 +82,25 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
       landing = landing_;
     }
     if (link == nullptr) return;
-    link->CloseLanding(landing,
-                       [self = shared_from_this(), status = std::move(status)] {
-                         std::move(self->done_)(status);
-                       });
+    link->CloseLanding(
+        landing, [self = shared_from_this(), status = std::move(status)] {
+          std::move(self->done_)(status.ok() ? self->Open() : status);
+        });
   }
+  // Nobody writes there any more: what is verified stays as it is.
+  Status Open() {
+    if (cipher_ == nullptr) return absl::OkStatus();
+    ChunkCipher::Seal seal;
+    {
+      absl::MutexLock lock(&mu_);
+      seal = seal_;
+    }
+    return cipher_->Decrypt(seal, question_, into_);
+  }
+
+  // Of a tenant with a key: what comes is bound to the question.
+  const ChunkCipher* const cipher_;
+  std::string question_;
 
   const MutableByteSpan into_;
   absl::AnyInvocable<void(Status) &&> done_;
@@ -81,15 +109,18 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
   LandingId landing_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t landed_ ABSL_GUARDED_BY(mu_) = 0;
   bool answered_ ABSL_GUARDED_BY(mu_) = false;
+  ChunkCipher::Seal seal_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace
 
-void ReadRecord(const std::shared_ptr<Link>& link, ReadQuery query,
+void ReadRecord(const std::shared_ptr<Link>& link, NodeId node,
+                const TenantPolicies& policies, ReadQuery query,
                 MutableByteSpan into, absl::Time deadline, Executor& executor,
                 absl::AnyInvocable<void(Status) &&> done) {
-  std::make_shared<RecordRead>(into, std::move(done))
-      ->Start(link, std::move(query), deadline, executor);
+  std::make_shared<RecordRead>(policies.CipherOf(query.tenant), into,
+                               std::move(done))
+      ->Start(link, node, policies, std::move(query), deadline, executor);
 }
 
 }  // namespace larder

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "store/cluster/key_derivation.h"
+#include "store/cluster/sealed_question.h"
 #include "store/fingerprint.h"
 
 namespace larder {
@@ -19,9 +20,10 @@ uint64_t Derive64(std::string_view secret, std::string_view cluster,
 
 }  // namespace
 
-TenantPolicies::TenantPolicies(std::string_view cluster,
+TenantPolicies::TenantPolicies(std::string_view cluster, NodeId self,
                                std::string_view secret,
-                               const std::vector<TenantPolicy>& policies) {
+                               const std::vector<TenantPolicy>& policies)
+    : self_(self) {
   if (secret.empty()) {
     seed_ = Fingerprint64(std::as_bytes(std::span(cluster)));
   } else {
@@ -49,6 +51,19 @@ bool TenantPolicies::Allows(TenantId tenant, NodeId node) const {
 const ChunkCipher* TenantPolicies::CipherOf(TenantId tenant) const {
   const auto it = ciphers_.find(tenant);
   return it == ciphers_.end() ? nullptr : &it->second;
+}
+
+Status TenantPolicies::Seal(TenantId tenant, NodeId to, std::string& message,
+                            PeerCalls::Replied& replied) const {
+  const ChunkCipher* const cipher = CipherOf(tenant);
+  if (cipher == nullptr) return absl::OkStatus();
+  return SealQuestion(*cipher, tenant, self_, to, message, replied);
+}
+
+bool TenantPolicies::MayAsk(TenantId tenant, NodeId from,
+                            std::optional<TenantId> sealed) const {
+  if (!Allows(tenant, from) || !AllowsSelf(tenant)) return false;
+  return CipherOf(tenant) == nullptr ? !sealed.has_value() : sealed == tenant;
 }
 
 }  // namespace larder

@@ -480,12 +480,9 @@ TEST_F(ClusterNodeTest, AReadOfANodeThatMayNotIsAsIfNothingWasThere) {
   });
   const std::vector<ChunkId> ids = Save(a, 1, 1);
   const auto known = a.engine->Records(kTenant, space_, ids);
-  const TenantPolicies policies("test", "", {{kTenant, {"a"}}});
-  PeerService service({.engine = a.engine.get(),
-                       .policies = &policies,
-                       .self = ComputeNodeId("test", "a"),
-                       .clock = &clock_},
-                      {});
+  const TenantPolicies policies("test", ComputeNodeId("test", "a"), "",
+                                {{kTenant, {"a"}}});
+  PeerService service(*a.engine, policies, {});
   ReadQuery query;
   query.tenant = kTenant;
   query.space = space_;
@@ -502,7 +499,7 @@ TEST_F(ClusterNodeTest, AReadOfANodeThatMayNotIsAsIfNothingWasThere) {
   };
   const auto kept = std::make_shared<Kept>();
   service.Handle(ComputeNodeId("test", "b"), nullptr, Encode(query),
-                 absl::InfiniteFuture(), Answer(kept, 1));
+                 std::nullopt, absl::InfiniteFuture(), Answer(kept, 1));
   EXPECT_EQ(kept->status.code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(service.GetStats().reads, 0u);
 }
@@ -547,9 +544,9 @@ TEST_F(ClusterNodeTest, ChunksOfATenantWithAKeyTravelEncrypted) {
     return seen;
   };
   EXPECT_EQ(count_secrets(), 0u);
-  const PeerService::Stats stats = a.node->GetStats().service;
-  EXPECT_GT(stats.sealed_bytes, 0u);
-  EXPECT_EQ(stats.sealed_bytes, stats.sent_bytes);
+  const ClusterNode::Stats stats = a.node->GetStats();
+  EXPECT_GT(stats.service.sealed_bytes, 0u);
+  EXPECT_EQ(stats.service.sealed_bytes, stats.service.sent_bytes);
   EXPECT_EQ(stats.wrong_keys, 0u);
   EXPECT_THAT(a.log, testing::IsEmpty());
   // Without a key they are there to be seen.
@@ -564,6 +561,51 @@ TEST_F(ClusterNodeTest, ChunksOfATenantWithAKeyTravelEncrypted) {
   for (const ChunkId& id : ids) (void)b.engine->Evict(kTenant, id, true);
   Pass(absl::Seconds(1));
   EXPECT_GT(count_secrets(), 0u);
+}
+
+TEST_F(ClusterNodeTest, OffersGoToNodesThatMayHaveThem) {
+  const auto named = [](char key, std::vector<std::string> nodes) {
+    return [=](ClusterNode::Parts& parts) {
+      parts.tenants = {
+          {kTenant, nodes, std::string(ChunkCipher::kKeyBytes, key)}};
+    };
+  };
+  Host& a = Add("a", named('k', {"a", "b", "d"}));
+  Host& b = Add("b", named('k', {"a", "b"}));
+  Host& c = Add("c", named('k', {"a", "b", "c"}));
+  Host& d = Add("d", named('q', {}));
+  Gather();
+  size_t seen = 0;
+  const ChunkId id = OracleChunkId(1);
+  network_.SetTap([&](const FrameHeader&, ByteSpan bytes) {
+    seen += std::string_view(reinterpret_cast<const char*>(bytes.data()),
+                             bytes.size())
+                .find({reinterpret_cast<const char*>(&id), sizeof id}) !=
+            std::string_view::npos;
+  });
+  const auto send = [&](const char* to) {
+    const Told told = Send(a, id, 0, to);
+    Pass(absl::Seconds(1));
+    EXPECT_TRUE(told->at(SaveStage::kVolatile).ok());
+    return told->at(SaveStage::kDelivered);
+  };
+  EXPECT_TRUE(send("b").ok());
+  EXPECT_EQ(LayersAt(b, id, 0, 2), 1u);
+  EXPECT_EQ(a.node->GetStats().service.sealed_bytes,
+            a.node->GetStats().service.sent_bytes);
+  EXPECT_EQ(seen, 0u);
+  // It is not offered to one that may not have it, and one that may, says who
+  // offers, has another key.
+  EXPECT_TRUE(absl::IsPermissionDenied(send("c")));
+  EXPECT_TRUE(absl::IsNotFound(send("d")));
+  // Who offers may be one that may not.
+  const Told told = Send(c, id, 0, "b");
+  Pass(absl::Seconds(1));
+  EXPECT_TRUE(absl::IsNotFound(told->at(SaveStage::kDelivered)));
+  for (Host* host : {&c, &d}) {
+    EXPECT_EQ(host->node->GetStats().receiver.received, 0u) << host->name;
+  }
+  EXPECT_EQ(d.node->GetStats().wrong_keys, 1u);
 }
 
 TEST_F(ClusterNodeTest, WithoutTheKeyNothingIsThere) {
@@ -584,9 +626,8 @@ TEST_F(ClusterNodeTest, WithoutTheKeyNothingIsThere) {
       EXPECT_EQ(Load(*other, ids), 0u) << host->name << other->name;
       EXPECT_GT(other->node->GetStats().tier.record_questions, 0u);
     }
-    const PeerService::Stats stats = host->node->GetStats().service;
-    EXPECT_EQ(stats.sent_bytes, 0u);
-    EXPECT_EQ(stats.wrong_keys > 0, host != &c);
+    EXPECT_EQ(host->node->GetStats().service.sent_bytes, 0u);
+    EXPECT_EQ(host->node->GetStats().wrong_keys > 0, host != &c);
   }
   EXPECT_THAT(a.log,
               testing::Contains(AllOf(HasSubstr("node b asks about tenant 7"),
