@@ -102,8 +102,8 @@ TEST_F(DisaggregationTest, OneHostComputesWhatAnotherAnswers) {
 
 // The prefill dies in the middle: the decode engine computes by itself.
 TEST_F(DisaggregationTest, AnEngineWhosePrefillNeverComesComputes) {
-  const auto decode =
-      Engine(b_, "decode", {"--arriving", "--no-save", "--deadline-ms=300"});
+  deadline_ms_ = 300;
+  const auto decode = Engine(b_, "decode", {"--arriving", "--no-save"});
   const std::string decoded = decode->ReadRest();
   ASSERT_EQ(decode->Wait(), 0);
   EXPECT_THAT(decoded, HasSubstr("a load was void"));
