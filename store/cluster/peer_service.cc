@@ -63,8 +63,9 @@ void PeerService::Handle(NodeId from, const std::shared_ptr<Link>& link,
   if (kind == PeerMessageKind::kRead) {
     const StatusOr<ReadQuery> query = ParseReadQuery(message);
     if (!query.ok()) return answer.Send(query.status());
-    if (!policies_.MayAsk(query->tenant, from, sealed))
+    if (!policies_.MayAsk(query->tenant, from, sealed)) {
       return answer.Send(NothingHere());
+    }
     return Read(link, *query, deadline, std::move(answer));
   }
   if (kind != PeerMessageKind::kRecords) {
@@ -73,8 +74,9 @@ void PeerService::Handle(NodeId from, const std::shared_ptr<Link>& link,
   }
   const StatusOr<RecordsQuery> query = ParseRecordsQuery(message);
   if (!query.ok()) return answer.Send(query.status());
-  if (!policies_.MayAsk(query->tenant, from, sealed))
+  if (!policies_.MayAsk(query->tenant, from, sealed)) {
     return answer.Send(NothingHere());
+  }
   answer.Send(Encode(
       RecordsAnswer{engine_.Records(query->tenant, query->space, query->ids)}));
 }
@@ -184,8 +186,9 @@ void PeerService::SealNext() {
       if (sealing_.empty()) return;
       const uint64_t bytes = sealing_.front().bytes.size();
       if (sealed_bytes_ != 0 &&
-          sealed_bytes_ + bytes > options_.sealed_bytes_max)
+          sealed_bytes_ + bytes > options_.sealed_bytes_max) {
         return;
+      }
       sealed_bytes_ += bytes;
       next = std::move(sealing_.front());
       sealing_.pop_front();

@@ -606,6 +606,7 @@ TEST_F(ClusterNodeTest, OffersGoToNodesThatMayHaveThem) {
     EXPECT_EQ(host->node->GetStats().receiver.received, 0u) << host->name;
   }
   EXPECT_EQ(d.node->GetStats().wrong_keys, 1u);
+  network_.SetTap(nullptr);
 }
 
 TEST_F(ClusterNodeTest, WithoutTheKeyNothingIsThere) {
