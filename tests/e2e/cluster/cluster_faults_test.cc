@@ -123,6 +123,74 @@ TEST_P(NetworkFaults, PacketsOfOneDirectionAreLost) {
   GoesOn();
 }
 
+// ---- What is sent to a node that waits for it
+
+class SendingFaults : public FaultCluster,
+                      public testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(FaultCluster::SetUp());
+    ASSERT_NO_FATAL_FAILURE(StartPair(GetParam() == std::string("ucx")));
+    waiting_ = std::make_unique<FaultEngine>(b_->socket());
+    sending_ = std::make_unique<SendingEngine>(a_->socket(), "b");
+    Arrives();
+  }
+  void TearDown() override {
+    sending_ = nullptr;
+    waiting_ = nullptr;
+    FaultCluster::TearDown();
+  }
+  void Arrives() {
+    const uint64_t before = sending_->delivered();
+    EXPECT_TRUE(Until([&] { return sending_->delivered() > before + 1; }));
+  }
+  void Fails() {
+    const uint64_t before = sending_->failed();
+    EXPECT_TRUE(Until([&] { return sending_->failed() > before; }));
+  }
+  // A node takes what is of a space that an engine has opened there.
+  std::unique_ptr<FaultEngine> waiting_;
+  std::unique_ptr<SendingEngine> sending_;
+};
+INSTANTIATE_TEST_SUITE_P(Networks, SendingFaults, testing::Values("tls", "ucx"),
+                         [](const auto& network) { return network.param; });
+
+TEST_P(SendingFaults, TheCableIsOutThenTheReceiverIsKilled) {
+  ASSERT_TRUE(network_->LinkDown(b_->host()).ok());
+  Fails();
+  ASSERT_TRUE(network_->LinkUp(b_->host()).ok());
+  Arrives();
+  // So slow that there is a middle.
+  ASSERT_TRUE(network_->LimitBandwidth(a_->host(), 200'000'000).ok());
+  Arrives();
+  b_->Kill();
+  Fails();
+  ASSERT_NO_FATAL_FAILURE(b_->Start());
+  waiting_ = std::make_unique<FaultEngine>(b_->socket());
+  Arrives();
+}
+
+TEST_P(SendingFaults, WhoSendsIsKilledInTheMiddle) {
+  ASSERT_TRUE(network_->LimitBandwidth(a_->host(), 200'000'000).ok());
+  Arrives();
+  a_->Kill();
+  sending_ = nullptr;
+  ASSERT_TRUE(network_->Heal().ok());
+  // What was on its way takes no room.
+  EXPECT_TRUE(Until([&] {
+    const FaultNode::Json status = b_->Status();
+    return status.is_object() && status["reservations"] == 0;
+  }));
+  ASSERT_NO_FATAL_FAILURE(a_->Start());
+  {
+    FaultEngine engine(a_->socket());
+    EXPECT_TRUE(Until([&] { return engine.SaveTo("b", 100).ok(); }));
+  }
+  // What came is b's own.
+  a_->Kill();
+  EXPECT_EQ(waiting_->Load(100), kPromptChunks);
+}
+
 // ---- What comes to the port
 
 class PortFaults : public FaultCluster {

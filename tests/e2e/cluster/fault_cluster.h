@@ -93,16 +93,26 @@ class FaultEngine {
   }
 
   void Save(uint32_t prompt, larder_stage stage = LARDER_VOLATILE) {
+    const Outcome saved = SaveTo("", prompt, stage, Deadline());
+    ASSERT_TRUE(saved.ok()) << saved.ToString();
+  }
+  // ... with a node as destination. What became of the first chunk that did not
+  // come so far.
+  Outcome SaveTo(const std::string& node, uint32_t prompt,
+                 larder_stage stage = LARDER_DELIVERED,
+                 Deadline deadline = kDeadline) {
     const std::vector<Id> ids = Ids(prompt);
     for (uint32_t i = 0; i < kPromptChunks; ++i) {
       SaveOptions options;
       options.wait = true;
       auto saver = space_.BeginSave(options);
-      ASSERT_TRUE(saver.ok()) << saver.status().ToString();
+      if (!saver.ok()) return saver.status();
       for (uint32_t layer = 0; layer < kLayers; ++layer) {
         const auto segment = saver->Layer(layer);
-        ASSERT_TRUE(segment.ok()) << segment.status().ToString();
-        ASSERT_EQ(segment->bytes, kSegmentBytes);
+        if (!segment.ok()) return segment.status();
+        if (segment->bytes != kSegmentBytes) {
+          return Outcome(Code::kInternal, "a segment of another size");
+        }
         FillSegment(prompt, i, layer, segment->data);
       }
       CommitOptions commit;
@@ -110,11 +120,13 @@ class FaultEngine {
       if (i > 0) commit.parent = ids[i - 1];
       commit.token_begin = i * kChunkTokens;
       commit.want_durable = stage == LARDER_DURABLE;
-      const Outcome committed = saver->Commit(commit);
-      ASSERT_TRUE(committed.ok()) << committed.ToString();
-      const Outcome saved = saver->Wait(stage);
-      ASSERT_TRUE(saved.ok()) << saved.ToString();
+      commit.destination = node;
+      if (const Outcome done = saver->Commit(commit); !done.ok()) return done;
+      if (const Outcome done = saver->Wait(stage, deadline); !done.ok()) {
+        return done;
+      }
     }
+    return Outcome();
   }
 
   // How many of its chunks came by the deadline; nullopt: the daemon does not
@@ -194,6 +206,29 @@ class LoadingEngine {
  private:
   std::atomic<bool> ended_{false};
   std::atomic<uint64_t> complete_{0}, cut_{0}, in_a_row_{0};
+  std::thread thread_;  // last: it uses the rest
+};
+
+// Saves prompts, each another, with a node as destination, again and again.
+class SendingEngine {
+ public:
+  SendingEngine(const std::string& socket, const std::string& node)
+      : thread_([this, socket, node] {
+          FaultEngine engine(socket);
+          for (uint32_t prompt = 1000; !ended_; ++prompt) {
+            ++(engine.SaveTo(node, prompt).ok() ? delivered_ : failed_);
+          }
+        }) {}
+  ~SendingEngine() {
+    ended_ = true;
+    thread_.join();
+  }
+  uint64_t delivered() const { return delivered_; }
+  uint64_t failed() const { return failed_; }
+
+ private:
+  std::atomic<bool> ended_{false};
+  std::atomic<uint64_t> delivered_{0}, failed_{0};
   std::thread thread_;  // last: it uses the rest
 };
 
