@@ -5,13 +5,16 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <optional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 
 #include "store/clock.h"
@@ -121,6 +124,11 @@ class WiredClusterMember final : public ClusterMember {
   ChunkSender& sender() override { return node_->sender(); }
   const Node& self() const override { return self_; }
   const ClusterNode& node() const override { return *node_; }
+  absl::Duration RegistrySilence() const override {
+    absl::MutexLock lock(&mu_);
+    return silent_since_.has_value() ? Clock::Real().Now() - *silent_since_
+                                     : absl::ZeroDuration();
+  }
 
   Status Start(Engine& engine) override {
     LARDER_RETURN_IF_ERROR(Annotate(node_->Start(engine, *transport_, listen_),
@@ -132,6 +140,14 @@ class WiredClusterMember final : public ClusterMember {
         [this](std::shared_ptr<const ClusterView> view) {
           log_(absl::StrCat("cluster: ", view->nodes.size(), " nodes",
                             view->current ? "" : "; etcd does not answer"));
+          {
+            absl::MutexLock lock(&mu_);
+            if (view->current) {
+              silent_since_.reset();
+            } else if (!silent_since_.has_value()) {
+              silent_since_ = Clock::Real().Now();
+            }
+          }
           node_->SetView(std::move(view));
         },
         [this](const Status& status) {
@@ -174,6 +190,10 @@ class WiredClusterMember final : public ClusterMember {
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Membership> membership_;
   Node self_;
+
+  mutable absl::Mutex mu_;
+  std::optional<absl::Time> silent_since_ ABSL_GUARDED_BY(mu_) =
+      Clock::Real().Now();
 };
 
 }  // namespace

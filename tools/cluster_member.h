@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
+
 #include "store/cluster/cluster_node.h"
 #include "store/engine.h"
 #include "store/status.h"
@@ -40,6 +42,8 @@ class ClusterMember {
 
   virtual const Node& self() const = 0;
   virtual const ClusterNode& node() const = 0;
+  // How long the registry has not answered; zero while it does.
+  virtual absl::Duration RegistrySilence() const = 0;
 };
 
 }  // namespace larder

@@ -11,6 +11,7 @@
 
 #include "absl/time/time.h"
 
+#include "store/cluster/cluster_node.h"
 #include "store/engine.h"
 #include "store/status.h"
 #include "tools/kv_events.h"
@@ -38,6 +39,14 @@ struct MetricsInput {
   uint64_t nvme_syncs = 0, nvme_io_errors = 0, nvme_failed_syncs = 0,
            nvme_condemned_files = 0, nvme_gc_moved_records = 0,
            nvme_corrupt_records = 0, nvme_segment_files = 0;
+  // Of the cluster; all zero where there is none.
+  struct Cluster {
+    ClusterNode::Stats node;
+    PeerLinks::Stats links;
+    uint64_t members = 0;            // this node too
+    bool registry_up = false;        // etcd answers
+    absl::Duration registry_silent;  // since when it does not
+  } cluster;
   bool draining = false;
   bool ready = false;
   std::string version;

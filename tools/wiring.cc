@@ -347,6 +347,12 @@ class WiredDaemon final : public Daemon {
     out.engine = engine_->Stats();
     out.last_event = engine_->Events().last_sequence();
     out.kv_events = kv_events_->stats();
+    if (cluster_) {
+      const ClusterNode& node = cluster_->node();
+      const auto view = node.View();
+      out.cluster = {node.GetStats(), node.LinkStats(), view->nodes.size(),
+                     view->current, cluster_->RegistrySilence()};
+    }
     out.uptime = Clock::Real().Now() - started_;
     out.recovery = recovery_;
     if (serving_) {

@@ -102,6 +102,7 @@ class ClusterNode {
   };
   Stats GetStats() const;
   std::vector<PeerLinks::PeerState> Peers() const { return links_.States(); }
+  PeerLinks::Stats LinkStats() const { return links_.GetStats(); }
   std::shared_ptr<const ClusterView> View() const;
   // Everything that this node has was told.
   bool Quiet() const { return announcer_.Quiet(); }

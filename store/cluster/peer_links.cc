@@ -192,6 +192,7 @@ void PeerLinks::OnConnected(NodeId id, uint64_t attempt,
     if (!status.ok()) after.Call([link = *link] { link->Close(); });
   }
   connection.connecting = false;
+  ++(status.ok() ? stats_.made : stats_.failed);
   if (!status.ok()) {
     connection.backoff =
         std::clamp(2 * connection.backoff, options_.retry, options_.retry_max);
@@ -276,6 +277,16 @@ std::vector<PeerLinks::PeerState> PeerLinks::States() const {
   return states;
 }
 
+PeerLinks::Stats PeerLinks::GetStats() const {
+  absl::MutexLock lock(&mu_);
+  Stats stats = stats_;
+  for (const auto& [id, connection] : connections_) {
+    stats.out += connection.link != nullptr;
+  }
+  stats.in = accepted_.size();
+  return stats;
+}
+
 // ---- Links that others make, and what they ask
 
 StatusOr<std::string> PeerLinks::Admit(const std::string& greeting,
@@ -330,6 +341,7 @@ void PeerLinks::OnLost(const std::shared_ptr<Link>& link, const Status& why) {
     if (connection.link != link) continue;
     connection.link = nullptr;
     connection.problem = why;
+    ++stats_.lost;
   }
 }
 

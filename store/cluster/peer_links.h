@@ -94,6 +94,15 @@ class PeerLinks final : public PeerCalls, private LinkService {
   };
   std::vector<PeerState> States() const;
 
+  struct Stats {
+    uint64_t out = 0;     // links now: made by this node,
+    uint64_t in = 0;      // by others
+    uint64_t made = 0;    // by this node, of those
+    uint64_t failed = 0;  // could not be made
+    uint64_t lost = 0;    // ended while the node was in the view
+  };
+  Stats GetStats() const;
+
  private:
   struct Waiting {
     uint64_t number = 0;
@@ -142,6 +151,7 @@ class PeerLinks final : public PeerCalls, private LinkService {
   absl::flat_hash_map<std::shared_ptr<Link>, std::pair<NodeId, uint64_t>>
       accepted_ ABSL_GUARDED_BY(mu_);
   uint64_t last_number_ ABSL_GUARDED_BY(mu_) = 0;
+  Stats stats_ ABSL_GUARDED_BY(mu_);  // `out` and `in` are counted when asked
 };
 
 }  // namespace larder

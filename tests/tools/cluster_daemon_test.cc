@@ -188,6 +188,26 @@ TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   EXPECT_GT(json.at("fetched_bytes"), 0);
   EXPECT_EQ(json.at("failed_reads"), 0);
   EXPECT_EQ(json.at("nodes").size(), 2u);
+  const std::string metrics = ask({"metrics"});
+  const auto value = [&](const std::string& series) {
+    const size_t at = metrics.find("\n" + series + " ");
+    return at == std::string::npos
+               ? -1.0
+               : std::atof(metrics.c_str() + at + series.size() + 2);
+  };
+  EXPECT_EQ(value("larder_cluster_members"), 2);
+  EXPECT_EQ(value("larder_cluster_registry_up"), 1);
+  EXPECT_EQ(value("larder_cluster_registry_silent_seconds"), 0);
+  EXPECT_EQ(value("larder_cluster_links{dir=\"out\"}"), 1);
+  EXPECT_EQ(value("larder_cluster_links{dir=\"in\"}"), 1);
+  EXPECT_EQ(value("larder_cluster_announced_chunks"), 30);
+  EXPECT_GT(value("larder_cluster_directory_entries"), 0);
+  EXPECT_GT(value("larder_cluster_locates_total"), 0);
+  EXPECT_GT(value("larder_cluster_record_questions_total"), 0);
+  EXPECT_EQ(value("larder_cluster_reads_total{dir=\"in\",result=\"ok\"}"), 20);
+  EXPECT_EQ(value("larder_cluster_reads_total{dir=\"out\",result=\"ok\"}"), 10);
+  EXPECT_EQ(value("larder_cluster_read_bytes_total{dir=\"in\"}"),
+            json.at("fetched_bytes"));
 }
 
 // A prefill engine at a, a decode engine at b: each layer is there before the
