@@ -174,7 +174,12 @@ struct TransportOptions {
   // A link over which nothing came for so long is lost. A peer that is alive
   // says something at least four times as often.
   absl::Duration silence = absl::Seconds(5);
-  absl::Duration drain = absl::Seconds(2);
+  // A landing that is closed while bytes are under way to it waits for them,
+  // at most a window, for so long; then the link is lost, because nothing else
+  // makes the memory safe. Longer than a slow network needs for a window: at a
+  // delay of 20 ms and 1 % of loss tcp carries 0.3 MB/s, so 14 s. A peer that
+  // says nothing at all is lost by `silence`, before.
+  absl::Duration drain = absl::Seconds(20);
 };
 
 // Links by one kind of network. Thread-safe. Destroy links first: destruction

@@ -58,7 +58,7 @@ struct Settings {
   std::string node = "node";
   int64_t patience_ms = 20000;
   int64_t silence_ms = 5000;
-  int64_t drain_ms = 2000;
+  int64_t drain_ms = 20000;
   TransportOptions options;
 };
 
