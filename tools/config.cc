@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <charconv>
 #include <cstdio>
 #include <fstream>
@@ -426,11 +427,17 @@ Status CheckNvme(const DaemonConfig& config) {
       Annotate(ParseRates(nvme.read_limit).status(), "nvme.read_limit"));
   if (nvme.path.empty()) return absl::OkStatus();
   if (nvme.capacity / kMinSegmentFiles < nvme.segment_file) {
+    const uint64_t largest = std::bit_floor(nvme.capacity / kMinSegmentFiles);
     return Impossible(
         absl::StrCat("nvme.capacity = ", FormatSizeExact(nvme.capacity),
                      " has no room for 8 files of nvme.segment_file = ",
                      FormatSizeExact(nvme.segment_file)),
-        "raise nvme.capacity or lower nvme.segment_file");
+        absl::StrCat("raise nvme.capacity to ",
+                     FormatSizeExact(kMinSegmentFiles * nvme.segment_file),
+                     largest < 4_MiB
+                         ? ""
+                         : absl::StrCat(" or lower nvme.segment_file to ",
+                                        FormatSizeExact(largest))));
   }
   return absl::OkStatus();
 }

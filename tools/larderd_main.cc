@@ -259,8 +259,12 @@ class Main {
 void RaiseFileLimit() {
   rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    const rlim_t before = limit.rlim_cur;
     limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
+    if (setrlimit(RLIMIT_NOFILE, &limit) == 0) {
+      spdlog::debug("open files: {} at most, {} before", limit.rlim_max,
+                    before);
+    }
   }
 }
 
