@@ -16,6 +16,11 @@ PeerMessageKind KindOf(const std::string& message) {
       message.empty() ? 0 : static_cast<uint8_t>(message[0]));
 }
 
+// At how many homes a chunk shall be, for so many copies more than one.
+uint8_t CopiesOf(uint8_t replicas) {
+  return replicas == 0 ? 0 : std::min(replicas, kReplicasMax) + 1;
+}
+
 uint64_t SeedOr(uint64_t seed) {
   std::random_device random;
   return seed != 0 ? seed : uint64_t{random()} << 32 | random();
@@ -25,8 +30,13 @@ uint64_t SeedOr(uint64_t seed) {
 
 class ClusterNode::Observer final : public ChunkObserver {
  public:
-  Observer(const TenantPolicies& policies, Announcer& announcer)
-      : policies_(policies), announcer_(announcer) {}
+  // `copies`: as ChunkFacts has it.
+  Observer(const TenantPolicies& policies, uint8_t copies, Announcer& announcer,
+           ChunkCopier& copier)
+      : policies_(policies),
+        copies_(copies),
+        announcer_(announcer),
+        copier_(copier) {}
 
   void OnStored(const Chunk& chunk) override {
     // Others would not take it from here.
@@ -40,20 +50,26 @@ class ClusterNode::Observer final : public ChunkObserver {
     facts.epoch = static_cast<uint32_t>(Raw(chunk.epoch));
     facts.tier = chunk.in_memory ? CopyTier::kMemory : CopyTier::kDurable;
     facts.lineage = chunk.lineage;
+    facts.copies = copies_;
     // Without its anchor only who asks for it as a prompt's first finds it.
     const ChunkId& anchor = chunk.anchor.IsZero() ? chunk.id : chunk.anchor;
-    announcer_.Stored(ComputeAnchorKey(scope, anchor),
-                      ComputeChunkKey(scope, chunk.id), facts);
+    const ChunkKey key = ComputeChunkKey(scope, chunk.id);
+    copier_.Stored(key, chunk.tenant, chunk.space, chunk.id);
+    announcer_.Stored(ComputeAnchorKey(scope, anchor), key, facts);
   }
   void OnRemoved(TenantId tenant, const SpaceId& space,
                  const ChunkId& id) override {
-    announcer_.Removed(
-        ComputeChunkKey({policies_.DirectoryKey(tenant), space}, id));
+    const ChunkKey key =
+        ComputeChunkKey({policies_.DirectoryKey(tenant), space}, id);
+    announcer_.Removed(key);
+    copier_.Removed(key);
   }
 
  private:
   const TenantPolicies& policies_;
+  const uint8_t copies_;
   Announcer& announcer_;
+  ChunkCopier& copier_;
 };
 
 ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
@@ -79,6 +95,12 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
            .authorize = parts_.authorize,
            .log = parts_.log},
           options.links),
+      sender_({.cluster = parts_.cluster,
+               .self = id_,
+               .calls = &links_,
+               .policies = &policies_,
+               .clock = parts_.clock},
+              options.offer_timeout),
       announcer_({.self = {.id = id_,
                            .name = parts_.name,
                            .incarnation = parts_.incarnation},
@@ -87,6 +109,13 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
                   .executor = parts_.executor,
                   .directory = &directory_},
                  options.announcer),
+      copier_(&sender_, parts_.executor),
+      replication_({.self = id_,
+                    .announcer = &announcer_,
+                    .replicator = &copier_,
+                    .clock = parts_.clock,
+                    .executor = parts_.executor},
+                   options.replication),
       locator_({.self = id_,
                 .calls = &links_,
                 .clock = parts_.clock,
@@ -99,14 +128,9 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
              .executor = parts_.executor,
              .policies = &policies_},
             options.tier),
-      sender_({.cluster = parts_.cluster,
-               .self = id_,
-               .calls = &links_,
-               .policies = &policies_,
-               .clock = parts_.clock},
-              options.offer_timeout),
       receiver_options_(options.receiver),
-      observer_(std::make_unique<Observer>(policies_, announcer_)) {}
+      observer_(std::make_unique<Observer>(
+          policies_, CopiesOf(options.replicas), announcer_, copier_)) {}
 
 ClusterNode::~ClusterNode() = default;
 
@@ -129,6 +153,7 @@ Status ClusterNode::Start(Engine& engine, Transport& transport,
                             parts_.executor},
         receiver_options_);
   }
+  copier_.Start(engine);
   LARDER_ASSIGN_OR_RETURN(std::string there, links_.Start(transport, address));
   absl::MutexLock lock(&mu_);
   address_ = std::move(there);
@@ -143,6 +168,7 @@ void ClusterNode::Stop() {
     service = service_.get();
     receiver = receiver_.get();
   }
+  copier_.Stop();
   if (receiver != nullptr) receiver->Stop();
   links_.Stop();
   if (service != nullptr) service->Stop();
@@ -172,6 +198,8 @@ void ClusterNode::SetView(std::shared_ptr<const ClusterView> view) {
   links_.SetView(view);
   directory_.SetView(rendezvous);
   locator_.SetView(rendezvous);
+  const Node* const self = view->Find(id_);
+  replication_.SetDraining(self != nullptr && self->draining);
   announcer_.SetView(rendezvous);
   sender_.SetView(view);
 }
@@ -246,6 +274,7 @@ ClusterNode::Stats ClusterNode::GetStats() const {
   stats.locator = locator_.GetStats();
   stats.tier = tier_.GetStats();
   stats.sender = sender_.GetStats();
+  stats.replication = replication_.GetStats();
   absl::MutexLock lock(&mu_);
   stats.wrong_keys = wrong_keys_;
   if (service_ != nullptr) stats.service = service_->GetStats();

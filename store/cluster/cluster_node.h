@@ -14,6 +14,7 @@
 
 #include "store/clock.h"
 #include "store/cluster/announcer.h"
+#include "store/cluster/chunk_copier.h"
 #include "store/cluster/cluster_tier.h"
 #include "store/cluster/directory.h"
 #include "store/cluster/locator.h"
@@ -22,6 +23,7 @@
 #include "store/cluster/peer_receiver.h"
 #include "store/cluster/peer_sender.h"
 #include "store/cluster/peer_service.h"
+#include "store/cluster/replication.h"
 #include "store/cluster/tenant_policies.h"
 #include "store/engine.h"
 #include "store/executor.h"
@@ -37,10 +39,17 @@ struct ClusterOptions {
   PeerLinksOptions links;
   ClusterTierOptions tier;
   PeerReceiverOptions receiver;
+  ReplicationOptions replication;
+  // Each chunk shall be at so many nodes more than one, at most kReplicasMax:
+  // at the first replicas + 1 homes of its anchor. 0: where it was saved, and
+  // where it is much asked for. The same at all nodes.
+  uint8_t replicas = 0;
   // An offer that was not answered by then failed.
   absl::Duration offer_timeout = absl::Seconds(20);
   PeerServiceOptions service;
 };
+
+inline constexpr uint8_t kReplicasMax = kHomesMax - 1;
 
 // This node's part in a cluster: tells others what it has, keeps its shard of
 // the directory, finds and fetches what others have, gives them what they ask
@@ -99,13 +108,15 @@ class ClusterNode {
     PeerSender::Stats sender;
     PeerReceiver::Stats receiver;
     uint64_t wrong_keys = 0;  // questions that no key here opens
+    Replication::Stats replication;
   };
   Stats GetStats() const;
   std::vector<PeerLinks::PeerState> Peers() const { return links_.States(); }
   PeerLinks::Stats LinkStats() const { return links_.GetStats(); }
   std::shared_ptr<const ClusterView> View() const;
-  // Everything that this node has was told.
-  bool Quiet() const { return announcer_.Quiet(); }
+  // Everything that this node has was told, and what was to be copied is: after
+  // a view in which this node drains it may leave.
+  bool Quiet() const { return announcer_.Quiet() && replication_.Quiet(); }
 
  private:
   class Observer;
@@ -124,10 +135,12 @@ class ClusterNode {
   const TenantPolicies policies_;
   Directory directory_;
   PeerLinks links_;
+  PeerSender sender_;
   Announcer announcer_;
+  ChunkCopier copier_;
+  Replication replication_;
   Locator locator_;
   ClusterTier tier_;
-  PeerSender sender_;
   const PeerReceiverOptions receiver_options_;
   const std::unique_ptr<Observer> observer_;
 

@@ -135,6 +135,16 @@ void Replication::OnCopied(const Copy& copy, const Status& status) {
     // Nothing, or not all of it, was sent.
     free_at_ -= absl::Seconds(copy.bytes / options_.bytes_per_second);
   }
+  if (draining_ && !status.ok() && !absl::IsAlreadyExists(status) &&
+      !absl::IsPermissionDenied(status)) {
+    // This node may be gone before the next announcement. What may not go there
+    // never will.
+    const absl::Time due = parts_.clock->Now() + options_.settle;
+    if (missing_.try_emplace(copy.chunk, Missing{due, due}).second) {
+      confirm_.emplace_back(due, copy.chunk);
+      WakeAt(confirm_.front().first);
+    }
+  }
   if (!urgent_.empty() || !normal_.empty()) {
     WakeAt(std::max(parts_.clock->Now(), free_at_));
   }

@@ -29,7 +29,8 @@ class Replicator {
   virtual ~Replicator() = default;
   // `done` once, never from within the call: OK when `to` has it (and announces
   // it); AlreadyExists if it had it, no bytes were moved; any other error: it
-  // is not tried again before the next announcement.
+  // is not tried again before the next announcement, or, if this node drains
+  // and it is not PermissionDenied, a moment.
   virtual void Copy(ChunkKey chunk, NodeId to, Done done) = 0;
 };
 

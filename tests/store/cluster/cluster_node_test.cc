@@ -39,6 +39,7 @@ class ClusterNodeTest : public testing::Test {
     std::unique_ptr<Engine> engine;
     ClientId client{};
     uint64_t incarnation = 0;
+    bool draining = false;
     std::map<uint32_t, MissReason> progress;  // of the last hold
     std::function<void(ClusterNode::Parts&)> configure;
     std::vector<std::string> log;
@@ -72,9 +73,8 @@ class ClusterNodeTest : public testing::Test {
     parts.seed = 5;
     parts.log = [&host](const std::string& line) { host.log.push_back(line); };
     if (host.configure != nullptr) host.configure(parts);
-    ClusterOptions options;
-    options.service.sealed_bytes_max = 1;  // one after the other
-    host.node = std::make_unique<ClusterNode>(parts, options);
+    options_.service.sealed_bytes_max = 1;  // one after the other
+    host.node = std::make_unique<ClusterNode>(parts, options_);
     Engine::Dependencies dependencies;
     dependencies.clock = &clock_;
     dependencies.executor = &executor_;
@@ -113,7 +113,9 @@ class ClusterNodeTest : public testing::Test {
     view->revision = ++revision_;
     view->current = true;
     for (const auto& host : hosts_) {
-      if (host->node != nullptr) view->nodes.push_back(host->node->self());
+      if (host->node == nullptr) continue;
+      view->nodes.push_back(host->node->self());
+      view->nodes.back().draining = host->draining;
     }
     std::sort(view->nodes.begin(), view->nodes.end(),
               [](const Node& a, const Node& b) { return a.id < b.id; });
@@ -272,6 +274,7 @@ class ClusterNodeTest : public testing::Test {
   ManualClock clock_;
   ManualExecutor executor_{clock_};
   FakeNetwork network_{clock_, executor_};
+  ClusterOptions options_;
   std::vector<std::unique_ptr<Host>> hosts_;
   SpaceId space_;
   uint64_t revision_ = 0;
@@ -842,6 +845,97 @@ TEST_F(ClusterNodeTest, OffersThatAreNoneAreRefused) {
   EXPECT_TRUE(absl::IsNotFound(told[2])) << told[2];
   EXPECT_EQ(b.engine->Stats().reservations, 0u);
   EXPECT_EQ(b.dram->Usage().used_bytes, 0u);
+}
+
+// ---- Copies
+
+TEST_F(ClusterNodeTest, WhatHasAReplicaSurvivesItsSaver) {
+  options_.replicas = 1;
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  const std::vector<ChunkId> ids = Save(a, 1, 20);
+  Pass(absl::Seconds(10));
+  EXPECT_EQ(a.node->GetStats().replication.copied, 20u);
+  EXPECT_EQ(a.node->GetStats().replication.failed, 0u);
+  EXPECT_TRUE(a.node->Quiet());
+  // b has no reason to copy anything back.
+  Pass(absl::Minutes(5));
+  EXPECT_EQ(b.node->GetStats().replication.copied, 0u);
+  EXPECT_EQ(a.node->GetStats().replication.copied, 20u);
+  Kill(a);
+  Gather();
+  EXPECT_THAT(Match(b, ids).states, Each(ChunkState::kReady));
+  EXPECT_EQ(Load(b, ids), 20u);
+}
+
+TEST_F(ClusterNodeTest, ReplicasComeBackAfterANodeWent) {
+  options_.replicas = 1;
+  std::vector<Host*> nodes;
+  for (const char* name : {"a", "b", "c"}) nodes.push_back(&Add(name));
+  Gather();
+  const std::vector<ChunkId> ids = Save(*nodes[0], 1, 12);
+  for (size_t gone = 0; gone < 2; ++gone) {
+    Pass(absl::Minutes(5));
+    Kill(*nodes[gone]);
+    Gather();
+  }
+  EXPECT_EQ(Match(*nodes[2], ids).usable, 12u);
+  EXPECT_EQ(Load(*nodes[2], ids), 12u);
+}
+
+TEST_F(ClusterNodeTest, WithoutReplicasNothingIsCopied) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  Save(a, 1, 20);
+  Pass(absl::Minutes(5));
+  EXPECT_EQ(a.node->GetStats().sender.offers, 0u);
+  EXPECT_EQ(b.dram->Usage().used_bytes, 0u);
+}
+
+TEST_F(ClusterNodeTest, WhoDrainsGivesAwayWhatNobodyElseHas) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Host& c = Add("c");
+  Gather();
+  const std::vector<ChunkId> own = Save(a, 1, 20);
+  const std::vector<ChunkId> shared = Save(b, 100, 10);
+  EXPECT_EQ(Match(a, shared).usable, 10u);
+  EXPECT_EQ(Load(a, shared), 10u);
+  Pass(absl::Seconds(1));
+  a.draining = true;
+  Gather();
+  Pass(absl::Seconds(20));
+  EXPECT_TRUE(a.node->Quiet());
+  EXPECT_EQ(a.node->GetStats().replication.copied, 20u);
+  Kill(a);
+  Gather();
+  EXPECT_EQ(Match(c, own).usable, 20u);
+  EXPECT_EQ(Load(c, own), 20u);
+  EXPECT_EQ(Match(c, shared).usable, 10u);
+  EXPECT_EQ(Load(c, shared), 10u);
+}
+
+TEST_F(ClusterNodeTest, ADrainTriesAgainWhatWasRefused) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  Save(a, 1, 4);
+  // b's weights are others, for a while.
+  const auto advance = [&](Host& host) {
+    host.engine->AdvanceEpoch(kTenant, space_, [](const StatusOr<Epoch>&) {});
+  };
+  advance(b);
+  a.draining = true;
+  Gather();
+  Pass(absl::Seconds(20));
+  EXPECT_FALSE(a.node->Quiet());
+  EXPECT_GT(a.node->GetStats().replication.failed, 4u);
+  // What is outdated at a, too, needs nobody.
+  advance(a);
+  Pass(absl::Seconds(20));
+  EXPECT_TRUE(a.node->Quiet());
 }
 
 }  // namespace
