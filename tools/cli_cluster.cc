@@ -4,7 +4,9 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
+#include "store/clock.h"
 #include "tools/cli.h"
 #include "tools/cli_output.h"
 #include "tools/format.h"
@@ -24,6 +26,13 @@ std::string StateOf(const v1::ClusterNode& node) {
   if (node.self()) return "this node";
   if (node.connected()) return "linked";
   return node.problem().empty() ? "not asked yet" : "out of reach";
+}
+
+std::string CopiesOf(const v1::Cluster& cluster) {
+  return absl::StrCat(cluster.copied_chunks(), " chunks copied to others, ",
+                      FormatBytes(cluster.copied_bytes()), "; ",
+                      cluster.waiting_copies(), " to be copied, ",
+                      cluster.failed_copies(), " copies failed");
 }
 
 int RunNodes(const GlobalOptions& options) {
@@ -84,7 +93,51 @@ int RunClusterStatus(const GlobalOptions& options) {
               FormatBytes(cluster->fetched_bytes()).c_str(),
               absl::StrCat(cluster->failed_reads()).c_str());
   std::printf("given     %s\n", FormatBytes(cluster->sent_bytes()).c_str());
+  std::printf("copies    %s\n", CopiesOf(*cluster).c_str());
+  if (cluster->phase() != "member") {
+    std::printf("this node %s\n", cluster->phase() == "left"
+                                      ? "was drained, and left"
+                                      : "drains");
+  }
   return kExitOk;
+}
+
+// Waits for the drain as long as a command may take; it goes on by itself.
+int RunDrain(const GlobalOptions& options) {
+  const auto client = Connect(options);
+  if (!client.ok()) return Fail(options, client.status());
+  const auto begun = (*client)->DrainCluster(v1::DrainClusterRequest());
+  if (!begun.ok()) return Fail(options, begun.status());
+  const absl::Time end = Clock::Real().Now() + options.timeout;
+  const bool shows = !options.json && StdoutIsTerminal();
+  for (;;) {
+    const StatusOr<v1::Cluster> cluster =
+        (*client)->GetCluster(v1::GetClusterRequest());
+    if (!cluster.ok()) return Fail(options, cluster.status());
+    const bool left = cluster->phase() == "left";
+    if (shows) {
+      std::printf("\r\033[K%s", CopiesOf(*cluster).c_str());
+      std::fflush(stdout);
+    }
+    if (left) {
+      if (options.json) {
+        PrintJson(ToJson(*cluster));
+      } else {
+        std::printf("%sdrained, and left; %s\n", shows ? "\r\033[K" : "",
+                    CopiesOf(*cluster).c_str());
+      }
+      return kExitOk;
+    }
+    if (Clock::Real().Now() >= end) {
+      if (shows) std::printf("\n");
+      return Fail(options,
+                  absl::DeadlineExceededError(absl::StrCat(
+                      "the drain goes on (", CopiesOf(*cluster),
+                      "); larder cluster drain waits for it again, for longer "
+                      "with --timeout")));
+    }
+    absl::SleepFor(absl::Milliseconds(200));
+  }
 }
 
 }  // namespace
@@ -92,7 +145,9 @@ int RunClusterStatus(const GlobalOptions& options) {
 void AddClusterCommands(CLI::App& app, GlobalOptions& options) {
   CLI::App* const cluster =
       AddCommand(app, options, "cluster", "The cluster as this node sees it",
-                 "  larder cluster status\n  larder cluster nodes", nullptr);
+                 "  larder cluster status\n  larder cluster nodes\n"
+                 "  larder cluster drain",
+                 nullptr);
   cluster->require_subcommand(1);
   AddCommand(
       *cluster, options, "status",
@@ -101,6 +156,12 @@ void AddClusterCommands(CLI::App& app, GlobalOptions& options) {
       "  larder cluster status\n"
       "  larder cluster status --json | jq .fetched_bytes",
       [&options] { return RunClusterStatus(options); });
+  AddCommand(*cluster, options, "drain",
+             "Give others what only this node has, and leave the cluster;\n"
+             "to stop the daemon without a loss. Waits for it for --timeout;\n"
+             "the drain itself goes on until it is done",
+             "  larder --timeout 1h cluster drain && systemctl stop larderd",
+             [&options] { return RunDrain(options); });
   AddCommand(*cluster, options, "nodes",
              "Who is in it, and whether this node reaches them",
              "  larder cluster nodes\n"

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -19,6 +20,7 @@
 
 #include "store/clock.h"
 #include "store/executor.h"
+#include "store/lifeline.h"
 #include "tools/secret_file.h"
 #include "transport/etcd/etcd_membership.h"
 #include "transport/link/socket_address.h"
@@ -103,17 +105,25 @@ StatusOr<std::vector<TenantPolicy>> ReadPolicies(
   return policies;
 }
 
+ClusterOptions OptionsOf(const DaemonConfig::Cluster& config) {
+  ClusterOptions options;
+  options.replicas = static_cast<uint8_t>(config.replicas);
+  options.replication.bytes_per_second =
+      static_cast<double>(config.replication_bytes_per_second);
+  return options;
+}
+
 class WiredClusterMember final : public ClusterMember {
  public:
   WiredClusterMember(std::string listen, std::unique_ptr<Transport> transport,
                      std::unique_ptr<Membership> membership,
-                     ClusterNode::Parts parts,
+                     ClusterNode::Parts parts, const ClusterOptions& options,
                      std::function<void(const std::string&)> log)
       : listen_(std::move(listen)),
         log_(std::move(log)),
         executor_(NewThreadPool("cluster", 2)),
         node_(std::make_unique<ClusterNode>(Completed(std::move(parts)),
-                                            ClusterOptions{})),
+                                            options)),
         transport_(std::move(transport)),
         membership_(std::move(membership)) {}
 
@@ -158,11 +168,45 @@ class WiredClusterMember final : public ClusterMember {
     return absl::OkStatus();
   }
 
+  Status Drain() override {
+    absl::MutexLock lock(&mu_);
+    if (stopping_) return absl::UnavailableError("the daemon is going");
+    if (phase_ != Phase::kMember) return absl::OkStatus();
+    const auto view = node_->View();
+    const auto takes = [this](const Node& node) {
+      return node.id != self_.id && !node.draining;
+    };
+    if (view->Find(self_.id) == nullptr ||
+        std::none_of(view->nodes.begin(), view->nodes.end(), takes)) {
+      return absl::FailedPreconditionError(
+          "no other node of the cluster could take what this one has");
+    }
+    phase_ = Phase::kDraining;
+    log_("cluster: draining");
+    Node draining = self_;
+    draining.draining = true;
+    membership_->Update(std::move(draining), [](const Status&) {});
+    LeaveWhenQuiet(0);
+    return absl::OkStatus();
+  }
+
+  Phase phase() const override {
+    absl::MutexLock lock(&mu_);
+    return phase_;
+  }
+
   void Stop() override {
     if (membership_ == nullptr) return;
+    lifeline_->Cut();
+    bool in_cluster = !self_.name.empty();
+    {
+      absl::MutexLock lock(&mu_);
+      stopping_ = true;
+      in_cluster = in_cluster && phase_ != Phase::kLeft;
+    }
     // The others learn of it at once, if etcd can be told quickly.
     auto left = std::make_shared<absl::Notification>();
-    if (!self_.name.empty()) {
+    if (in_cluster) {
       membership_->Leave([left](const Status&) { left->Notify(); });
       left->WaitForNotificationWithTimeout(absl::Seconds(1));
     }
@@ -172,6 +216,30 @@ class WiredClusterMember final : public ClusterMember {
   }
 
  private:
+  // Once the view says that it drains, and nothing was to do `seen` times
+  // before.
+  void LeaveWhenQuiet(int seen) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    constexpr absl::Duration kEvery = absl::Milliseconds(200);
+    executor_->PostAt(
+        Clock::Real().Now() + kEvery,
+        Lifeline::Guard<>(lifeline_, Task([this, seen] {
+                            const auto view = node_->View();
+                            const Node* self = view->Find(self_.id);
+                            const bool quiet = self != nullptr &&
+                                               self->draining && node_->Quiet();
+                            absl::MutexLock lock(&mu_);
+                            if (stopping_) return;
+                            if (!quiet || seen == 0)
+                              return LeaveWhenQuiet(quiet ? 1 : 0);
+                            membership_->Leave([this](const Status& status) {
+                              if (!status.ok()) return;
+                              log_("cluster: drained and left");
+                              absl::MutexLock relock(&mu_);
+                              phase_ = Phase::kLeft;
+                            });
+                          })));
+  }
+
   ClusterNode::Parts Completed(ClusterNode::Parts parts) {
     parts.incarnation =
         static_cast<uint64_t>(absl::ToUnixNanos(Clock::Real().Now()));
@@ -190,10 +258,13 @@ class WiredClusterMember final : public ClusterMember {
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Membership> membership_;
   Node self_;
+  const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
   mutable absl::Mutex mu_;
+  Phase phase_ ABSL_GUARDED_BY(mu_) = Phase::kMember;
   std::optional<absl::Time> silent_since_ ABSL_GUARDED_BY(mu_) =
       Clock::Real().Now();
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace
@@ -271,7 +342,7 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
   LARDER_ASSIGN_OR_RETURN(parts.tenants, ReadPolicies(config, tenants));
   return std::unique_ptr<ClusterMember>(std::make_unique<WiredClusterMember>(
       std::move(listen), std::move(transport), *std::move(membership),
-      std::move(parts), std::move(log)));
+      std::move(parts), OptionsOf(config), std::move(log)));
 }
 
 }  // namespace larder

@@ -1,6 +1,7 @@
 #ifndef LARDER_TOOLS_CLUSTER_MEMBER_H_
 #define LARDER_TOOLS_CLUSTER_MEMBER_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -39,6 +40,13 @@ class ClusterMember {
   // Leaves. Nothing of it touches the engine or its memory afterwards; call it
   // before the engine goes.
   virtual void Stop() = 0;
+
+  // Gives other nodes what only this one has, and leaves then; what is asked of
+  // it locally goes on. In the background, until it is done or the daemon ends;
+  // again: no change. FailedPrecondition: nobody is there to take it.
+  virtual Status Drain() = 0;
+  enum class Phase : uint8_t { kMember, kDraining, kLeft };
+  virtual Phase phase() const = 0;
 
   virtual const Node& self() const = 0;
   virtual const ClusterNode& node() const = 0;

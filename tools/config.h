@@ -142,6 +142,8 @@ struct DaemonConfig {
     std::string etcd_ca, etcd_certificate, etcd_key;
     std::string etcd_user, etcd_password_file;
     absl::Duration lease = absl::Seconds(10);
+    int64_t replicas = 0;
+    uint64_t replication_bytes_per_second = 1_GiB;
     bool operator==(const Cluster&) const = default;
   } cluster;
   struct Log {

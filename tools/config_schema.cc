@@ -509,6 +509,25 @@ const std::array kSchema = {
               .unit = "time",
               .description = "how long a node that died is still believed to "
                              "be there"},
+    ConfigKey{.name = "cluster.replicas",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(cluster.replicas),
+              .max = 3,
+              .unit = "copies",
+              .description =
+                  "how many nodes may be lost without losing a chunk: each is "
+                  "copied until one more than so many have it; the same at all "
+                  "nodes. 0: a chunk is where it was saved, and where it is "
+                  "much asked for"},
+    ConfigKey{.name = "cluster.replication_bytes_per_second",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(cluster.replication_bytes_per_second),
+              .min = kMiB,
+              .max = 16 * kTiB,
+              .unit = "bytes",
+              .description =
+                  "most that this node sends in a second for copies, "
+                  "those of a drain too"},
     ConfigKey{.name = "log.level",
               .type = ConfigType::kEnum,
               .field = LARDER_FIELD(log.level),

@@ -123,6 +123,21 @@ AdminCluster DescribeCluster(const std::string& name,
   out.fetched_bytes = stats.tier.read_bytes;
   out.failed_reads = stats.tier.failed_reads;
   out.sent_bytes = stats.service.sent_bytes;
+  switch (member.phase()) {
+    case ClusterMember::Phase::kMember:
+      out.phase = "member";
+      break;
+    case ClusterMember::Phase::kDraining:
+      out.phase = "draining";
+      break;
+    case ClusterMember::Phase::kLeft:
+      out.phase = "left";
+      break;
+  }
+  out.copied_chunks = stats.replication.copied;
+  out.copied_bytes = stats.replication.copied_bytes;
+  out.waiting_copies = stats.replication.waiting + stats.replication.under_way;
+  out.failed_copies = stats.replication.failed;
   return out;
 }
 
@@ -161,6 +176,7 @@ AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
     hooks.cluster = [member = deps.cluster, name = deps.config().cluster.name] {
       return DescribeCluster(name, *member);
     };
+    hooks.drain_cluster = [member = deps.cluster] { return member->Drain(); };
   }
   return hooks;
 }

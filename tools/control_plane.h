@@ -33,8 +33,8 @@ class ControlPlane {
     std::function<MetricsInput()> metrics;
     std::function<std::vector<ReadyCheck>()> ready;
     std::function<bool()> draining;
-    std::function<DaemonConfig()> config;    // in force now
-    const ClusterMember* cluster = nullptr;  // may be null
+    std::function<DaemonConfig()> config;  // in force now
+    ClusterMember* cluster = nullptr;      // may be null
   };
 
   // What is passed by pointer outlives the control plane.

@@ -20,8 +20,8 @@
 namespace larder {
 
 // Copies chunks of this node to others by offering them all records of one, in
-// the background of what links carry. PermissionDenied where the tenant's policy
-// does not let them go.
+// the background of what links carry. PermissionDenied where the tenant's
+// policy does not let them go.
 //
 // Directories know chunks by 64-bit keys, of which nothing leads back to the
 // chunk: what each is called is remembered here, 60 to 110 bytes per chunk.

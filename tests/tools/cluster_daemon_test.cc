@@ -71,8 +71,13 @@ class NodeUnderTest {
     ASSERT_TRUE(daemon_.WaitReady()) << daemon_.process().err();
   }
   Process& process() { return daemon_.process(); }
-  std::string admin() const { return daemon_.admin(); }
-  const TestFolder& folder() const { return folder_; }
+  // What `larder` says of it.
+  std::string Ask(std::vector<std::string> words, int exit_code = 0) {
+    Process larder(folder_, "larder", std::move(words),
+                   {"LARDER_ADMIN_SOCKET=" + daemon_.admin()});
+    EXPECT_EQ(larder.Wait(), exit_code) << larder.err();
+    return larder.out();
+  }
   // Until the daemon has said so.
   bool Says(const std::string& text) {
     return Eventually(
@@ -171,20 +176,14 @@ TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   EXPECT_EQ(Match(at_a, 4), 0u);
 
   // What the operator is told.
-  const auto ask = [&](std::vector<std::string> words) {
-    Process larder(b->folder(), "larder", std::move(words),
-                   {"LARDER_ADMIN_SOCKET=" + b->admin()});
-    EXPECT_EQ(larder.Wait(), 0) << larder.err();
-    return larder.out();
-  };
-  EXPECT_THAT(ask({"cluster", "status"}),
+  EXPECT_THAT(b->Ask({"cluster", "status"}),
               testing::AllOf(HasSubstr("cluster test: 2 nodes"),
                              HasSubstr("etcd      answers"),
                              HasSubstr("told      30 chunks")));
-  EXPECT_THAT(ask({"cluster", "nodes"}),
+  EXPECT_THAT(b->Ask({"cluster", "nodes"}),
               testing::AllOf(HasSubstr("linked"), HasSubstr("this node")));
-  const auto json = nlohmann::json::parse(ask({"cluster", "status", "--json"}),
-                                          nullptr, false);
+  const auto json = nlohmann::json::parse(
+      b->Ask({"cluster", "status", "--json"}), nullptr, false);
   EXPECT_GT(json.at("fetched_bytes"), 0);
   EXPECT_EQ(json.at("failed_reads"), 0);
   EXPECT_EQ(json.at("nodes").size(), 2u);
@@ -277,6 +276,28 @@ TEST_P(ClusterDaemonTest, ANodeThatDiesCostsItsChunksAndBringsThemBack) {
   ASSERT_NO_FATAL_FAILURE(a->Start());
   // What is on its disk is found again.
   EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
+  EXPECT_EQ(Load(at_b, 1), 10u);
+}
+
+TEST_P(ClusterDaemonTest, ANodeThatIsDrainedMayGo) {
+  const auto a = Node("a"), b = Node("b");
+  ASSERT_NO_FATAL_FAILURE(a->Start());
+  a->Ask({"cluster", "drain"}, 6);  // nobody would have it
+  ASSERT_NO_FATAL_FAILURE(b->Start());
+  ASSERT_TRUE(a->Says("cluster: 2 nodes"));
+  ASSERT_TRUE(b->Says("cluster: 2 nodes"));
+  Space at_a = a->Open(), at_b = b->Open();
+  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
+  const auto json = nlohmann::json::parse(
+      a->Ask({"--timeout", "60s", "cluster", "drain", "--json"}), nullptr,
+      false);
+  EXPECT_EQ(json.at("phase"), "left");
+  EXPECT_EQ(json.at("copied_chunks"), 10);
+  EXPECT_THAT(a->Ask({"cluster", "drain"}), HasSubstr("drained, and left"));
+  ASSERT_TRUE(b->Says("cluster: 1 nodes"));
+  a->process().Signal(SIGKILL);
+  a->process().Wait();
+  EXPECT_EQ(Match(at_b, 1), 10u);
   EXPECT_EQ(Load(at_b, 1), 10u);
 }
 

@@ -38,6 +38,7 @@ class AdminClient {
   LARDER_ADMIN_CALL(SetTierLimit, SetTierLimitRequest, Tier)
   LARDER_ADMIN_CALL(WhyMiss, WhyMissRequest, WhyMissReply)
   LARDER_ADMIN_CALL(GetCluster, GetClusterRequest, Cluster)
+  LARDER_ADMIN_CALL(DrainCluster, DrainClusterRequest, DrainClusterReply)
   LARDER_ADMIN_CALL(ListSpaces, ListSpacesRequest, SpaceList)
   LARDER_ADMIN_CALL(AdvanceEpoch, AdvanceEpochRequest, AdvanceEpochReply)
   LARDER_ADMIN_CALL(ListProfiles, ListProfilesRequest, ProfileList)

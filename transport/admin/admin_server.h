@@ -88,6 +88,9 @@ struct AdminCluster {
   uint64_t announced_chunks = 0, waiting_announcements = 0;
   uint64_t directory_entries = 0, directory_bytes = 0;
   uint64_t fetched_bytes = 0, failed_reads = 0, sent_bytes = 0;
+  std::string phase;
+  uint64_t copied_chunks = 0, copied_bytes = 0;
+  uint64_t waiting_copies = 0, failed_copies = 0;
 };
 
 // What the admin server shows and cannot get from the engine. All are called on
@@ -110,6 +113,7 @@ struct AdminHooks {
   std::function<std::string(TenantId, const SpaceInfo&)> durable_coding;
   std::shared_ptr<AdminProfiles> profiles;  // null: none are kept
   std::function<AdminCluster()> cluster;    // null: it is in none
+  std::function<Status()> drain_cluster;    // goes with it
   // Tenants that may have spaces without a single chunk.
   std::function<std::vector<TenantId>()> tenants;
 };

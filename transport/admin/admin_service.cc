@@ -36,6 +36,7 @@ std::span<const AdminRule> AdminRules() {
       AdminRule{"SetTierLimit", AdminAccess::kOperator},
       AdminRule{"WhyMiss", AdminAccess::kOperator},
       AdminRule{"GetCluster", AdminAccess::kOperator},
+      AdminRule{"DrainCluster", AdminAccess::kOperator},
       AdminRule{"ListSpaces", AdminAccess::kOperator},
       AdminRule{"AdvanceEpoch", AdminAccess::kOperator},
       AdminRule{"FollowEvents", AdminAccess::kOperator},
@@ -50,7 +51,7 @@ std::span<const AdminRule> AdminRules() {
 namespace admin_internal {
 namespace {
 
-constexpr uint32_t kAdminMinor = 5;
+constexpr uint32_t kAdminMinor = 6;
 constexpr uint32_t kPageChunks = 1000;
 // A page of what goes over all chunks: the engine looks at every chunk for
 // every page.
@@ -577,7 +578,23 @@ grpc::Status AdminService::GetCluster(grpc::ServerContext* call,
   reply->set_fetched_bytes(cluster.fetched_bytes);
   reply->set_failed_reads(cluster.failed_reads);
   reply->set_sent_bytes(cluster.sent_bytes);
+  reply->set_phase(cluster.phase);
+  reply->set_copied_chunks(cluster.copied_chunks);
+  reply->set_copied_bytes(cluster.copied_bytes);
+  reply->set_waiting_copies(cluster.waiting_copies);
+  reply->set_failed_copies(cluster.failed_copies);
   return grpc::Status::OK;
+}
+
+grpc::Status AdminService::DrainCluster(grpc::ServerContext* call,
+                                        const v1::DrainClusterRequest* request,
+                                        v1::DrainClusterReply* reply) {
+  if (Status s = Allow("DrainCluster"); !s.ok()) return ToGrpc(s);
+  if (context_.hooks.drain_cluster == nullptr) {
+    return ToGrpc(absl::FailedPreconditionError(
+        "this daemon is in no cluster; cluster.etcd joins it to one"));
+  }
+  return ToGrpc(context_.hooks.drain_cluster());
 }
 
 Status AdminService::WhyMissChunk(const v1::WhyMissRequest& request,

@@ -69,6 +69,9 @@ class AdminService final : public v1::Admin::Service {
   grpc::Status GetCluster(grpc::ServerContext* call,
                           const v1::GetClusterRequest* request,
                           v1::Cluster* reply) override;
+  grpc::Status DrainCluster(grpc::ServerContext* call,
+                            const v1::DrainClusterRequest* request,
+                            v1::DrainClusterReply* reply) override;
   grpc::Status WhyMiss(grpc::ServerContext* call,
                        const v1::WhyMissRequest* request,
                        v1::WhyMissReply* reply) override;
