@@ -50,7 +50,8 @@ class ClusterNodeTest : public testing::Test {
   }
 
   Host& Add(const std::string& name,
-            std::function<void(ClusterNode::Parts&)> configure = nullptr) {
+            std::function<void(ClusterNode::Parts&)> configure = nullptr,
+            bool open = true) {
     auto host = std::make_unique<Host>();
     host->name = name;
     host->configure = std::move(configure);
