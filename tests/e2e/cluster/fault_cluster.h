@@ -290,11 +290,9 @@ class FaultNode {
          absl::StrCat("--cluster.certificate=", files_->certificate()),
          absl::StrCat("--cluster.key=", files_->key())});
   }
-  // The other network, which knows nothing of certificates.
-  void WithUcx(const std::string& name) {
+  // Bytes go by UCX, with a token that was given over TLS.
+  void WithUcx() {
     arguments.push_back("--cluster.transport=ucx");
-    arguments.push_back("--cluster.insecure=true");
-    arguments.push_back(absl::StrCat("--cluster.node=", name));
     // Hosts of a test have one memory, which UCX would find.
     environment.push_back("UCX_TLS=tcp");
     environment.push_back("UCX_WARN_UNUSED_ENV_VARS=n");
@@ -465,11 +463,11 @@ class FaultCluster : public testing::Test {
 
   // a, which has the prompts, on its disk too, and b, which loads them.
   void StartPair(bool ucx = false) {
-    a_ = ucx ? &Add(1) : &AddTls(1, "a");
-    b_ = ucx ? &Add(2) : &AddTls(2, "b");
+    a_ = &AddTls(1, "a");
+    b_ = &AddTls(2, "b");
     if (ucx) {
-      a_->WithUcx("a");
-      b_->WithUcx("b");
+      a_->WithUcx();
+      b_->WithUcx();
     }
     a_->WithDram(96);
     a_->WithNvme(a_->folder() / "nvme");
