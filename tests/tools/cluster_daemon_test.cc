@@ -187,7 +187,7 @@ TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   EXPECT_GT(json.at("fetched_bytes"), 0);
   EXPECT_EQ(json.at("failed_reads"), 0);
   EXPECT_EQ(json.at("nodes").size(), 2u);
-  const std::string metrics = ask({"metrics"});
+  const std::string metrics = b->Ask({"metrics"});
   const auto value = [&](const std::string& series) {
     const size_t at = metrics.find("\n" + series + " ");
     return at == std::string::npos
