@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 
@@ -41,6 +42,22 @@ void AskDaemon(AdminClient& client, bool want_config, DoctorInput& input) {
     if (!tier.healthy()) {
       daemon.tier_problems.push_back(
           absl::StrCat(tier.kind(), ": ", tier.problem()));
+    }
+  }
+  if (const auto cluster = client.GetCluster({}); cluster.ok()) {
+    daemon.registry_answers = cluster->registry_answers();
+    for (const v1::ClusterNode& node : cluster->nodes()) {
+      if (node.self() || node.problem().empty()) continue;
+      daemon.unreached_nodes.push_back(absl::StrCat(
+          node.name(), " at ", node.address(), ": ", node.problem()));
+    }
+  }
+  if (const auto metrics = client.GetMetrics({}); metrics.ok()) {
+    const std::string series = "\nlarder_kv_events_subscriptions ";
+    const size_t at = metrics->text().find(series);
+    if (at != std::string::npos) {
+      daemon.kv_subscriptions = static_cast<uint64_t>(
+          std::atof(metrics->text().c_str() + at + series.size()));
     }
   }
   if (!want_config) return;

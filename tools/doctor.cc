@@ -127,6 +127,25 @@ std::span<const DoctorCheck> DoctorChecks() {
       {"LARDER-033", "gpu-memory",
        "hbm.capacity takes memory of a GPU, which must be there and allow it",
        checks::GpuMemory},
+      {"LARDER-034", "cluster-registry",
+       "nodes find each other through etcd; without it the cluster stays as "
+       "it is, and who is restarted stays alone",
+       checks::ClusterRegistry},
+      {"LARDER-035", "cluster-certificate",
+       "a node whose certificate has expired, or names another, is refused",
+       checks::ClusterCertificate},
+      {"LARDER-036", "cluster-address",
+       "other hosts must reach the address that this node tells them",
+       checks::ClusterAddress},
+      {"LARDER-037", "cluster-trust",
+       "without certificates whoever reaches the port is given chunks",
+       checks::ClusterTrust},
+      {"LARDER-038", "cluster-peers",
+       "the chunks of a node that is not reached are computed again",
+       checks::ClusterPeers},
+      {"LARDER-039", "kv-events",
+       "a router that hears nothing sends prompts to the wrong node",
+       checks::KvEvents},
   };
   return kChecks;
 }

@@ -29,7 +29,10 @@ struct DaemonView {
   bool ready = false;
   std::vector<std::string> failing_checks;  // "name: detail"
   uint64_t corrupt = 0;
-  std::vector<std::string> tier_problems;  // "nvme: file system is full"
+  std::vector<std::string> tier_problems;    // "nvme: file system is full"
+  bool registry_answers = true;              // the cluster's etcd
+  std::vector<std::string> unreached_nodes;  // "name at address: why"
+  std::optional<uint64_t> kv_subscriptions;  // of routers, now
 };
 
 struct DoctorInput {

@@ -445,6 +445,8 @@ Finding OpenFiles(const DoctorInput& input) {
   if (!config.nvme.path.empty()) {
     needed += config.nvme.capacity / config.nvme.segment_file + 512;
   }
+  // Two links with each of a thousand nodes.
+  if (!config.cluster.etcd.empty()) needed += 2000;
   const std::string seen =
       absl::StrCat(limit == UINT64_MAX ? "unlimited" : absl::StrCat(limit),
                    " allowed, up to ", needed, " needed");
@@ -758,6 +760,156 @@ Finding GpuMemory(const DaemonConfig& config, const GpuView& gpu) {
   return Ok(absl::StrCat(FormatBytes(hbm.capacity), " of the ",
                          FormatBytes(device->memory_bytes), " of ",
                          device->name));
+}
+
+namespace {
+
+const Finding kNoCluster = {Severity::kOk, "not in a cluster", ""};
+
+// "https://host:2379" -> "host:2379".
+std::vector<std::string> EtcdAddresses(const DaemonConfig& config) {
+  std::vector<std::string> addresses;
+  for (absl::string_view endpoint :
+       absl::StrSplit(config.cluster.etcd, ',', absl::SkipWhitespace())) {
+    endpoint = absl::StripAsciiWhitespace(endpoint);
+    if (!absl::ConsumePrefix(&endpoint, "https://")) {
+      absl::ConsumePrefix(&endpoint, "http://");
+    }
+    addresses.emplace_back(endpoint);
+  }
+  return addresses;
+}
+
+}  // namespace
+
+Finding ClusterRegistry(const DoctorInput& input) {
+  if (input.config.cluster.etcd.empty()) return kNoCluster;
+  std::vector<std::string> silent;
+  absl::Duration slowest;
+  const std::vector<std::string> addresses = EtcdAddresses(input.config);
+  for (const std::string& address : addresses) {
+    const auto took = input.system->ProbeTcp(address);
+    if (!took.has_value()) silent.push_back(address);
+    slowest = std::max(slowest, took.value_or(absl::ZeroDuration()));
+  }
+  const std::string cure =
+      "see `etcdctl endpoint health`, the firewall, and cluster.etcd";
+  const std::string who = absl::StrJoin(silent, ", ");
+  if (silent.size() == addresses.size()) {
+    return Error(absl::StrCat("no etcd can be reached: ", who), cure);
+  }
+  if (!silent.empty()) {
+    return Warning(absl::StrCat("cannot be reached: ", who), cure);
+  }
+  if (input.daemon.has_value() && !input.daemon->registry_answers) {
+    return Error("etcd can be reached, but answers larderd nothing",
+                 "see larderd's log: certificates (cluster.etcd_ca) or user");
+  }
+  const std::string seen = absl::StrCat(
+      "connected within ",
+      absl::FormatDuration(absl::Trunc(slowest, absl::Microseconds(10))));
+  if (slowest > absl::Milliseconds(200)) {
+    return Warning(seen, "use an etcd nearer by, or lengthen cluster.lease");
+  }
+  return Ok(seen);
+}
+
+Finding ClusterCertificate(const DoctorInput& input) {
+  const DaemonConfig::Cluster& cluster = input.config.cluster;
+  if (cluster.etcd.empty()) return kNoCluster;
+  if (cluster.certificate.empty()) return Ok("no certificate is configured");
+  const auto certificate = input.system->ReadCertificate(cluster.certificate);
+  if (!certificate.has_value()) {
+    return Error(absl::StrCat(cluster.certificate, " has no certificate"),
+                 "let cluster.certificate name a PEM file that this user may "
+                 "read");
+  }
+  const absl::Time now = input.system->WallNow();
+  if (certificate->not_before > now) {
+    return Error(absl::StrCat(cluster.certificate, " is not valid yet"),
+                 "set this host's clock right (timedatectl, chronyc tracking)");
+  }
+  const int64_t days = (certificate->not_after - now) / absl::Hours(24);
+  const std::string renew = absl::StrCat("renew it in place; larderd reads ",
+                                         cluster.certificate, " again");
+  if (certificate->not_after <= now) {
+    return Error(absl::StrCat(cluster.certificate, " has expired"),
+                 renew + " (or this host's clock is wrong)");
+  }
+  const std::string node =
+      cluster.node.empty()
+          ? ReadTrimmed(*input.system, "/proc/sys/kernel/hostname")
+          : cluster.node;
+  const auto& names = certificate->names;
+  if (std::find(names.begin(), names.end(), node) == names.end()) {
+    return Error(
+        absl::StrCat(cluster.certificate, " names ",
+                     names.empty() ? "nobody" : absl::StrJoin(names, ", "),
+                     ", but this node is ", node),
+        absl::StrCat("issue one with the DNS name ", node,
+                     ", or set cluster.node"));
+  }
+  const SystemView::FileInfo key = input.system->Stat(cluster.key);
+  if ((key.mode & 0007) != 0) {
+    return Warning(absl::StrCat(cluster.key, " has mode ", Octal(key.mode)),
+                   absl::StrCat("chmod o= ", cluster.key));
+  }
+  const std::string seen = absl::StrCat("of ", node, ", for ", days, " days");
+  return days < 14 ? Warning(seen, renew) : Ok(seen);
+}
+
+Finding ClusterAddress(const DoctorInput& input) {
+  const DaemonConfig::Cluster& cluster = input.config.cluster;
+  if (cluster.etcd.empty()) return kNoCluster;
+  const std::string& listen = cluster.listen;
+  if (listen.empty()) return Ok("the address that reaches etcd, port 9400");
+  const std::vector<std::string> etcd = EtcdAddresses(input.config);
+  const bool one_host = std::all_of(etcd.begin(), etcd.end(), LoopbackOnly);
+  if (absl::StartsWith(listen, "0.0.0.0:") ||
+      absl::StartsWith(listen, "[::]:")) {
+    return Error(absl::StrCat("cluster.listen = ", listen,
+                              " is no address that others can be told"),
+                 "give this host's own address, or none");
+  }
+  if (LoopbackOnly(listen) && !one_host) {
+    return Error(absl::StrCat("cluster.listen = ", listen,
+                              " cannot be reached from other hosts"),
+                 "give this host's own address, or none");
+  }
+  return Ok(listen);
+}
+
+Finding ClusterTrust(const DoctorInput& input) {
+  const DaemonConfig::Cluster& cluster = input.config.cluster;
+  if (cluster.etcd.empty()) return kNoCluster;
+  if (!cluster.ca.empty()) return Ok("both sides show certificates");
+  if (LoopbackOnly(cluster.listen)) return Ok("this host only");
+  return Warning("cluster.transport = ucx without certificates",
+                 "keep it to a network of its own, or give cluster.ca, "
+                 ".certificate and .key");
+}
+
+Finding ClusterPeers(const DoctorInput& input) {
+  if (input.config.cluster.etcd.empty()) return kNoCluster;
+  if (!input.daemon.has_value()) return Ok("no daemon to ask");
+  const std::vector<std::string>& unreached = input.daemon->unreached_nodes;
+  if (unreached.empty()) return Ok("all are reached that were asked");
+  return Warning(absl::StrJoin(unreached, "; "),
+                 "see `larder cluster nodes`, and there `larder doctor`");
+}
+
+Finding KvEvents(const DoctorInput& input) {
+  const DaemonConfig::KvEvents& events = input.config.kv_events;
+  if (events.publish.empty()) return Ok("none are published");
+  if (input.daemon.has_value() && input.daemon->kv_subscriptions == 0) {
+    return Info(absl::StrCat(events.publish, ": nobody subscribed"),
+                "let the router subscribe there, as a user who may");
+  }
+  if (events.replay.empty()) {
+    return Warning("what a router missed cannot be replayed",
+                   "set kv_events.replay");
+  }
+  return Ok(events.publish);
 }
 
 }  // namespace larder::doctor_checks

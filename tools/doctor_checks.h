@@ -41,6 +41,12 @@ Finding Durability(const DoctorInput& input);
 Finding Gpu(const DoctorInput& input);
 Finding GpuPinning(const DoctorInput& input);
 Finding GpuMemory(const DoctorInput& input);
+Finding ClusterRegistry(const DoctorInput& input);
+Finding ClusterCertificate(const DoctorInput& input);
+Finding ClusterAddress(const DoctorInput& input);
+Finding ClusterTrust(const DoctorInput& input);
+Finding ClusterPeers(const DoctorInput& input);
+Finding KvEvents(const DoctorInput& input);
 
 // What larderd asks before it makes the pool.
 Finding GpuMemory(const DaemonConfig& config, const GpuView& gpu);

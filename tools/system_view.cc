@@ -3,6 +3,10 @@
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <linux/memfd.h>
+#include <netdb.h>
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -23,8 +27,10 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 
 #include "store/clock.h"
@@ -287,6 +293,75 @@ class RealSystemView final : public SystemView {
       default:
         return SocketState::kServed;
     }
+  }
+
+  std::optional<absl::Duration> ProbeTcp(
+      const std::string& address) const override {
+    const size_t colon = address.rfind(':');
+    if (colon == std::string::npos) return std::nullopt;
+    const std::string host(absl::StripSuffix(
+        absl::StripPrefix(address.substr(0, colon), "["), "]"));
+    addrinfo hints = {};
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints,
+                    &found) != 0) {
+      return std::nullopt;
+    }
+    const absl::Cleanup freed = [found] { freeaddrinfo(found); };
+    const int fd =
+        socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return std::nullopt;
+    const absl::Cleanup closed = [fd] { close(fd); };
+    const absl::Time begin = Clock::Real().Now();
+    int error = 0;
+    if (connect(fd, found->ai_addr, found->ai_addrlen) != 0) {
+      if (errno != EINPROGRESS) return std::nullopt;
+      pollfd ready = {.fd = fd, .events = POLLOUT, .revents = 0};
+      socklen_t size = sizeof error;
+      if (poll(&ready, 1, 2000) != 1 ||
+          getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+        return std::nullopt;
+      }
+    }
+    if (error != 0) return std::nullopt;
+    return Clock::Real().Now() - begin;
+  }
+
+  std::optional<Certificate> ReadCertificate(
+      const std::string& path) const override {
+    std::FILE* const file = std::fopen(path.c_str(), "re");
+    if (file == nullptr) return std::nullopt;
+    const absl::Cleanup closed = [file] { std::fclose(file); };
+    X509* const x509 = PEM_read_X509(file, nullptr, nullptr, nullptr);
+    if (x509 == nullptr) return std::nullopt;
+    const absl::Cleanup freed = [x509] { X509_free(x509); };
+    const auto time = [](const ASN1_TIME* from) {
+      std::tm tm = {};
+      return ASN1_TIME_to_tm(from, &tm) == 1
+                 ? absl::FromTM(tm, absl::UTCTimeZone())
+                 : absl::InfinitePast();
+    };
+    Certificate out;
+    out.not_before = time(X509_get0_notBefore(x509));
+    out.not_after = time(X509_get0_notAfter(x509));
+    char name[256];
+    if (X509_NAME_get_text_by_NID(X509_get_subject_name(x509), NID_commonName,
+                                  name, sizeof name) > 0) {
+      out.names.emplace_back(name);
+    }
+    auto* const others = static_cast<GENERAL_NAMES*>(
+        X509_get_ext_d2i(x509, NID_subject_alt_name, nullptr, nullptr));
+    for (int i = 0; i < sk_GENERAL_NAME_num(others); ++i) {
+      const GENERAL_NAME* const other = sk_GENERAL_NAME_value(others, i);
+      if (other->type != GEN_DNS) continue;
+      out.names.emplace_back(
+          reinterpret_cast<const char*>(
+              ASN1_STRING_get0_data(other->d.dNSName)),
+          static_cast<size_t>(ASN1_STRING_length(other->d.dNSName)));
+    }
+    GENERAL_NAMES_free(others);
+    return out;
   }
 
   std::vector<pid_t> PidsOf(const std::string& name) const override {

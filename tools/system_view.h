@@ -74,6 +74,19 @@ class SystemView {
   };
   virtual SocketState ProbeSocket(const std::string& path) const = 0;
 
+  // How long a connection to "host:port" takes to come about; nullopt: it did
+  // not within 2 s.
+  virtual std::optional<absl::Duration> ProbeTcp(
+      const std::string& address) const = 0;
+
+  struct Certificate {
+    absl::Time not_before, not_after;
+    std::vector<std::string> names;  // DNS names, and the common name
+  };
+  // The first one of a PEM file; nullopt: it cannot be read.
+  virtual std::optional<Certificate> ReadCertificate(
+      const std::string& path) const = 0;
+
   virtual std::vector<pid_t> PidsOf(const std::string& process_name) const = 0;
   virtual absl::Time WallNow() const = 0;
 

@@ -58,6 +58,11 @@ class FakeSystem final : public SystemView {
   int sealing = 0;
   std::map<std::string, SocketState> sockets;
   std::vector<pid_t> pids;
+  std::map<std::string, absl::Duration> tcp = {
+      {"10.0.0.1:2379", absl::Milliseconds(1)},
+      {"10.0.0.2:2379", absl::Milliseconds(1)}};
+  std::optional<Certificate> certificate = Certificate{
+      absl::InfinitePast(), absl::FromUnixSeconds(1'800'000'000), {"node-1"}};
   absl::Time now = absl::FromUnixSeconds(1'790'000'000);
 
   std::optional<std::string> ReadFile(const std::string& path) const override {
@@ -89,6 +94,15 @@ class FakeSystem final : public SystemView {
     return it == sockets.end() ? SocketState::kAbsent : it->second;
   }
   std::vector<pid_t> PidsOf(const std::string&) const override { return pids; }
+  std::optional<absl::Duration> ProbeTcp(const std::string& a) const override {
+    const auto it = tcp.find(a);
+    if (it == tcp.end()) return std::nullopt;
+    return it->second;
+  }
+  std::optional<Certificate> ReadCertificate(
+      const std::string&) const override {
+    return certificate;
+  }
   absl::Time WallNow() const override { return now; }
 };
 
@@ -98,6 +112,15 @@ struct Machine {
     input.client_version = "0.3.1";
     input.config.nvme.path = "/var/lib/larder";
     input.config.dram.numa_node = 0;
+    input.config.cluster.etcd = "https://10.0.0.1:2379, http://10.0.0.2:2379";
+    input.config.server.tenant_mode = "single";
+    input.config.cluster.node = "node-1";
+    input.config.cluster.listen = "10.0.0.7:9400";
+    input.config.cluster.ca = "/etc/larder/ca.pem";
+    input.config.cluster.certificate = "/etc/larder/node.pem";
+    input.config.cluster.key = "/etc/larder/node.key";
+    input.config.kv_events.publish = "ipc:///run/larder/events.sock";
+    input.config.kv_events.replay = "ipc:///run/larder/replay.sock";
     input.gpu.path = "libcuda.so.1";
     input.gpu.version = 13010;
     kernels::cuda::DeviceInfo device;
@@ -435,6 +458,68 @@ std::vector<Seeded> Misconfigurations() {
       {"metrics open to the network",
        [](Machine& m) { m.input.config.metrics.listen = "0.0.0.0:9464"; },
        "LARDER-029", kWarning, "0.0.0.0:9464", "127.0.0.1"},
+      {"no etcd", [](Machine& m) { m.system.tcp.clear(); }, "LARDER-034",
+       kError, "10.0.0.1:2379, 10.0.0.2:2379", "etcdctl"},
+      {"one etcd is gone",
+       [](Machine& m) { m.system.tcp.erase("10.0.0.2:2379"); }, "LARDER-034",
+       kWarning, "10.0.0.2:2379", "etcdctl"},
+      {"a far etcd",
+       [](Machine& m) {
+         m.system.tcp["10.0.0.2:2379"] = absl::Milliseconds(300);
+       },
+       "LARDER-034", kWarning, "300ms", "lease"},
+      {"etcd refuses", [](Machine& m) { m.Daemon().registry_answers = false; },
+       "LARDER-034", kError, "answers larderd nothing", "etcd_ca"},
+      {"no certificate", [](Machine& m) { m.system.certificate.reset(); },
+       "LARDER-035", kError, "node.pem", "PEM"},
+      {"an expired certificate",
+       [](Machine& m) {
+         m.system.certificate->not_after = m.system.now - absl::Hours(1);
+       },
+       "LARDER-035", kError, "expired", "renew"},
+      {"a certificate that expires",
+       [](Machine& m) {
+         m.system.certificate->not_after = m.system.now + absl::Hours(73);
+       },
+       "LARDER-035", kWarning, "for 3 days", "renew"},
+      {"a clock that is late",
+       [](Machine& m) {
+         m.system.certificate->not_before = m.system.now + absl::Hours(1);
+       },
+       "LARDER-035", kError, "not valid yet", "clock"},
+      {"another's certificate",
+       [](Machine& m) { m.system.certificate->names = {"node-2"}; },
+       "LARDER-035", kError, "names node-2, but this node is node-1",
+       "DNS name node-1"},
+      {"a key that others read",
+       [](Machine& m) {
+         m.system.stats["/etc/larder/node.key"] = {FileKind::kFile, 0644, 990,
+                                                   true};
+       },
+       "LARDER-035", kWarning, "0644", "chmod"},
+      {"loopback told to others",
+       [](Machine& m) { m.input.config.cluster.listen = "127.0.0.1:9400"; },
+       "LARDER-036", kError, "127.0.0.1:9400", "own address"},
+      {"any address told to others",
+       [](Machine& m) { m.input.config.cluster.listen = "0.0.0.0:9400"; },
+       "LARDER-036", kError, "0.0.0.0:9400", "own address"},
+      {"UCX without certificates",
+       [](Machine& m) {
+         m.input.config.cluster.transport = "ucx";
+         m.input.config.cluster.ca.clear();
+       },
+       "LARDER-037", kWarning, "ucx", "cluster.ca"},
+      {"a node that is not reached",
+       [](Machine& m) {
+         m.Daemon().unreached_nodes = {"b at 10.0.0.8:9400: refused"};
+       },
+       "LARDER-038", kWarning, "b at 10.0.0.8", "larder cluster nodes"},
+      {"nobody hears KV events",
+       [](Machine& m) { m.Daemon().kv_subscriptions = 0; }, "LARDER-039", kInfo,
+       "nobody", "router"},
+      {"KV events without replay",
+       [](Machine& m) { m.input.config.kv_events.replay.clear(); },
+       "LARDER-039", kWarning, "replayed", "kv_events.replay"},
   };
 }
 
