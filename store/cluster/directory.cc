@@ -104,10 +104,10 @@ StatusOr<std::string> Directory::HandleAnnounce(NodeId from,
 StatusOr<std::string> Directory::HandleFind(std::string_view message) {
   const StatusOr<FindQuery> find = ParseFind(message);
   if (!find.ok()) return find.status();
-  Found answer;
+  FindAnswer answer;
   for (const FindQuery::Section& section : find->sections) {
     CountAsk(section.anchor);
-    Found::Section said;
+    FindAnswer::Section said;
     said.directories = Directories(section.anchor, true);
     for (const ChunkKey key : section.keys) {
       said.holders.push_back(Lookup(key));

@@ -178,7 +178,7 @@ bool Parse(Reader& in, FindQuery& message) {
   return in.empty();
 }
 
-bool Parse(Reader& in, Found& message) {
+bool Parse(Reader& in, FindAnswer& message) {
   Header header;
   if (!in.Begin(DirectoryMessageKind::kFound, sizeof(AnswerHeader), header)) {
     return false;
@@ -189,7 +189,7 @@ bool Parse(Reader& in, Found& message) {
     if (!in.Take(head) || !Sound(head) || !in.TakeAll(head.count, counts)) {
       return false;
     }
-    Found::Section section;
+    FindAnswer::Section section;
     section.directories = head.directories;
     section.holders.resize(counts.size());
     for (size_t i = 0; i < counts.size(); ++i) {
@@ -268,10 +268,10 @@ std::string Encode(const FindQuery& message) {
   return out;
 }
 
-std::string Encode(const Found& message) {
+std::string Encode(const FindAnswer& message) {
   std::string out;
   Append(out, HeaderOf(DirectoryMessageKind::kFound, message));
-  for (const Found::Section& section : message.sections) {
+  for (const FindAnswer::Section& section : message.sections) {
     Append(out, AnswerHeader{static_cast<uint32_t>(section.holders.size()),
                              section.directories,
                              {}});
@@ -292,8 +292,8 @@ StatusOr<Announced> ParseAnnounced(std::string_view bytes) {
 StatusOr<FindQuery> ParseFind(std::string_view bytes) {
   return ParseAs<FindQuery>(bytes, "find");
 }
-StatusOr<Found> ParseFound(std::string_view bytes) {
-  return ParseAs<Found>(bytes, "found");
+StatusOr<FindAnswer> ParseFound(std::string_view bytes) {
+  return ParseAs<FindAnswer>(bytes, "found");
 }
 
 }  // namespace larder

@@ -94,25 +94,25 @@ struct Holder {
 };
 static_assert(sizeof(Holder) == 32);
 
-struct Found {
+struct FindAnswer {
   struct Section {
     uint8_t directories = 1;  // homes of this anchor that can be asked
     std::vector<std::vector<Holder>> holders;  // in the order of the keys
     bool operator==(const Section&) const = default;
   };
   std::vector<Section> sections;
-  bool operator==(const Found&) const = default;
+  bool operator==(const FindAnswer&) const = default;
 };
 
 std::string Encode(const Announce& message);
 std::string Encode(const Announced& message);
 std::string Encode(const FindQuery& message);
-std::string Encode(const Found& message);
+std::string Encode(const FindAnswer& message);
 
 StatusOr<Announce> ParseAnnounce(std::string_view bytes);
 StatusOr<Announced> ParseAnnounced(std::string_view bytes);
 StatusOr<FindQuery> ParseFind(std::string_view bytes);
-StatusOr<Found> ParseFound(std::string_view bytes);
+StatusOr<FindAnswer> ParseFound(std::string_view bytes);
 
 }  // namespace larder
 

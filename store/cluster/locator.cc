@@ -213,7 +213,8 @@ void Locator::Ask(std::shared_ptr<Question> question, absl::Time now,
 
 void Locator::OnAnswer(const std::shared_ptr<Question>& question,
                        StatusOr<std::string> answer) {
-  StatusOr<Found> found = answer.ok() ? ParseFound(*answer) : answer.status();
+  StatusOr<FindAnswer> found =
+      answer.ok() ? ParseFound(*answer) : answer.status();
   const auto& asked = question->find.sections;
   bool fits = found.ok() && found->sections.size() == asked.size();
   for (size_t s = 0; fits && s < asked.size(); ++s) {

@@ -49,8 +49,8 @@ FindQuery SomeFind() {
   return message;
 }
 
-Found SomeFound() {
-  Found message;
+FindAnswer SomeFound() {
+  FindAnswer message;
   message.sections.push_back({1, {{{NodeId{8}, TestFacts()}}, {}}});
   return message;
 }
@@ -158,7 +158,7 @@ class DirectoryTest : public ::testing::Test {
   void Untell(int node, uint64_t key) {
     Tell(node, key, {.tier = CopyTier::kGone});
   }
-  Found::Section Ask(std::vector<uint64_t> keys, uint64_t anchor = 77) {
+  FindAnswer::Section Ask(std::vector<uint64_t> keys, uint64_t anchor = 77) {
     FindQuery query;
     query.sections.push_back({AnchorKey{anchor}, {}});
     for (const uint64_t key : keys) {
@@ -171,7 +171,7 @@ class DirectoryTest : public ::testing::Test {
   }
   std::set<NodeId> Holders(uint64_t key) {
     std::set<NodeId> nodes;
-    const Found::Section section = Ask({key});
+    const FindAnswer::Section section = Ask({key});
     for (const Holder& holder : section.holders[0]) nodes.insert(holder.node);
     return nodes;
   }

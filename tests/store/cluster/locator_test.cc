@@ -55,7 +55,7 @@ class LocatorTest : public ::testing::Test {
     const auto query = ParseFind(call.message);
     ASSERT_TRUE(query.ok());
     asked_.push_back(call.to);
-    Found found;
+    FindAnswer found;
     for (const auto& section : query->sections) {
       if (directories_ == 1) {
         EXPECT_EQ(rendezvous_->Find(section.anchor, 1)[0], call.to);
@@ -200,7 +200,7 @@ TEST_F(LocatorTest, WhoDoesNotAnswerIsLeftAlone) {
   for (const StatusOr<std::string>& answer :
        {StatusOr<std::string>(absl::UnavailableError("gone")),
         StatusOr<std::string>("nonsense"),
-        StatusOr<std::string>(Encode(Found{}))}) {
+        StatusOr<std::string>(Encode(FindAnswer{}))}) {
     const auto result = Locate(0, 10);
     ASSERT_THAT(calls_.waiting, SizeIs(1));
     calls_.Take().Answer(answer);
@@ -312,7 +312,7 @@ TEST_F(LocatorTest, ThisNodesOwnDirectoryIsAskedWithoutACall) {
 TEST_F(LocatorTest, NothingRunsAfterItsEnd) {
   const auto result = Locate(0, 3);
   locator_.reset();
-  calls_.Take().Answer(Encode(Found{}));
+  calls_.Take().Answer(Encode(FindAnswer{}));
   Advance(absl::Minutes(1));
   EXPECT_THAT(*result, IsEmpty());
 }
