@@ -76,11 +76,13 @@ void EngineImpl::Await(const AwaitRequest& request, Arrived arrived) {
   absl::MutexLock lock(&mu_);
   awaiting->space = spaces_.Find(request.tenant, request.space);
   const bool known = awaiting->space != kNoSpace;
+  bool unseen = false;
   for (size_t i = 0; known && i < awaiting->ids.size(); ++i) {
     awaiting->layers[i] =
         LayersHere(awaiting->space, awaiting->ids[i], awaiting->groups[i]);
     if (awaiting->layers[i] >= awaiting->wanted) continue;
     ++awaiting->missing;
+    unseen = unseen || !Here(awaiting->space, awaiting->ids[i]);
     awaited_[{awaiting->space, awaiting->ids[i]}].emplace_back(awaiting, i);
   }
   if (awaiting->missing == 0 || request.deadline <= Now()) {
@@ -97,7 +99,7 @@ void EngineImpl::Await(const AwaitRequest& request, Arrived arrived) {
           executor_.PostAt(deadline, std::move(late));
         });
   }
-  if (peers_ == nullptr) return;
+  if (peers_ == nullptr || !unseen) return;
   // Another node may have had them all along.
   after.Call([this, found = guarded(false), deadline = request.deadline,
               tenant = request.tenant, space = request.space,
