@@ -106,7 +106,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     service.link->CloseLanding(landing, [&] { closed = true; });
     executor.RunAll();
     // Somebody stopped in the middle of a put, perhaps.
-    clock.Advance(absl::Seconds(2));
+    clock.Advance(TransportOptions().drain);
     executor.RunAll();
     Require(closed);
   }
