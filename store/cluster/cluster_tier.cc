@@ -299,14 +299,7 @@ void ClusterTier::Read(Extent extent, uint64_t offset, MutableByteSpan into,
 void ClusterTier::Begin(const std::shared_ptr<Reading>& reading,
                         StatusOr<std::shared_ptr<Link>> link) {
   if (!link.ok()) return End(reading, link.status());
-  const RecordMeta& meta = reading->taken.meta;
-  ReadQuery query;
-  query.tenant = meta.tenant;
-  query.space = meta.space;
-  query.chunk = meta.chunk;
-  query.group = meta.group;
-  query.shape = meta.shape;
-  query.checksum = meta.checksum;
+  ReadQuery query = ReadOf(reading->taken.meta);
   query.offset = reading->offset;
   ReadRecord(
       *link, reading->taken.node, *parts_.policies, std::move(query),

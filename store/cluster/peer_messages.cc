@@ -178,6 +178,17 @@ StatusOr<RecordsAnswer> ParseRecordsAnswer(std::string_view bytes) {
   return answer;
 }
 
+ReadQuery ReadOf(const RecordMeta& meta) {
+  ReadQuery query;
+  query.tenant = meta.tenant;
+  query.space = meta.space;
+  query.chunk = meta.chunk;
+  query.group = meta.group;
+  query.shape = meta.shape;
+  query.checksum = meta.checksum;
+  return query;
+}
+
 std::string Encode(const ReadQuery& query) {
   Writer out;
   out.Put(PeerMessageKind::kRead);

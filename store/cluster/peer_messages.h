@@ -72,6 +72,8 @@ struct ReadQuery {
   Urgency urgency = Urgency::kDeadline;
   bool operator==(const ReadQuery&) const = default;
 };
+// For a record of this meta; offset, bytes, landing and urgency are left.
+ReadQuery ReadOf(const RecordMeta& meta);
 
 // Have a copy of these records, all of one space of the tenant's, which are
 // read from here. The answer, empty, says that they are in memory there;

@@ -155,13 +155,8 @@ void PeerReceiver::Begin(const std::shared_ptr<Receiving>& receiving,
       parts_.engine->ReservedMemory(receiving->client, *reservation);
   if (!memory.ok()) return End(receiving, memory.status());
   receiving->memory = memory->first(meta.record_bytes);
-  ReadQuery query;
+  ReadQuery query = ReadOf(meta);
   query.tenant = receiving->tenant;
-  query.space = meta.space;
-  query.chunk = meta.chunk;
-  query.group = meta.group;
-  query.shape = meta.shape;
-  query.checksum = meta.checksum;
   query.urgency = receiving->urgency;
   ReadRecord(*link, receiving->from, *parts_.policies, std::move(query),
              receiving->memory, parts_.clock->Now() + options_.read_timeout,
