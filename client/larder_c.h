@@ -460,8 +460,9 @@ LARDER_API larder_status larder_submit_lookup(
     larder_space* space, larder_queue* queue, const larder_id* ids,
     size_t count, uint32_t deadline_ms, uint64_t user_data, larder_job* job);
 
-/* Waits until chunks are whole here (all groups of the space), which somebody
- * is saving, or sending here (larder_commit_opts.destination).
+/* Waits until chunks are whole (all groups of the space), which somebody is
+ * saving, or sending here (larder_commit_opts.destination): here, or known to
+ * be at another node, from which a load brings them.
  * LARDER_E_DEADLINE if not all are; `consecutive` (may be NULL) receives how
  * many in a row from the first are. By layer: LARDER_LOAD_ARRIVING.
  * LARDER_E_UNSUPPORTED: the daemon is too old. */

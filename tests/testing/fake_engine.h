@@ -245,9 +245,17 @@ class FakeEngine final : public Engine {
     return absl::UnimplementedError("");
   }
   void Await(const AwaitRequest& request, Arrived arrived) override {
+    {
+      absl::MutexLock lock(&mu_);
+      awaited_until_ = request.deadline;
+    }
     std::vector<uint32_t> layers(request.ids.size(), request.layers);
     layers.back() = behaviour().state == ChunkState::kMiss ? 1 : UINT32_MAX;
     std::move(arrived)(std::move(layers));
+  }
+  absl::Time awaited_until() const {
+    absl::MutexLock lock(&mu_);
+    return awaited_until_;
   }
   std::vector<StoredRecords> Records(
       TenantId, const SpaceId&, std::span<const ChunkId> ids) const override {
@@ -429,6 +437,7 @@ class FakeEngine final : public Engine {
 
   mutable absl::Mutex mu_;
   Behaviour behaviour_ ABSL_GUARDED_BY(mu_);
+  absl::Time awaited_until_ ABSL_GUARDED_BY(mu_);
   uint64_t next_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<ClientId, Client> clients_ ABSL_GUARDED_BY(mu_);
   std::map<HoldId, HoldState> holds_ ABSL_GUARDED_BY(mu_);

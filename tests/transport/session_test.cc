@@ -331,11 +331,13 @@ TEST_F(SessionTest, Await) {
   const auto ids = SomeIds(2);
   const GroupMask groups[] = {1, 3};
   const auto await = [&](uint32_t count, size_t bytes) {
-    return h_.Give(
-        PacketWriter(Type::kAwait, 3)
-            .Body(wire::Await{.space = 1, .id_count = count, .layers = 2})
-            .Append(ids.data(), 64)
-            .Append(groups, bytes));
+    return h_.Give(PacketWriter(Type::kAwait, 3)
+                       .Body(wire::Await{.space = 1,
+                                         .id_count = count,
+                                         .layers = 2,
+                                         .wait_us = UINT64_MAX})
+                       .Append(ids.data(), 64)
+                       .Append(groups, bytes));
   };
   ASSERT_TRUE(await(2, 4));
   EXPECT_EQ(h_.Reply<wire::AwaitReply>().layers_count, 2U);
@@ -343,6 +345,8 @@ TEST_F(SessionTest, Await) {
   const auto layers = arrays.Take<uint32_t>(2);
   EXPECT_EQ((*layers)[0], 2U);
   EXPECT_EQ((*layers)[1], UINT32_MAX);
+  // What nobody waits for any more is not kept for ever.
+  EXPECT_EQ(h_.engine().awaited_until(), h_.clock.Now() + absl::Seconds(10));
   EXPECT_FALSE(await(2, 2));
 }
 

@@ -103,7 +103,7 @@ class Etcd {
       argv.push_back(nullptr);
       execvp("etcd", argv.data());
     });
-    usleep(200'000);
+    usleep(200'000);  // a program that cannot be started has ended by then
     if (child_->Ended()) {
       Die("etcd does not start; tools/setup installs it (etcd-server)");
     }

@@ -897,7 +897,8 @@ Status SessionImpl::OnAwait(const PacketView& view) {
   request.ids = ids;
   request.groups = groups;
   request.layers = body.layers;
-  request.deadline = clock_.Now() + FromWire(body.wait_us);
+  request.deadline =
+      clock_.Now() + std::min(FromWire(body.wait_us), options_.await_wait);
   engine_.Await(
       request, [sink = sink_, call = view.header().request,
                 pending = pending_calls_](const std::vector<uint32_t>& layers) {

@@ -60,6 +60,8 @@ struct SessionOptions {
   // The longest that a match waits for what other nodes say, and that they are
   // asked where nobody waits.
   absl::Duration locate_wait = absl::Milliseconds(200);
+  // The longest that a kAwait waits: what a client that goes leaves behind.
+  absl::Duration await_wait = absl::Seconds(10);
   // kStats shows the whole daemon's figures; false: PermissionDenied.
   bool share_stats = true;
 
