@@ -1,9 +1,11 @@
 #include "transport/link/link_core.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <iterator>
 
-#include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 
 namespace larder {
@@ -348,8 +350,10 @@ void LinkCore::OnAnswer(const FrameHeader& header, std::string message) {
 
 LandingId LinkCore::OpenLanding(MutableByteSpan memory, Landed landed) {
   // Nobody but who was told can name it.
-  thread_local absl::BitGen random;
-  const LandingId id = absl::Uniform<uint64_t>(random, 1, UINT64_MAX);
+  LandingId id = 0;
+  while (id == 0) {
+    if (getentropy(&id, sizeof id) != 0) std::abort();  // no such system
+  }
   Post([id, memory, landed = std::move(landed)](LinkCore& self) mutable {
     Landing landing;
     landing.memory = memory;

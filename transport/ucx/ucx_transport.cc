@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -19,35 +18,17 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include <ucp/api/ucp.h>
-#include <ucs/config/global_opts.h>
-#include <ucs/debug/debug.h>
 
 #include "transport/link/link_core.h"
 #include "transport/link/socket_address.h"
 #include "transport/link/strand.h"
 #include "transport/ucx/listener_guard.h"
+#include "transport/ucx/ucx_library.h"
 
 namespace larder {
 namespace {
 
 constexpr unsigned kFrameAm = 7;  // the only active message there is
-
-// UCX, when it is loaded, takes SIGSEGV and its like for backtraces of its own,
-// SIGHUP to attach a debugger, and lets nobody have them back by sigaction():
-// the program's own handlers, and core dumps, come first. This runs after the
-// libraries' initialization and before main(). Who asks for UCX's by
-// UCX_HANDLE_ERRORS keeps them.
-__attribute__((constructor)) void GiveSignalsBack() {
-  if (std::getenv("UCX_HANDLE_ERRORS") != nullptr) return;
-  if (ucs_global_opts.handle_errors != 0) {
-    for (unsigned i = 0; i < ucs_global_opts.error_signals.count; ++i) {
-      ucs_debug_disable_signal(ucs_global_opts.error_signals.signals[i]);
-    }
-  }
-  if (ucs_global_opts.debug_signo != 0) {
-    ucs_debug_disable_signal(static_cast<int>(ucs_global_opts.debug_signo));
-  }
-}
 
 // More than that goes by rendezvous: into its place, without a copy aside.
 constexpr size_t kEagerMax = 16_KiB;
@@ -722,6 +703,7 @@ void UcxTransport::Connect(const std::string& address, std::string greeting,
 StatusOr<std::unique_ptr<Transport>> NewUcxTransport(
     const UcxOptions& options) {
   LARDER_RETURN_IF_ERROR(CheckOptions(options));
+  LARDER_RETURN_IF_ERROR(FindUcx());
   auto transport = std::make_unique<UcxTransport>(options);
   LARDER_RETURN_IF_ERROR(transport->Start());
   return transport;
