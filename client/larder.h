@@ -197,7 +197,7 @@ T Sized() {
 // ---- What the calls say ----
 
 struct ClientOptions {
-  std::string socket_path;  // empty = the default
+  std::string socket_path;  // empty = the default; or tls://..., ucx://...
   std::string token;
   std::string name;
   Deadline default_deadline;

@@ -160,10 +160,14 @@ LARDER_API const char* larder_last_error(void);
 typedef struct larder_client_opts {
   uint32_t struct_size;
   uint32_t default_deadline_ms; /* 0 = 1000 */
-  const char* socket_path; /* NULL = "/run/larder/larderd.sock"; without ':' */
-  const char* token;       /* tenant token, at most 64 bytes; NULL = by uid */
-  const char* name;        /* for people, at most 63 bytes; NULL = none */
-  uint64_t staging_bytes;  /* memory to save from; 0 = 256 MiB, on first use */
+  /* NULL = "/run/larder/larderd.sock". Without ':', but for a daemon of another
+   * host: "tls://HOST:PORT?ca=FILE&certificate=FILE&key=FILE[&server=NAME]"
+   * (NAME in the daemon's certificate; HOST if left out) or "ucx://HOST:PORT"
+   * (loopback, or with "?insecure=1"). README.md says what is different. */
+  const char* socket_path;
+  const char* token;      /* tenant token, at most 64 bytes; NULL = by uid */
+  const char* name;       /* for people, at most 63 bytes; NULL = none */
+  uint64_t staging_bytes; /* memory to save from; 0 = 256 MiB, on first use */
   /* Threads for submitted and started operations, made on first use; 0 = 1.
    * Blocking calls run on their caller's thread alone, unless they ask. */
   uint32_t worker_threads;

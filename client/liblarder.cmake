@@ -28,9 +28,20 @@ target_include_directories(larder_shared SYSTEM PRIVATE
 target_include_directories(larder_shared INTERFACE
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}>
   $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+# Daemons of other hosts: by TLS, and by UCX if it is there at run time.
+set(remote_objects $<TARGET_OBJECTS:larder_client_remote>)
+set(remote_archives larder_transport_remote larder_transport_tls
+  larder_transport_link)
+if(NOT LARDER_CORE_ONLY)
+  list(APPEND remote_objects $<TARGET_OBJECTS:larder_ucx_at_run_time>)
+  list(APPEND remote_archives larder_transport_ucx)
+endif()
+target_sources(larder_shared PRIVATE ${remote_objects})
+list(TRANSFORM remote_archives REPLACE "(.+)" "$<TARGET_FILE:\\1>"
+  OUTPUT_VARIABLE remote_files)
 # As files, so that what these libraries depend on does not come along.
 add_dependencies(larder_shared larder_client larder_codec larder_cuda larder_cuda_images larder_kernels
-  larder_transport_local larder_store)
+  larder_transport_local larder_store ${remote_archives})
 target_link_libraries(larder_shared PRIVATE
   -Wl,--whole-archive $<TARGET_FILE:larder_client> -Wl,--no-whole-archive
   -Wl,--start-group
@@ -38,17 +49,18 @@ target_link_libraries(larder_shared PRIVATE
   $<TARGET_FILE:larder_cuda>
   $<TARGET_FILE:larder_cuda_images>
   $<TARGET_FILE:larder_kernels>
+  ${remote_files}
   $<TARGET_FILE:larder_transport_local>
   $<TARGET_FILE:larder_store>
   ${absl_archives}
   ${LARDER_XXHASH_ARCHIVE}
   ${LARDER_ZSTD_ARCHIVE}
   -Wl,--end-group
-  OpenSSL::Crypto Threads::Threads)
+  OpenSSL::SSL OpenSSL::Crypto Threads::Threads ${CMAKE_DL_LIBS})
 set_property(TARGET larder_shared APPEND PROPERTY LINK_DEPENDS
   $<TARGET_FILE:larder_client> $<TARGET_FILE:larder_codec>
   $<TARGET_FILE:larder_kernels> $<TARGET_FILE:larder_transport_local>
-  $<TARGET_FILE:larder_store>)
+  $<TARGET_FILE:larder_store> ${remote_files})
 target_link_options(larder_shared PRIVATE
   # Threads and thread-local text of ours may outlive a dlclose.
   -Wl,-z,nodelete

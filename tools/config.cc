@@ -664,6 +664,26 @@ Status CheckInsecure(const DaemonConfig::Cluster& cluster,
       "on which nobody else is, say cluster.insecure = true");
 }
 
+StatusOr<std::map<std::string, std::string>> RemoteTenants(
+    const DaemonConfig& config) {
+  std::map<std::string, std::string> tenants;
+  for (const absl::string_view item : absl::StrSplit(
+           config.remote_clients.tenants, ',', absl::SkipWhitespace())) {
+    const std::pair<absl::string_view, absl::string_view> pair =
+        absl::StrSplit(item, absl::MaxSplits('=', 1));
+    const std::string name(absl::StripAsciiWhitespace(pair.first));
+    const std::string tenant(absl::StripAsciiWhitespace(pair.second));
+    if (name.empty() || !IsTenantName(tenant) ||
+        !tenants.emplace(name, tenant).second) {
+      return Impossible(
+          absl::StrCat("remote_clients.tenants: \"", item.substr(0, 200),
+                       "\" is no NAME=TENANT, or a name twice"),
+          "a tenant has 1 to 64 letters, digits, '-', '_', '.'");
+    }
+  }
+  return tenants;
+}
+
 Status CheckCluster(const DaemonConfig& config) {
   const DaemonConfig::Cluster& cluster = config.cluster;
   if (cluster.etcd.empty()) return absl::OkStatus();
@@ -720,6 +740,44 @@ Status CheckCluster(const DaemonConfig& config) {
   return absl::OkStatus();
 }
 
+Status CheckRemoteClients(const DaemonConfig& config) {
+  const DaemonConfig::RemoteClients& remote = config.remote_clients;
+  if (remote.listen.empty()) return absl::OkStatus();
+  if (!CheckListen(remote.listen).ok()) {
+    return Impossible(absl::StrCat("remote_clients.listen = \"", remote.listen,
+                                   "\" is no ADDRESS:PORT"),
+                      "give a literal address such as 10.0.0.7:9401");
+  }
+  LARDER_RETURN_IF_ERROR(RemoteTenants(config).status());
+  const bool loopback = IsLoopback(remote.listen);
+  if (remote.transport == "tls" &&
+      (remote.ca.empty() || remote.certificate.empty() || remote.key.empty())) {
+    return Impossible(
+        "remote_clients.transport = \"tls\" needs remote_clients.ca, "
+        "remote_clients.certificate and remote_clients.key",
+        "give the three files");
+  }
+  if (remote.transport == "ucx" && !remote.tenants.empty()) {
+    return Impossible("remote_clients.tenants: ucx proves no names",
+                      "use tls, or tokens");
+  }
+  if (remote.transport == "ucx" && !loopback && !remote.insecure) {
+    return Impossible(
+        "remote_clients.transport = \"ucx\" beyond loopback: it neither "
+        "encrypts nor proves who is there",
+        "use tls, or set remote_clients.insecure on a network on which nobody "
+        "else is");
+  }
+  if (remote.tenants.empty() && config.server.tenant_mode != "single" &&
+      config.server.tokens_file.empty()) {
+    return Impossible(
+        "remote_clients.listen without a word on whose chunks they see",
+        "give remote_clients.tenants, server.tokens_file, or "
+        "server.tenant_mode = \"single\"");
+  }
+  return absl::OkStatus();
+}
+
 Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckSockets(config));
   LARDER_RETURN_IF_ERROR(CheckListen(config.metrics.listen));
@@ -729,6 +787,7 @@ Status ValidateConfig(const DaemonConfig& config) {
   LARDER_RETURN_IF_ERROR(CheckNvme(config));
   LARDER_RETURN_IF_ERROR(CheckCodecs(config));
   LARDER_RETURN_IF_ERROR(CheckCluster(config));
+  LARDER_RETURN_IF_ERROR(CheckRemoteClients(config));
   if (config.engine.hold_ttl > config.engine.hold_ttl_max) {
     return Impossible("engine.hold_ttl is longer than engine.hold_ttl_max",
                       "raise the maximum or lower the default");

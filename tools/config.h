@@ -146,6 +146,17 @@ struct DaemonConfig {
     uint64_t replication_bytes_per_second = 1_GiB;
     bool operator==(const Cluster&) const = default;
   } cluster;
+  struct RemoteClients {
+    std::string listen;  // empty: none are served
+    std::string transport = "tls";
+    std::string ca, certificate, key;
+    std::string tenants;  // NAME=TENANT,..., names as certificates have them
+    bool insecure = false;
+    int64_t max_clients = 256;
+    uint64_t client_staging = 512_MiB;
+    uint64_t staging = 8_GiB;
+    bool operator==(const RemoteClients&) const = default;
+  } remote_clients;
   struct Log {
     std::string level = "info";
     std::string file;
@@ -223,6 +234,11 @@ bool IsLoopback(std::string_view address);
 // Of UCX between nodes without certificates, at `listen`.
 Status CheckInsecure(const DaemonConfig::Cluster& cluster,
                      std::string_view listen);
+
+// Of remote_clients.tenants: names in certificates, and which tenants they are.
+// InvalidArgument: it is no such list.
+StatusOr<std::map<std::string, std::string>> RemoteTenants(
+    const DaemonConfig& config);
 
 // Commented TOML that ParseConfig reads back to the same config.
 std::string PrintConfig(const DaemonConfig& config);

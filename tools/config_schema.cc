@@ -528,6 +528,67 @@ const std::array kSchema = {
               .description =
                   "most that this node sends in a second for copies, "
                   "those of a drain too"},
+    ConfigKey{.name = "remote_clients.listen",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(remote_clients.listen),
+              .description =
+                  "address at which engines of other hosts are served, such as "
+                  "10.0.0.7:9401; empty: none are"},
+    ConfigKey{.name = "remote_clients.transport",
+              .type = ConfigType::kEnum,
+              .field = LARDER_FIELD(remote_clients.transport),
+              .choices = "tls|ucx",
+              .description = "how they talk: TLS, both sides with a "
+                             "certificate; or UCX, which neither encrypts nor "
+                             "proves who is there"},
+    ConfigKey{.name = "remote_clients.ca",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(remote_clients.ca),
+              .description = "PEM file of the CAs that sign engines' "
+                             "certificates; looked at again when it changes, "
+                             "as the next two"},
+    ConfigKey{.name = "remote_clients.certificate",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(remote_clients.certificate),
+              .description = "PEM file of the daemon's certificate"},
+    ConfigKey{.name = "remote_clients.key",
+              .type = ConfigType::kPath,
+              .field = LARDER_FIELD(remote_clients.key),
+              .description = "PEM file of its key"},
+    ConfigKey{.name = "remote_clients.tenants",
+              .type = ConfigType::kString,
+              .field = LARDER_FIELD(remote_clients.tenants),
+              .description =
+                  "which certificate is which tenant: NAME=TENANT,... by the "
+                  "certificate's first URI, DNS or common name; who is not "
+                  "listed is refused. Empty: server.tenant_mode = \"single\", "
+                  "or a token of server.tokens_file"},
+    ConfigKey{.name = "remote_clients.insecure",
+              .type = ConfigType::kBool,
+              .field = LARDER_FIELD(remote_clients.insecure),
+              .description = "UCX beyond loopback, for networks on which "
+                             "nobody else is"},
+    ConfigKey{.name = "remote_clients.max_clients",
+              .type = ConfigType::kInt,
+              .field = LARDER_FIELD(remote_clients.max_clients),
+              .min = 1,
+              .max = 65536,
+              .description = "one more is refused by name"},
+    ConfigKey{.name = "remote_clients.client_staging",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(remote_clients.client_staging),
+              .min = 4096,
+              .max = int64_t{1} << 40,
+              .unit = "bytes",
+              .description = "memory that one client's saves may take on "
+                             "their way in, beside DRAM"},
+    ConfigKey{.name = "remote_clients.staging",
+              .type = ConfigType::kSize,
+              .field = LARDER_FIELD(remote_clients.staging),
+              .min = 4096,
+              .max = int64_t{1} << 44,
+              .unit = "bytes",
+              .description = "the same for all of them; more is saved later"},
     ConfigKey{.name = "log.level",
               .type = ConfigType::kEnum,
               .field = LARDER_FIELD(log.level),

@@ -15,6 +15,7 @@
 #include "store/engine.h"
 #include "store/status.h"
 #include "tools/kv_events.h"
+#include "transport/remote/remote_server.h"
 
 namespace larder {
 
@@ -31,6 +32,7 @@ struct MetricsInput {
   EngineStats engine;
   uint64_t last_event = 0;
   KvEvents::Stats kv_events;
+  RemoteServer::Stats remote_clients;  // all zero where there are none
   absl::Duration uptime;
   absl::Duration recovery;  // how long start-up took
   uint64_t connections = 0, accepted = 0, refused = 0, dropped = 0;

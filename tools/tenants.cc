@@ -83,8 +83,13 @@ Status TenantDirectory::ReadTokens(const std::string& path) {
 }
 
 StatusOr<std::unique_ptr<TenantDirectory>> TenantDirectory::Create(
-    const DaemonConfig::Server& config) {
+    const DaemonConfig::Server& config,
+    std::map<std::string, std::string> remote) {
   std::unique_ptr<TenantDirectory> directory(new TenantDirectory(config));
+  for (const auto& [name, tenant] : remote) {
+    LARDER_RETURN_IF_ERROR(directory->AddName(tenant));
+  }
+  directory->remote_ = std::move(remote);
   for (const auto& [uid, name] : config.tenants) {
     LARDER_RETURN_IF_ERROR(directory->AddName(name));
   }
@@ -118,6 +123,22 @@ StatusOr<TenantId> TenantDirectory::Resolve(uid_t uid, std::string_view token) {
                      " is no tenant of this daemon; add it to "
                      "server.tenants or give a token"));
   }
+  absl::MutexLock lock(&mu_);
+  seen_.insert(tenant);
+  return tenant;
+}
+
+StatusOr<TenantId> TenantDirectory::ResolveRemote(std::string_view certificate,
+                                                  std::string_view token) {
+  // No uid that is accepted is this one: no number of another host counts.
+  if (remote_.empty()) return Resolve(UINT32_MAX, token);
+  const auto it = remote_.find(std::string(certificate));
+  if (it == remote_.end()) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        "\"", absl::string_view(certificate.data(), certificate.size()),
+        "\" is no tenant of this daemon; add it to remote_clients.tenants"));
+  }
+  const TenantId tenant = NumberOf(it->second);
   absl::MutexLock lock(&mu_);
   seen_.insert(tenant);
   return tenant;

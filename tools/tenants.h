@@ -31,12 +31,18 @@ class TenantDirectory {
  public:
   // Reads the tokens file. FailedPrecondition: it is readable by others, or two
   // names have one number. InvalidArgument names a malformed line.
+  // `remote`: names in certificates of other hosts and the tenants they are.
   static StatusOr<std::unique_ptr<TenantDirectory>> Create(
-      const DaemonConfig::Server& config);
+      const DaemonConfig::Server& config,
+      std::map<std::string, std::string> remote = {});
 
   // A valid token decides. An invalid one is PermissionDenied, whatever the
   // uid; without a token server.tenants decides, then server.tenant_mode.
   StatusOr<TenantId> Resolve(uid_t uid, std::string_view token);
+  // Of a client on another host: its certificate's name decides where names are
+  // listed; else its token, else server.tenant_mode if that is single.
+  StatusOr<TenantId> ResolveRemote(std::string_view certificate,
+                                   std::string_view token);
 
   // The name, or the number as text.
   std::string Name(TenantId tenant) const;
@@ -60,8 +66,9 @@ class TenantDirectory {
   };
   const std::string mode_;
   const TenantMap by_uid_;
-  std::vector<Token> tokens_;              // constant after Create
-  std::map<TenantId, std::string> names_;  // constant after Create
+  std::map<std::string, std::string> remote_;  // constant after Create
+  std::vector<Token> tokens_;                  // constant after Create
+  std::map<TenantId, std::string> names_;      // constant after Create
 
   mutable absl::Mutex mu_;
   std::set<TenantId> seen_ ABSL_GUARDED_BY(mu_);

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -32,6 +33,7 @@
 #include "tools/kv_events.h"
 #include "tools/metrics.h"
 #include "tools/profile_store.h"
+#include "tools/remote_clients.h"
 #include "tools/system_view.h"
 #include "tools/tenants.h"
 #include "tools/version.h"
@@ -69,6 +71,7 @@ class WiredDaemon final : public Daemon {
       : config_(config), started_(Clock::Real().Now()) {}
 
   ~WiredDaemon() override {
+    if (remote_clients_) remote_clients_->Stop();
     if (local_) local_->Stop(absl::Seconds(1));
     if (cluster_) cluster_->Stop();
     if (control_) control_->Stop(absl::Seconds(1));
@@ -77,7 +80,11 @@ class WiredDaemon final : public Daemon {
   Status Build() {
     const DaemonConfig config = Config();
     LARDER_RETURN_IF_ERROR(RefuseSecondDaemon(config));
-    LARDER_ASSIGN_OR_RETURN(tenants_, TenantDirectory::Create(config.server));
+    std::map<std::string, std::string> remote_tenants;
+    LARDER_ASSIGN_OR_RETURN(remote_tenants, RemoteTenants(config));
+    LARDER_ASSIGN_OR_RETURN(
+        tenants_,
+        TenantDirectory::Create(config.server, std::move(remote_tenants)));
     executor_ = NewThreadPool("copy", CopyWorkers(config));
     // Encoding takes long and nobody waits for it: beside the copies, not
     // before them.
@@ -105,6 +112,13 @@ class WiredDaemon final : public Daemon {
     LARDER_RETURN_IF_ERROR(BuildControlPlane(config));
     LARDER_RETURN_IF_ERROR(BuildLocalServer(config));
     if (cluster_) LARDER_RETURN_IF_ERROR(cluster_->Start(*engine_));
+    if (!config.remote_clients.listen.empty()) {
+      LARDER_ASSIGN_OR_RETURN(
+          remote_clients_,
+          RemoteClients::Start(
+              config.remote_clients, local_->hub(), *executor_,
+              [](const std::string& line) { spdlog::info("{}", line); }));
+    }
     serving_ = true;
     return absl::OkStatus();
   }
@@ -118,6 +132,7 @@ class WiredDaemon final : public Daemon {
 
   void BeginShutdown(absl::AnyInvocable<void(Status) &&> done) override {
     draining_ = true;
+    if (remote_clients_) remote_clients_->Stop();
     local_->Stop(absl::Seconds(1));
     if (cluster_) cluster_->Stop();
     engine_->Drain(std::move(done));
@@ -293,7 +308,8 @@ class WiredDaemon final : public Daemon {
     options.log = [](const std::string& line) { spdlog::info("{}", line); };
     options.session.tenant_of = [tenants =
                                      tenants_.get()](const PeerIdentity& peer) {
-      return tenants->Resolve(peer.uid, peer.token);
+      return peer.remote ? tenants->ResolveRemote(peer.certificate, peer.token)
+                         : tenants->Resolve(peer.uid, peer.token);
     };
     options.session.wants_blocks = [events =
                                         kv_events_.get()](TenantId tenant) {
@@ -361,6 +377,7 @@ class WiredDaemon final : public Daemon {
       out.accepted = stats.accepted;
       out.refused = stats.refused;
       out.dropped = stats.dropped;
+      if (remote_clients_) out.remote_clients = remote_clients_->GetStats();
     }
     const DramTier::Stats dram = dram_->GetStats();
     out.dram_slabs = dram.slabs;
@@ -417,6 +434,7 @@ class WiredDaemon final : public Daemon {
   std::unique_ptr<KvEvents> kv_events_;
   std::unique_ptr<ControlPlane> control_;
   std::unique_ptr<LocalServer> local_;
+  std::unique_ptr<RemoteClients> remote_clients_;
 };
 
 }  // namespace

@@ -215,7 +215,7 @@ StatusOr<std::unique_ptr<Device::Registration>> Device::Register(
 }
 
 std::optional<cuda::DevicePtr> Device::AddressOf(const SlabMapping& slab) {
-  if (!reads_slabs_) return std::nullopt;
+  if (!reads_slabs_ || !slab.filled()) return std::nullopt;
   absl::MutexLock lock(&slabs_mu_);
   const auto [it, is_new] = slabs_.try_emplace(&slab, 0);
   if (is_new) {

@@ -14,7 +14,13 @@ constexpr absl::Duration kPumpGrain = absl::Seconds(1);
 // More strangers than this are dropped; their holds then time out as misses.
 constexpr size_t kEarlyMax = 4 * wire::kRingEntries;
 
+Link::Connector remote_connector = nullptr;  // constant once main runs
+
 }  // namespace
+
+void Link::SetRemoteConnector(Connector connector) {
+  remote_connector = connector;
+}
 
 // ---- HeldChunks
 
@@ -118,8 +124,17 @@ bool HeldChunks::Lacks(size_t index, uint32_t layers) const {
 
 StatusOr<std::shared_ptr<Link>> Link::Connect(
     const LocalChannel::Options& options) {
+  Connector connect = &LocalChannel::Connect;
+  if (options.socket_path.find("://") != std::string::npos) {
+    connect = remote_connector;
+    if (connect == nullptr) {
+      return absl::FailedPreconditionError(
+          "this program reaches daemons of this host alone; for tls:// and "
+          "ucx:// link larder::client_remote beside larder::client");
+    }
+  }
   LARDER_ASSIGN_OR_RETURN(std::shared_ptr<LocalChannel> channel,
-                          LocalChannel::Connect(options));
+                          connect(options));
   return std::make_shared<Link>(std::move(channel));
 }
 

@@ -112,8 +112,14 @@ struct Staging {
 // a queue (StartPump): all others drain the ring while they wait.
 class Link {
  public:
+  // To the daemon of this host, or of another where the path is a URL and
+  // somebody is linked who knows what to do with it (remote.cc).
   static StatusOr<std::shared_ptr<Link>> Connect(
       const LocalChannel::Options& options);
+  using Connector = StatusOr<std::shared_ptr<LocalChannel>> (*)(
+      const LocalChannel::Options& options);
+  // Before the first Connect.
+  static void SetRemoteConnector(Connector connector);
   explicit Link(std::shared_ptr<LocalChannel> channel)
       : channel_(std::move(channel)) {}
   ~Link();

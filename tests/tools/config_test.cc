@@ -360,6 +360,46 @@ TEST(Config, WhatNodesProveThemselvesWith) {
   EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ucx_listen"));
 }
 
+TEST(Config, WhatRemoteClientsProveThemselvesWith) {
+  DaemonConfig config;
+  DaemonConfig::RemoteClients& remote = config.remote_clients;
+  const auto refused = [&] { return Message(ValidateConfig(config)); };
+  config.server.tenant_mode = "per-uid";
+  remote.listen = "engines.example:9401";
+  EXPECT_THAT(refused(), HasSubstr("no ADDRESS:PORT"));
+  remote.listen = "10.0.0.7:9401";
+  EXPECT_THAT(refused(), HasSubstr("remote_clients.ca"));
+  remote.ca = "/ca.pem";
+  remote.certificate = "/store.pem";
+  EXPECT_THAT(refused(), HasSubstr("remote_clients.key"));
+  remote.key = "/store.key";
+  EXPECT_THAT(refused(), HasSubstr("whose chunks"));
+  for (const char* wrong : {"alice", "=alice", "a=", "a=alice,a=bob",
+                            "a=no tenant", "a=alice,,=b"}) {
+    remote.tenants = wrong;
+    EXPECT_THAT(refused(), HasSubstr("remote_clients.tenants")) << wrong;
+  }
+  remote.tenants = "engine-a=alice, spiffe://x/b = bob";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  EXPECT_EQ(RemoteTenants(config).value(),
+            (std::map<std::string, std::string>{{"engine-a", "alice"},
+                                                {"spiffe://x/b", "bob"}}));
+  remote.transport = "ucx";
+  EXPECT_THAT(refused(), HasSubstr("proves no names"));
+  remote.tenants = "";
+  config.server.tenant_mode = "single";
+  EXPECT_THAT(refused(), HasSubstr("remote_clients.insecure"));
+  remote.insecure = true;
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  remote.insecure = false;
+  remote.listen = "[::1]:9401";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+  // Nothing of it matters where nobody is served.
+  remote = {};
+  config.server.tenant_mode = "per-uid";
+  EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
+}
+
 TEST(Config, WhichNodesMayHaveATenantsChunks) {
   const StatusOr<DaemonConfig> config = ParseConfig(R"(
 [[cluster.tenants]]

@@ -71,6 +71,19 @@ void Packet::Recycler::operator()(Buffer* buffer) const {
   static_cast<BufferPool*>(pool.get())->Give(std::unique_ptr<Buffer>(buffer));
 }
 
+StatusOr<Packet> Packet::Copy(ByteSpan bytes) {
+  static const auto* const pool =
+      new std::shared_ptr<BufferPool>(std::make_shared<BufferPool>());
+  if (bytes.size() > wire::kMaxMessageBytes) {
+    return absl::InvalidArgumentError("too long for a packet");
+  }
+  BufferPtr buffer((*pool)->Take().release(), Recycler{*pool});
+  std::memcpy(buffer->bytes, bytes.data(), bytes.size());
+  LARDER_ASSIGN_OR_RETURN(const PacketView view,
+                          PacketView::Parse({buffer->bytes, bytes.size()}));
+  return Packet(std::move(buffer), view);
+}
+
 Packet::Packet() = default;
 Packet::Packet(BufferPtr buffer, PacketView view)
     : buffer_(std::move(buffer)), view_(view) {}

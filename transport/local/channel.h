@@ -38,6 +38,10 @@ class Packet {
   };
   using BufferPtr = std::unique_ptr<Buffer, Recycler>;
 
+  // Of bytes that came by something else than a socket. InvalidArgument: they
+  // are no packet.
+  static StatusOr<Packet> Copy(ByteSpan bytes);
+
   Packet();
   Packet(BufferPtr buffer, PacketView view);
   Packet(Packet&&) noexcept;
@@ -73,6 +77,9 @@ class SlabMapping {
 
   uint32_t slab() const { return slab_; }
   ByteSpan bytes() const { return bytes_; }
+  // Whether all of it is memory. Of a daemon on another host only what is held
+  // is: such a mapping is copied from, never registered with a device.
+  bool filled() const { return filled_; }
 
   // `task` runs before the memory is unmapped, on the thread that drops the
   // last reference. Thread-safe.
@@ -83,7 +90,8 @@ class SlabMapping {
   }
 
  protected:
-  SlabMapping(uint32_t slab, ByteSpan bytes) : slab_(slab), bytes_(bytes) {}
+  SlabMapping(uint32_t slab, ByteSpan bytes, bool filled = true)
+      : slab_(slab), bytes_(bytes), filled_(filled) {}
   ~SlabMapping() = default;
 
   void RunBeforeUnmap() ABSL_LOCKS_EXCLUDED(mu_) {
@@ -98,6 +106,7 @@ class SlabMapping {
  private:
   const uint32_t slab_;
   const ByteSpan bytes_;
+  const bool filled_;
   mutable absl::Mutex mu_;
   mutable std::vector<absl::AnyInvocable<void() &&>> before_unmap_
       ABSL_GUARDED_BY(mu_);

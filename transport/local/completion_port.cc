@@ -165,6 +165,7 @@ void CompletionPort::Close() {
 }
 
 void CompletionPort::RingBell() {
+  if (sink_->Rang()) return;
   const char bell = 1;
   // A full pipe is readable as it is.
   [[maybe_unused]] const ssize_t written = write(bell_write_.get(), &bell, 1);

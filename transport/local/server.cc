@@ -470,6 +470,7 @@ class LocalServerImpl final : public LocalServer {
 
   void Stop(absl::Duration drain_for) override { StopOnce(drain_for); }
   void RetireSlab(uint32_t slab) override { hub_->RetireSlab(slab); }
+  std::shared_ptr<SessionHub> hub() const override { return hub_; }
 
   Stats stats() const override {
     const auto read = [](const auto& counter) {

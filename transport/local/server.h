@@ -88,6 +88,9 @@ class LocalServer {
   // blocks; may be called from the tier (DramTier::ObserveRetired). Idempotent.
   virtual void RetireSlab(uint32_t slab) = 0;
 
+  // For sessions that come by other ways than the socket.
+  virtual std::shared_ptr<SessionHub> hub() const = 0;
+
   struct Stats {
     uint64_t clients = 0;   // now
     uint64_t accepted = 0;  // ever

@@ -29,6 +29,11 @@ struct PeerIdentity {
   pid_t pid = 0;  // 0: in a pid namespace that is not an ancestor of ours
   std::string_view token;
   std::string_view client_name;  // printable ASCII only; for people
+  // On another host: the kernel's numbers say nothing then, and `certificate`
+  // is what its link proved of it (Peer::identity), perhaps nothing. Lives as
+  // long as the session's sink.
+  bool remote = false;
+  std::string_view certificate;
 };
 
 struct SessionOptions {
@@ -75,6 +80,10 @@ class PacketSink {
   // Sends a packet or queues a copy of it (and of the descriptors, which are
   // borrowed). Never blocks. False: the client is gone or is being dropped.
   virtual bool Send(ByteSpan packet, std::span<const int> fds) = 0;
+  // The ring or the notices have something new. True: the client hears of it
+  // from the sink; false: its bell is to be rung. Any thread, also while the
+  // session handles a packet.
+  virtual bool Rang() { return false; }
   // The client is to be dropped, after what was sent; `reason` is for the log.
   // May be called from any thread, any number of times.
   virtual void Close(std::string_view reason) = 0;
