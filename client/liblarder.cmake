@@ -30,7 +30,7 @@ target_include_directories(larder_shared INTERFACE
   $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 # Daemons of other hosts: by TLS, and by UCX if it is there at run time.
 set(remote_objects $<TARGET_OBJECTS:larder_client_remote>)
-set(remote_archives larder_transport_remote larder_transport_tls
+set(remote_archives larder_transport_remote larder_transport_tls larder_transport_tcp
   larder_transport_link)
 if(NOT LARDER_CORE_ONLY)
   list(APPEND remote_objects $<TARGET_OBJECTS:larder_ucx_at_run_time>)

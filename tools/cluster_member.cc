@@ -25,6 +25,7 @@
 #include "transport/etcd/etcd_membership.h"
 #include "transport/link/socket_address.h"
 #include "transport/link/token_transport.h"
+#include "transport/tcp/tcp_transport.h"
 #include "transport/tls/tls_transport.h"
 #include "transport/ucx/ucx_transport.h"
 
@@ -297,7 +298,7 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
   if (listen.empty()) {
     LARDER_ASSIGN_OR_RETURN(listen, AddressTowards(etcd.endpoints.front()));
   }
-  // TLS proves who is there; UCX by a token that was got by it.
+  // TLS proves who is there; the others by a token that was got by it.
   const bool certificates = !config.ca.empty();
   std::unique_ptr<Transport> transport;
   if (certificates) {
@@ -314,17 +315,18 @@ StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Create(
   } else {
     LARDER_RETURN_IF_ERROR(CheckInsecure(config, listen));
   }
-  if (config.transport == "ucx") {
-    auto made = NewUcxTransport({});
+  if (config.transport != "tls") {
+    auto made =
+        config.transport == "tcp" ? NewTcpTransport({}) : NewUcxTransport({});
     if (!made.ok()) return Annotate(made.status(), "cluster.transport");
     if (certificates) {
       TokenTransportParts parts;
       parts.control = std::move(transport);
       parts.data = *std::move(made);
       parts.data_address =
-          config.ucx_listen.empty()
+          config.data_listen.empty()
               ? absl::StrCat(listen.substr(0, listen.rfind(':')), ":0")
-              : config.ucx_listen;
+              : config.data_listen;
       parts.clock = &Clock::Real();
       transport = NewTokenTransport(std::move(parts));
     } else {

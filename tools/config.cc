@@ -657,8 +657,8 @@ Status CheckInsecure(const DaemonConfig::Cluster& cluster,
                      std::string_view listen) {
   if (cluster.insecure || IsLoopback(listen)) return absl::OkStatus();
   return Impossible(
-      absl::StrCat("cluster.transport = \"ucx\" without certificates would let "
-                   "everybody who reaches ",
+      absl::StrCat("cluster.transport = \"", cluster.transport,
+                   "\" without certificates would let everybody who reaches ",
                    Absl(listen), " read all chunks"),
       "give cluster.ca, cluster.certificate and cluster.key; or, on a network "
       "on which nobody else is, say cluster.insecure = true");
@@ -694,7 +694,7 @@ Status CheckCluster(const DaemonConfig& config) {
         "nodes prove themselves with cluster.ca, cluster.certificate and "
         "cluster.key",
         "give all three files; on a network on which nobody else is, "
-        "cluster.transport = \"ucx\" goes without them");
+        "cluster.transport = \"tcp\" or \"ucx\" goes without them");
   }
   if (files == 3 && cluster.insecure) {
     return Impossible("cluster.insecure is for nodes without certificates",
@@ -704,12 +704,12 @@ Status CheckCluster(const DaemonConfig& config) {
   if (files == 0 && !cluster.listen.empty()) {
     LARDER_RETURN_IF_ERROR(CheckInsecure(cluster, cluster.listen));
   }
-  if (!cluster.ucx_listen.empty() &&
-      (cluster.transport != "ucx" || files != 3)) {
+  if (!cluster.data_listen.empty() &&
+      (cluster.transport == "tls" || files != 3)) {
     return Impossible(
-        "cluster.ucx_listen is for cluster.transport = \"ucx\" with "
-        "certificates",
-        "leave it out; without certificates cluster.listen is UCX's");
+        "cluster.data_listen is for cluster.transport = \"tcp\" or \"ucx\" "
+        "with certificates",
+        "leave it out; without certificates KV goes by cluster.listen");
   }
   if (config.server.tenant_mode == "listed" && cluster.secret_file.empty()) {
     return Impossible(

@@ -134,8 +134,8 @@ struct DaemonConfig {
     std::string node;    // empty: the host's name
     std::string listen;  // empty: the address that reaches etcd, port 9400
     std::string transport = "tls";
-    std::string ucx_listen;  // empty: the host of `listen`, any port
-    bool insecure = false;   // UCX beyond loopback without certificates
+    std::string data_listen;  // empty: the host of `listen`, any port
+    bool insecure = false;    // beyond loopback without certificates
     std::string ca, certificate, key;
     std::string secret_file;
     ClusterTenants tenants;

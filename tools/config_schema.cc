@@ -431,24 +431,24 @@ const std::array kSchema = {
     ConfigKey{.name = "cluster.transport",
               .type = ConfigType::kEnum,
               .field = LARDER_FIELD(cluster.transport),
-              .choices = "tls|ucx",
+              .choices = "tls|tcp|ucx",
               .description =
-                  "how KV travels: by TLS; or by UCX, which encrypts nothing, "
-                  "on a network that is trusted, each link opened with a "
-                  "token that was got by TLS"},
-    ConfigKey{.name = "cluster.ucx_listen",
+                  "how KV travels: by TLS; or, on a network that is trusted, "
+                  "by TCP as it is or by UCX (RDMA), which encrypt nothing, "
+                  "each link opened with a token that was got by TLS"},
+    ConfigKey{.name = "cluster.data_listen",
               .type = ConfigType::kString,
-              .field = LARDER_FIELD(cluster.ucx_listen),
+              .field = LARDER_FIELD(cluster.data_listen),
               .description =
-                  "address that UCX listens at beside TLS, such as "
+                  "address that TCP or UCX listens at beside TLS, such as "
                   "10.1.0.7:9401 (of the RDMA network); empty: the host of "
                   "cluster.listen, any port; other nodes are told it"},
     ConfigKey{.name = "cluster.insecure",
               .type = ConfigType::kBool,
               .field = LARDER_FIELD(cluster.insecure),
               .description =
-                  "UCX beyond loopback without certificates: whoever reaches "
-                  "the port reads all chunks of all tenants"},
+                  "TCP or UCX beyond loopback without certificates: whoever "
+                  "reaches the port reads all chunks of all tenants"},
     ConfigKey{.name = "cluster.ca",
               .type = ConfigType::kPath,
               .field = LARDER_FIELD(cluster.ca),

@@ -884,7 +884,8 @@ Finding ClusterTrust(const DoctorInput& input) {
   if (cluster.etcd.empty()) return kNoCluster;
   if (!cluster.ca.empty()) return Ok("both sides show certificates");
   if (LoopbackOnly(cluster.listen)) return Ok("this host only");
-  return Warning("cluster.transport = ucx without certificates",
+  return Warning(absl::StrCat("cluster.transport = ", cluster.transport,
+                              " without certificates"),
                  "keep it to a network of its own, or give cluster.ca, "
                  ".certificate and .key");
 }

@@ -14,7 +14,7 @@
 
 #include "tests/testing/manual_clock.h"
 #include "tests/testing/manual_executor.h"
-#include "transport/tls/frame_stream.h"
+#include "transport/tcp/frame_stream.h"
 
 namespace larder {
 namespace {

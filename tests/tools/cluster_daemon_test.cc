@@ -137,22 +137,22 @@ uint32_t Load(Space& space, uint32_t prompt) {
   return loaded.usable;
 }
 
-// By the network; "tokens": UCX's links opened with tokens got by TLS.
+// By the network. UCX without certificates; TCP's links opened with tokens got
+// by TLS.
 class ClusterDaemonTest : public testing::TestWithParam<std::string> {
  protected:
   ClusterDaemonTest() {
     if (GetParam() != "ucx") ca_ = std::make_unique<TestCa>();
   }
   std::unique_ptr<NodeUnderTest> Node(const std::string& name) {
-    return std::make_unique<NodeUnderTest>(name, etcd_, ca_.get(),
-                                           GetParam() == "tls" ? "tls" : "ucx");
+    return std::make_unique<NodeUnderTest>(name, etcd_, ca_.get(), GetParam());
   }
 
   EtcdProcess etcd_;
   std::unique_ptr<TestCa> ca_;
 };
 INSTANTIATE_TEST_SUITE_P(Networks, ClusterDaemonTest,
-                         testing::Values("tls", "ucx", "tokens"),
+                         testing::Values("tls", "ucx", "tcp"),
                          [](const auto& network) { return network.param; });
 
 TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
@@ -330,7 +330,7 @@ TEST(ClusterSecurityTest, WhoMayHaveATenantsChunks) {
   const auto a = node("a", key), b = node("b", key), d = node("d", wrong);
   const auto c = node("c", key);  // has it, and may not
   const int ucx_port = FreePort();
-  a->Flag(absl::StrCat("--cluster.ucx_listen=127.0.0.1:", ucx_port));
+  a->Flag(absl::StrCat("--cluster.data_listen=127.0.0.1:", ucx_port));
   for (const auto* one : {&a, &b, &c, &d}) {
     ASSERT_NO_FATAL_FAILURE((*one)->Start());
   }

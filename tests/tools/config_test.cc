@@ -347,8 +347,9 @@ TEST(Config, WhatNodesProveThemselvesWith) {
   }
   config.cluster.insecure = true;
   EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
-  config.cluster.ucx_listen = "10.1.0.7:0";
-  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ucx_listen"));
+  config.cluster.data_listen = "10.1.0.7:0";
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              HasSubstr("cluster.data_listen"));
   config.cluster.ca = "/ca.pem";
   EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("all three"));
   config.cluster.certificate = "/node.pem";
@@ -357,7 +358,8 @@ TEST(Config, WhatNodesProveThemselvesWith) {
   config.cluster.insecure = false;
   EXPECT_EQ(ValidateConfig(config), absl::OkStatus());
   config.cluster.transport = "tls";
-  EXPECT_THAT(Message(ValidateConfig(config)), HasSubstr("cluster.ucx_listen"));
+  EXPECT_THAT(Message(ValidateConfig(config)),
+              HasSubstr("cluster.data_listen"));
 }
 
 TEST(Config, WhatRemoteClientsProveThemselvesWith) {

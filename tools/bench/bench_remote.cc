@@ -25,6 +25,7 @@
 #include "tools/bench/bare_ucx.h"
 #include "tools/bench/benches.h"
 #include "tools/bench/limits.h"
+#include "transport/tcp/tcp_transport.h"
 #include "transport/ucx/ucx_transport.h"
 
 namespace larder::bench {
@@ -118,18 +119,25 @@ class Server final : public LinkService {
   LandingId landing_ = 0;
 };
 
-UcxOptions Options(const std::string& transports) {
+// What carries a link, and what bare UCX it is compared with.
+struct Network {
+  std::string ucx;        // transports that UCX may use
+  bool plain_tcp = true;  // links go without UCX
+};
+
+StatusOr<std::unique_ptr<Transport>> NewTransport(const Network& network) {
+  if (network.plain_tcp) return NewTcpTransport({});
   UcxOptions options;
-  options.transports = transports;
-  options.read_peer_memory = transports != "tcp";
-  return options;
+  options.transports = network.ucx;
+  options.read_peer_memory = network.ucx != "tcp";
+  return NewUcxTransport(options);
 }
 
 // The other process: a pool of bytes that nobody read lately, served by a link
 // and by UCX itself.
 class PeerProcess {
  public:
-  explicit PeerProcess(const std::string& transports) {
+  explicit PeerProcess(const Network& network) {
     int told[2];
     if (pipe(told) != 0) Die("pipe");
     pid_ = fork();
@@ -137,7 +145,7 @@ class PeerProcess {
     if (pid_ == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
       close(told[0]);
-      Serve(transports, told[1]);
+      Serve(network, told[1]);
     }
     close(told[1]);
     std::string text;
@@ -171,12 +179,12 @@ class PeerProcess {
     std::exit(1);
   }
 
-  [[noreturn]] static void Serve(const std::string& transports, int told) {
+  [[noreturn]] static void Serve(const Network& network, int told) {
     Buffer pool(PoolBytes());
     pool.Fill(1);
     const ByteSpan bytes(pool.data(), pool.size());
     Server server(bytes);
-    const auto transport = NewUcxTransport(Options(transports));
+    const auto transport = NewTransport(network);
     const auto address = transport.ok()
                              ? (*transport)->Listen("127.0.0.1:0", server)
                              : transport.status();
@@ -184,7 +192,7 @@ class PeerProcess {
       std::fprintf(stderr, "bench: %s\n", address.status().ToString().c_str());
       _exit(1);
     }
-    BareServer bare(transports, bytes);
+    BareServer bare(network.ucx, bytes);
     const std::string text = absl::StrCat(bare.address(), " ", *address);
     if (write(told, text.data(), text.size()) < 0) _exit(1);
     close(told);
@@ -198,10 +206,10 @@ class PeerProcess {
 // The loading end of a link. Its service is never called.
 class Loader final : public LinkService {
  public:
-  Loader(const std::string& transports, const std::string& address,
+  Loader(const Network& network, const std::string& address,
          MutableByteSpan memory)
       : memory_(memory) {
-    auto transport = NewUcxTransport(Options(transports));
+    auto transport = NewTransport(network);
     if (!transport.ok()) Die(transport.status());
     transport_ = *std::move(transport);
     absl::Notification done;
@@ -283,12 +291,12 @@ class Loader final : public LinkService {
 // Both ends over one kind of network.
 class Pair {
  public:
-  Pair(const std::string& transports, const PeerProcess& peer, Buffer& memory)
+  Pair(const Network& network, const PeerProcess& peer, Buffer& memory)
       : peer_(peer),
         memory_(memory),
         bytes_(memory.size() / kUrgentBytes * kUrgentBytes),
-        bare_(transports, peer.bare(), {memory.data(), memory.size()}),
-        loader_(transports, peer.link(), {memory.data(), memory.size()}) {}
+        bare_(network.ucx, peer.bare(), {memory.data(), memory.size()}),
+        loader_(network, peer.link(), {memory.data(), memory.size()}) {}
 
   // GB/s; the bytes are what the peer has, or the program ends.
   double LoadBare() {
@@ -359,9 +367,9 @@ class Pair {
   uint64_t at_ = 0;
 };
 
-void LoadRow(const std::string& name, const std::string& transports,
+void LoadRow(const std::string& name, const Network& network,
              const PeerProcess& peer, Buffer& memory, Report& report) {
-  Pair pair(transports, peer, memory);
+  Pair pair(network, peer, memory);
   const Paired p = MeasurePaired(
       7, [&] { return pair.LoadBare(); }, [&] { return pair.Load(); });
   report.Add(
@@ -420,22 +428,30 @@ void PriorityRow(Pair& pair, Report& report) {
 
 Status RunRemote(const BenchOptions& options, Report& report) {
   // Before this process has any thread.
-  const bool shm_wanted = options.Wants({"remote.load.shm"});
+  const Network plain{"tcp", true}, ucx{"tcp", false}, shared{"shm,tcp", false};
   const bool tcp_wanted =
       options.Wants({"remote.load.tcp", "remote.match", "remote.priority"});
-  std::unique_ptr<PeerProcess> tcp, shm;
-  if (tcp_wanted) tcp = std::make_unique<PeerProcess>("tcp");
-  if (shm_wanted) shm = std::make_unique<PeerProcess>("shm,tcp");
-  if (!tcp_wanted && !shm_wanted) return RunTls(options, report);
+  const bool ucx_wanted = options.Wants({"remote.load.ucx_tcp"});
+  const bool shm_wanted = options.Wants({"remote.load.shm"});
+  std::unique_ptr<PeerProcess> tcp, ucx_tcp, shm;
+  if (tcp_wanted) tcp = std::make_unique<PeerProcess>(plain);
+  if (ucx_wanted) ucx_tcp = std::make_unique<PeerProcess>(ucx);
+  if (shm_wanted) shm = std::make_unique<PeerProcess>(shared);
+  if (!tcp_wanted && !ucx_wanted && !shm_wanted) {
+    return RunTls(options, report);
+  }
   Buffer memory(PoolBytes());
   if (options.Wants({"remote.load.tcp"})) {
-    LoadRow("remote.load.tcp", "tcp", *tcp, memory, report);
+    LoadRow("remote.load.tcp", plain, *tcp, memory, report);
+  }
+  if (ucx_wanted) {
+    LoadRow("remote.load.ucx_tcp", ucx, *ucx_tcp, memory, report);
   }
   if (shm_wanted) {
-    LoadRow("remote.load.shm", "shm,tcp", *shm, memory, report);
+    LoadRow("remote.load.shm", shared, *shm, memory, report);
   }
   if (options.Wants({"remote.match", "remote.priority"})) {
-    Pair pair("tcp", *tcp, memory);
+    Pair pair(plain, *tcp, memory);
     if (options.Wants({"remote.match"})) MatchRow(pair, report);
     if (options.Wants({"remote.priority"})) PriorityRow(pair, report);
   }

@@ -12,10 +12,11 @@
 #include "store/status.h"
 #include "store/transport.h"
 #include "store/units.h"
+#include "transport/tcp/stream_transport.h"
 
 namespace larder {
 
-struct TlsOptions : TransportOptions {
+struct TlsOptions : StreamOptions {
   // In PEM form. What is believed: certificates that one of these CAs signed
   // (several while they are rotated). What this end shows: its certificate,
   // then those between it and the CA, and its key, not encrypted. One that has
@@ -27,14 +28,6 @@ struct TlsOptions : TransportOptions {
   // often at most. Files that cannot be used are logged and change nothing.
   absl::Duration reload_interval = absl::Seconds(1);
 
-  // Threads; links are spread over them.
-  uint32_t workers = 1;
-  // A connection that has not shown by then who it is is closed, at both ends.
-  absl::Duration handshake_timeout = absl::Seconds(10);
-  // Accepted connections that have not shown it yet, and accepted ones
-  // altogether. More wait in the kernel's queue.
-  uint32_t handshakes_max = 256;
-  uint32_t connections_max = 8192;
   // An end that has sent so much changes its key: AES-GCM may encrypt 2^24.5
   // records of 16 KiB with one (RFC 8446, 5.5).
   uint64_t key_bytes = 64_GiB;
@@ -42,12 +35,6 @@ struct TlsOptions : TransportOptions {
   // Lets the kernel encrypt what is sent, where OpenSSL and the kernel can.
   // Keys are not changed then.
   bool kernel_tls = false;
-
-  // Gets what no caller is told: connections refused here (ten a second at
-  // most, the rest are counted), files that cannot be used. Called on threads
-  // of the transport; must not block. No secret is in it.
-  std::function<void(const Status&)> log;
-  Clock* clock = &Clock::Real();
 };
 
 // Links by TLS 1.3 over TCP, both ends showing a certificate; FORMAT.md of

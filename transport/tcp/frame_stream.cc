@@ -1,4 +1,4 @@
-#include "transport/tls/frame_stream.h"
+#include "transport/tcp/frame_stream.h"
 
 #include <algorithm>
 #include <optional>

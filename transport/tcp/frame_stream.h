@@ -1,5 +1,5 @@
-#ifndef LARDER_TRANSPORT_TLS_FRAME_STREAM_H_
-#define LARDER_TRANSPORT_TLS_FRAME_STREAM_H_
+#ifndef LARDER_TRANSPORT_TCP_FRAME_STREAM_H_
+#define LARDER_TRANSPORT_TCP_FRAME_STREAM_H_
 
 #include <array>
 #include <cstddef>
@@ -44,4 +44,4 @@ class FrameStream {
 
 }  // namespace larder
 
-#endif  // LARDER_TRANSPORT_TLS_FRAME_STREAM_H_
+#endif  // LARDER_TRANSPORT_TCP_FRAME_STREAM_H_
