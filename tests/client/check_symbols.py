@@ -9,7 +9,7 @@ import sys
 
 # Ubuntu 22.04 and everything after it.
 NEWEST_GLIBC = (2, 35)
-ALLOWED = {"libcrypto.so.3", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2",
+ALLOWED = {"libcrypto.so.3", "libssl.so.3", "libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2",
            "libpthread.so.0"}
 
 
