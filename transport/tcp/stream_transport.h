@@ -17,6 +17,8 @@ namespace larder {
 struct StreamOptions : TransportOptions {
   // Threads; links are spread over them.
   uint32_t workers = 1;
+  // One with nothing to do looks for more for so long before it sleeps.
+  absl::Duration spin = absl::Microseconds(50);
   // A connection that has not shown by then who it is is closed, at both ends.
   absl::Duration handshake_timeout = absl::Seconds(10);
   // Accepted connections that have not shown it yet, and accepted ones
