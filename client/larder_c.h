@@ -685,9 +685,9 @@ LARDER_API void larder_region_close(larder_region* region);
 #define LARDER_LOAD_EACH 2u
 /* Waits, until the deadline, for chunks that are still being saved part after
  * part (larder_save_opts.layer_begin), here or at a node that sends them
- * (larder_commit_opts.destination), and takes each layer when all chunks have
- * it: larder_load_wait_layer tells. Needs a deadline; without hold and stream.
- * LARDER_E_UNSUPPORTED: the daemon is too old. */
+ * (larder_commit_opts.destination), and takes each layer as its chunks come;
+ * larder_load_wait_layer tells when all have it. Needs a deadline; without hold
+ * and stream. LARDER_E_UNSUPPORTED: the daemon is too old. */
 #define LARDER_LOAD_ARRIVING 4u
 
 /* What became of one chunk of a streaming load. Times count from its start. */

@@ -141,7 +141,8 @@ class DeviceRun {
   // Holds layers from `layer` on, as many as all chunks have by now, when they
   // have this one.
   Status HoldArrived(uint32_t layer) {
-    LARDER_ASSIGN_OR_RETURN(here_, AwaitLayer(request_, layer, cancelled_));
+    LARDER_ASSIGN_OR_RETURN(
+        here_, AwaitLayer(request_, 0, request_.ids.size(), layer, cancelled_));
     HoldOptions options;
     options.deadline = request_.deadline;
     options.worst_lineage = request_.worst_lineage;

@@ -40,6 +40,11 @@ MissReason ReasonOf(const Status& status) {
   }
 }
 
+// Of a layer that is arriving: what is waited for and taken at once, and how
+// many times at most.
+constexpr uint64_t kArrivingBytes = 2_MiB;
+constexpr size_t kArrivingSlices = 8;
+
 // Bytes of a whole chunk, for the size of windows.
 uint64_t ChunkBytes(const SpaceDescriptor& space) {
   uint64_t bytes = 0;
@@ -101,7 +106,8 @@ class LoadRun {
       }
       if (by_layer) {
         std::vector<LayeredChunk> chunks(count_);
-        LayerByLayer(*hold, chunks, 0, LayerEnd(request_.views));
+        LayerByLayer(*hold, {0, count_, request_.hold_first}, chunks, 0,
+                     LayerEnd(request_.views));
       } else {
         ChunkByChunk(*hold);
       }
@@ -477,47 +483,62 @@ class LoadRun {
     std::atomic<uint32_t> layers_left{0};
   };
 
-  // Layer `begin` of all chunks, then the next and so on until `end`: whatever
-  // thread is free takes the next (chunk, layer). `chunks` go with the load,
-  // whose earlier layers were taken before.
-  void LayerByLayer(Hold& hold, std::vector<LayeredChunk>& chunks,
-                    uint32_t begin, uint32_t end) {
+  // Some chunks of the load, and where they begin in the hold.
+  struct Slice {
+    size_t first = 0;
+    size_t count = 0;
+    size_t held = 0;
+  };
+
+  // Layer `begin` of these chunks, then the next and so on until `end`:
+  // whatever thread is free takes the next (chunk, layer). `chunks` go with the
+  // load, whose earlier layers were taken before; layers are announced with its
+  // last slice.
+  void LayerByLayer(Hold& hold, const Slice& slice,
+                    std::vector<LayeredChunk>& chunks, uint32_t begin,
+                    uint32_t end) {
     const bool last = end == LayerEnd(request_.views);
     std::vector<std::atomic<size_t>> remaining(end - begin);
-    for (auto& layer : remaining) layer = count_;
+    for (auto& layer : remaining) layer = slice.count;
     std::atomic<uint32_t> ready{begin};
     std::atomic<uint64_t> next{0};
-    for (LayeredChunk& chunk : chunks) {
-      chunk.opened = false;
-      chunk.layers_left = end - begin;
+    const auto before = chunks.begin() + static_cast<ptrdiff_t>(slice.first);
+    const bool announces =
+        slice.first + slice.count == count_ &&
+        std::all_of(chunks.begin(), before, [](const LayeredChunk& chunk) {
+          return chunk.why == MissReason::kNone;
+        });
+    for (size_t i = 0; i < slice.count; ++i) {
+      before[static_cast<ptrdiff_t>(i)].opened = false;
+      before[static_cast<ptrdiff_t>(i)].layers_left = end - begin;
     }
-    const uint64_t pieces = uint64_t{end - begin} * count_;
+    const uint64_t pieces = uint64_t{end - begin} * slice.count;
     OnThreads(std::min<uint64_t>(threads_, pieces), [&](size_t) {
       Scratch scratch;
       uint64_t bytes = 0;
       for (uint64_t piece; (piece = next++) < pieces;) {
-        const auto layer = begin + static_cast<uint32_t>(piece / count_);
-        const size_t i = piece % count_;
+        const auto layer = begin + static_cast<uint32_t>(piece / slice.count);
+        const size_t i = slice.first + piece % slice.count;
+        const size_t held = slice.held + piece % slice.count;
         LayeredChunk& one = chunks[i];
         if (layer == begin) {
-          OpenLayered(hold, i, one, begin, end);
+          OpenLayered(hold, held, i, one, begin, end);
         } else {
           // Its first layer was taken before by a thread that waits for nobody.
           one.opened.wait(false);
         }
         if (one.why != MissReason::kNone) continue;
         HeldChunks::Chunk what;
-        MissReason why =
-            hold.WaitReady(request_.hold_first + i, request_.deadline,
-                           cancelled_, what, layer + 1);
+        MissReason why = hold.WaitReady(held, request_.deadline, cancelled_,
+                                        what, layer + 1);
         if (cancelled_ != nullptr && *cancelled_) why = kMissCancelled;
         if (why == MissReason::kNone) {
-          why = CopyLayers(hold, request_.hold_first + i, i, one.chunk, layer,
-                           layer + 1, scratch, bytes);
+          why = CopyLayers(hold, held, i, one.chunk, layer, layer + 1, scratch,
+                           bytes);
         }
         if (why != MissReason::kNone) {
-          MissReason before = MissReason::kNone;
-          if (one.why.compare_exchange_strong(before, why)) {
+          MissReason none = MissReason::kNone;
+          if (one.why.compare_exchange_strong(none, why)) {
             Settle(i, why, one.chunk);
           }
           continue;
@@ -532,7 +553,7 @@ class LoadRun {
         while (now < end && remaining[now - begin].load() == 0) {
           if (ready.compare_exchange_weak(now, now + 1)) {
             ++now;
-            if (observer_ != nullptr) observer_->OnLayers(now);
+            if (observer_ != nullptr && announces) observer_->OnLayers(now);
           }
         }
       }
@@ -540,13 +561,12 @@ class LoadRun {
     });
   }
 
-  void OpenLayered(Hold& hold, size_t i, LayeredChunk& one, uint32_t begin,
-                   uint32_t end) {
+  void OpenLayered(Hold& hold, size_t held, size_t i, LayeredChunk& one,
+                   uint32_t begin, uint32_t end) {
     if (one.why == MissReason::kNone) {
       MissReason why = kMissNotTried;
       if (i < stop_at_) {
-        why = Prepare(hold, request_.hold_first + i, i, one.chunk, begin + 1,
-                      begin, end);
+        why = Prepare(hold, held, i, one.chunk, begin + 1, begin, end);
         if (why != MissReason::kNone) Settle(i, why, one.chunk);
       }
       one.why = why;
@@ -555,20 +575,37 @@ class LoadRun {
     one.opened.notify_all();
   }
 
-  // Layers of chunks that are being saved or sent here meanwhile, as soon as
-  // all chunks have them.
+  // Layers of chunks that are being saved or sent here meanwhile: the one that
+  // is arriving, some chunks after the other, so that the first are copied
+  // while the last are on their way; or several at once that all are here.
   void AsTheyArrive() {
     const uint32_t layers = LayerEnd(request_.views);
+    const uint64_t layer_bytes =
+        ChunkBytes(request_.space->descriptor()) / layers + 1;
+    const size_t step =
+        std::max<size_t>({1, kArrivingBytes / layer_bytes,
+                          (count_ + kArrivingSlices - 1) / kArrivingSlices});
     std::vector<LayeredChunk> chunks(count_);
     for (uint32_t layer = LayerBegin(request_.views);
          layer < layers && stop_at_ > 0;) {
-      const StatusOr<uint32_t> end = AwaitLayer(request_, layer, cancelled_);
-      if (!end.ok()) return Fail(0, end.status());
-      const StatusOr<std::shared_ptr<Hold>> hold =
-          OpenHold(0, count_, 0, true, layer, *end);
-      if (!hold.ok()) return Fail(0, hold.status());
-      LayerByLayer(**hold, chunks, layer, *end);
-      layer = *end;
+      uint32_t end = layer + 1;
+      for (size_t first = 0; first < count_ && stop_at_ > 0;) {
+        size_t count = std::min(step, count_ - first);
+        StatusOr<uint32_t> here =
+            AwaitLayer(request_, first, count, layer, cancelled_);
+        if (here.ok() && first == 0 && *here > end) {
+          count = count_;
+          here = AwaitLayer(request_, 0, count_, layer, cancelled_);
+          if (here.ok()) end = *here;
+        }
+        if (!here.ok()) return Fail(0, here.status());
+        const StatusOr<std::shared_ptr<Hold>> hold =
+            OpenHold(first, first + count, 0, true, layer, end);
+        if (!hold.ok()) return Fail(0, hold.status());
+        LayerByLayer(**hold, {first, count, 0}, chunks, layer, end);
+        first += count;
+      }
+      layer = end;
     }
   }
 
@@ -756,24 +793,26 @@ uint32_t LayerEnd(const std::vector<View>& views) {
   return end;
 }
 
-StatusOr<uint32_t> AwaitLayer(const LoadRequest& request, uint32_t layer,
+StatusOr<uint32_t> AwaitLayer(const LoadRequest& request, size_t first,
+                              size_t count, uint32_t layer,
                               const Cancelled* cancelled) {
-  std::vector<GroupMask> groups(request.ids.size(), 0);
+  std::vector<GroupMask> groups(count, 0);
   const uint32_t tokens = request.space->descriptor().chunk_tokens;
-  for (size_t i = 0; i < groups.size(); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     for (const View& view : request.views) {
-      if (!view.Wants(i, tokens)) continue;
+      if (!view.Wants(first + i, tokens)) continue;
       groups[i] |= static_cast<GroupMask>(1u << Raw(view.group()));
     }
   }
-  LARDER_ASSIGN_OR_RETURN(const std::vector<uint32_t> here,
-                          request.space->Await(request.ids, groups, layer + 1,
-                                               request.deadline, cancelled));
+  LARDER_ASSIGN_OR_RETURN(
+      const std::vector<uint32_t> here,
+      request.space->Await(std::span(request.ids).subspan(first, count), groups,
+                           layer + 1, request.deadline, cancelled));
   uint32_t end = LayerEnd(request.views);
   for (size_t i = 0; i < here.size(); ++i) {
     if (here[i] <= layer) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("layer ", layer, " of chunk ", i, " did not come"));
+      return absl::DeadlineExceededError(absl::StrCat(
+          "layer ", layer, " of chunk ", first + i, " did not come"));
     }
     end = std::min(end, here[i]);
   }

@@ -87,9 +87,11 @@ class LoadObserver {
 uint32_t LayerBegin(const std::vector<View>& views);
 uint32_t LayerEnd(const std::vector<View>& views);
 
-// Of a load that is `arriving`: waits until all chunks have `layer`, and
-// returns the first one that not all have. DeadlineExceeded, Cancelled.
-StatusOr<uint32_t> AwaitLayer(const LoadRequest& request, uint32_t layer,
+// Of a load that is `arriving`: waits until `count` chunks from `first` on have
+// `layer`, and returns the first one that not all of these have.
+// DeadlineExceeded, Cancelled.
+StatusOr<uint32_t> AwaitLayer(const LoadRequest& request, size_t first,
+                              size_t count, uint32_t layer,
                               const Cancelled* cancelled);
 
 // Loads on the calling thread, and on request.threads - 1 more that end before

@@ -184,7 +184,7 @@ struct NodeOfBench {
          "--server.tenant_mode=single", "--cluster.etcd=" + etcd.endpoint(),
          "--cluster.name=bench", "--cluster.node=" + name,
          absl::StrCat("--cluster.listen=127.0.0.1:", FreePort()),
-         "--cluster.transport=ucx"});
+         "--cluster.transport=tcp"});
     if (!started.ok()) Die(std::string(started.status().message()));
     daemon = *std::move(started);
     ClientOptions how;
