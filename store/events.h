@@ -28,6 +28,17 @@ enum class EventType : uint8_t {
   kTierRecovered = 8,
   kClientGone = 9,  // a client died or left; what it held was given back
   kSpaceOpened = 10,
+  // Of a cluster, as one node sees it; `node` says which.
+  kNodeJoined = 11,
+  kNodeDraining = 12,
+  kNodeLeft = 13,
+  kLinkMade = 14,
+  kLinkFailed = 15,    // could not be made; `detail` says why
+  kLinkLost = 16,      // ended; `detail` says why
+  kRegistryLost = 17,  // does not answer: nodes are those known last
+  kRegistryBack = 18,
+  kKeyRefused = 19,   // a node asked about a tenant with another key
+  kJoinRefused = 20,  // this node is not let in; `detail` says why
 };
 
 std::string_view ToString(EventType type);
@@ -60,6 +71,7 @@ struct Event {
   TierKind tier = TierKind::kNone;
   MissReason reason = MissReason::kNone;
   std::string detail;
+  std::string node;  // of the cluster
   // Of a chunk.
   ChunkId parent;  // zero if none was given
   uint32_t token_count = 0;

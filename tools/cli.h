@@ -47,6 +47,7 @@ void AddChunkCommands(CLI::App& app, GlobalOptions& options);
 void AddSpaceCommands(CLI::App& app, GlobalOptions& options);
 void AddVerifyCommand(CLI::App& app, GlobalOptions& options);
 void AddEventsCommand(CLI::App& app, GlobalOptions& options);
+void AddClusterEventsCommand(CLI::App& cluster, GlobalOptions& options);
 void AddDoctorCommand(CLI::App& app, GlobalOptions& options);
 void AddProfileCommands(CLI::App& app, GlobalOptions& options);
 void AddTierCommands(CLI::App& app, GlobalOptions& options);

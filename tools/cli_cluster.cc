@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 
 #include "store/clock.h"
@@ -46,11 +47,24 @@ int RunNodes(const GlobalOptions& options) {
     PrintJson(nodes);
     return kExitOk;
   }
-  Table table(
-      {{"node"}, {"address"}, {"state"}, {"received", true}, {"problem"}});
+  Table table({{"node"},
+               {"address"},
+               {"state"},
+               {"round trip", true},
+               {"bandwidth", true},
+               {"received", true},
+               {"problem"}});
   for (const v1::ClusterNode& node : cluster->nodes()) {
-    table.Add({Clean(node.name()), Clean(node.address()), StateOf(node),
-               FormatBytes(node.received_bytes()), Clean(node.problem())});
+    table.Add(
+        {Clean(node.name()), Clean(node.address()), StateOf(node),
+         node.round_trip_us() == 0
+             ? ""
+             : absl::StrFormat("%.3g ms",
+                               static_cast<double>(node.round_trip_us()) / 1e3),
+         node.received_bytes_per_second() == 0
+             ? ""
+             : FormatBytes(node.received_bytes_per_second()) + "/s",
+         FormatBytes(node.received_bytes()), Clean(node.problem())});
   }
   table.Print();
   return kExitOk;
@@ -79,6 +93,12 @@ int RunClusterStatus(const GlobalOptions& options) {
           : Paint(options, Color::kYellow,
                   "does not answer; the nodes are those that it knew last")
                 .c_str());
+  if (!cluster->join_problem().empty()) {
+    std::printf("joined    %s\n",
+                Paint(options, Color::kRed,
+                      absl::StrCat("no: ", Clean(cluster->join_problem())))
+                    .c_str());
+  }
   std::printf("told      %s chunks of this node%s\n",
               absl::StrCat(cluster->announced_chunks()).c_str(),
               cluster->waiting_announcements() == 0
@@ -146,6 +166,7 @@ void AddClusterCommands(CLI::App& app, GlobalOptions& options) {
   CLI::App* const cluster =
       AddCommand(app, options, "cluster", "The cluster as this node sees it",
                  "  larder cluster status\n  larder cluster nodes\n"
+                 "  larder cluster events --follow\n"
                  "  larder cluster drain",
                  nullptr);
   cluster->require_subcommand(1);
@@ -156,6 +177,7 @@ void AddClusterCommands(CLI::App& app, GlobalOptions& options) {
       "  larder cluster status\n"
       "  larder cluster status --json | jq .fetched_bytes",
       [&options] { return RunClusterStatus(options); });
+  AddClusterEventsCommand(*cluster, options);
   AddCommand(*cluster, options, "drain",
              "Give others what only this node has, and leave the cluster;\n"
              "to stop the daemon without a loss. Waits for it for --timeout;\n"

@@ -46,6 +46,7 @@ void AskDaemon(AdminClient& client, bool want_config, DoctorInput& input) {
   }
   if (const auto cluster = client.GetCluster({}); cluster.ok()) {
     daemon.registry_answers = cluster->registry_answers();
+    daemon.join_problem = cluster->join_problem();
     for (const v1::ClusterNode& node : cluster->nodes()) {
       if (node.self() || node.problem().empty()) continue;
       daemon.unreached_nodes.push_back(absl::StrCat(

@@ -114,6 +114,7 @@ int RunVerify(const GlobalOptions& options, const std::string& tier) {
 }
 
 struct EventArgs {
+  bool cluster = false;
   bool follow = false;
   bool from_now = false;
   uint64_t after = 0;
@@ -129,6 +130,7 @@ void PrintEvent(const v1::Event& event) {
   const auto add = [&line](const char* name, const std::string& value) {
     if (!value.empty()) absl::StrAppend(&line, " ", name, "=", Clean(value));
   };
+  add("node", event.node());
   add("tier", event.tier());
   add("tenant", event.tenant());
   add("chunk", event.chunk().substr(0, 16));
@@ -145,14 +147,14 @@ int RunEvents(const GlobalOptions& options, const EventArgs& args) {
   request.set_follow(args.follow);
   request.set_from_now(args.from_now);
   request.set_after(args.after);
+  request.set_cluster(args.cluster);
   uint64_t last = 0;
   const Status status =
       (*client)->FollowEvents(request, [&](const v1::Event& event) {
         if (last != 0 && event.sequence() > last + 1) {
-          std::fprintf(stderr,
-                       "larder: %lu events were lost (raise "
-                       "engine.event_capacity)\n",
-                       static_cast<unsigned long>(event.sequence() - last - 1));
+          std::fprintf(stderr, "larder: %lu events were lost%s\n",
+                       static_cast<unsigned long>(event.sequence() - last - 1),
+                       args.cluster ? "" : " (raise engine.event_capacity)");
         }
         last = event.sequence();
         if (options.json) {
@@ -182,16 +184,37 @@ void AddVerifyCommand(CLI::App& app, GlobalOptions& options) {
       ->capture_default_str();
 }
 
-void AddEventsCommand(CLI::App& app, GlobalOptions& options) {
+namespace {
+
+void AddEvents(CLI::App& app, GlobalOptions& options, bool cluster,
+               const char* what, const char* examples) {
   auto args = std::make_shared<EventArgs>();
-  CLI::App* const events = AddCommand(
-      app, options, "events", "What happened (with --json: one object a line)",
-      "  larder events | tail\n  larder events --follow --from-now\n"
-      "  larder events --json | jq 'select(.type == \"chunk-corrupt\")'",
-      [&options, args] { return RunEvents(options, *args); });
+  args->cluster = cluster;
+  CLI::App* const events =
+      AddCommand(app, options, "events", what, examples,
+                 [&options, args] { return RunEvents(options, *args); });
   events->add_flag("--follow,-f", args->follow, "and what will happen");
   events->add_flag("--from-now", args->from_now, "nothing older than now");
   events->add_option("--after", args->after, "only after this number");
+}
+
+}  // namespace
+
+void AddEventsCommand(CLI::App& app, GlobalOptions& options) {
+  AddEvents(app, options, /*cluster=*/false,
+            "What happened (with --json: one object a line)",
+            "  larder events | tail\n  larder events --follow --from-now\n"
+            "  larder events --json | jq 'select(.type == "
+            "\"chunk-corrupt\")'");
+}
+
+void AddClusterEventsCommand(CLI::App& cluster, GlobalOptions& options) {
+  AddEvents(cluster, options, /*cluster=*/true,
+            "What happened to its nodes and to the links with them, as this\n"
+            "node saw it (with --json: one object a line)",
+            "  larder cluster events | tail\n"
+            "  larder cluster events --follow\n"
+            "  larder cluster events --json | jq 'select(.node == \"b\")'");
 }
 
 }  // namespace larder

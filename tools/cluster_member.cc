@@ -135,6 +135,11 @@ class WiredClusterMember final : public ClusterMember {
   ChunkSender& sender() override { return node_->sender(); }
   const Node& self() const override { return self_; }
   const ClusterNode& node() const override { return *node_; }
+  EventLog& events() override { return node_->events(); }
+  std::string join_problem() const override {
+    absl::MutexLock lock(&mu_);
+    return join_problem_;
+  }
   absl::Duration RegistrySilence() const override {
     absl::MutexLock lock(&mu_);
     return silent_since_.has_value() ? Clock::Real().Now() - *silent_since_
@@ -165,6 +170,16 @@ class WiredClusterMember final : public ClusterMember {
           log_(status.ok()
                    ? "cluster: joined"
                    : absl::StrCat("cluster: not joined: ", status.message()));
+          if (!status.ok()) {
+            Event refused;
+            refused.time = Clock::Real().WallNow();
+            refused.type = EventType::kJoinRefused;
+            refused.node = self_.name;
+            refused.detail = std::string(status.message());
+            events().Publish(std::move(refused));
+          }
+          absl::MutexLock lock(&mu_);
+          join_problem_ = std::string(status.message());
         });
     return absl::OkStatus();
   }
@@ -263,6 +278,7 @@ class WiredClusterMember final : public ClusterMember {
 
   mutable absl::Mutex mu_;
   Phase phase_ ABSL_GUARDED_BY(mu_) = Phase::kMember;
+  std::string join_problem_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Time> silent_since_ ABSL_GUARDED_BY(mu_) =
       Clock::Real().Now();
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

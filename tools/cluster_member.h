@@ -50,6 +50,9 @@ class ClusterMember {
 
   virtual const Node& self() const = 0;
   virtual const ClusterNode& node() const = 0;
+  virtual EventLog& events() = 0;
+  // Why this node is not let into the cluster; empty: it is, or nobody said.
+  virtual std::string join_problem() const = 0;
   // How long the registry has not answered; zero while it does.
   virtual absl::Duration RegistrySilence() const = 0;
 };

@@ -109,9 +109,12 @@ AdminCluster DescribeCluster(const std::string& name,
   out.nodes.push_back(
       {.name = self.name, .address = self.address, .self = true});
   for (const PeerLinks::PeerState& peer : node.Peers()) {
-    out.nodes.push_back({peer.node.name, peer.node.address, false,
-                         peer.node.draining, peer.connected, peer.problem,
-                         peer.stats.landed_bytes});
+    out.nodes.push_back(
+        {peer.node.name, peer.node.address, false, peer.node.draining,
+         peer.connected, peer.problem, peer.stats.landed_bytes,
+         static_cast<uint64_t>(
+             absl::ToInt64Microseconds(peer.measured.round_trip)),
+         static_cast<uint64_t>(peer.measured.bytes_per_second)});
   }
   std::sort(out.nodes.begin(), out.nodes.end(),
             [](const auto& a, const auto& b) { return a.name < b.name; });
@@ -138,6 +141,7 @@ AdminCluster DescribeCluster(const std::string& name,
   out.copied_bytes = stats.replication.copied_bytes;
   out.waiting_copies = stats.replication.waiting + stats.replication.under_way;
   out.failed_copies = stats.replication.failed;
+  out.join_problem = member.join_problem();
   return out;
 }
 
@@ -177,6 +181,7 @@ AdminHooks MakeHooks(const ControlPlane::Dependencies& deps) {
       return DescribeCluster(name, *member);
     };
     hooks.drain_cluster = [member = deps.cluster] { return member->Drain(); };
+    hooks.cluster_events = &deps.cluster->events();
   }
   return hooks;
 }

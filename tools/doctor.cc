@@ -146,6 +146,10 @@ std::span<const DoctorCheck> DoctorChecks() {
       {"LARDER-039", "kv-events",
        "a router that hears nothing sends prompts to the wrong node",
        checks::KvEvents},
+      {"LARDER-040", "cluster-joined",
+       "a node that is not let in is alone: of two with one name the second "
+       "is refused",
+       checks::ClusterJoined},
   };
   return kChecks;
 }

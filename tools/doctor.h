@@ -31,6 +31,7 @@ struct DaemonView {
   uint64_t corrupt = 0;
   std::vector<std::string> tier_problems;    // "nvme: file system is full"
   bool registry_answers = true;              // the cluster's etcd
+  std::string join_problem;                  // why the cluster refuses it
   std::vector<std::string> unreached_nodes;  // "name at address: why"
   std::optional<uint64_t> kv_subscriptions;  // of routers, now
 };

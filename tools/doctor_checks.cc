@@ -890,6 +890,16 @@ Finding ClusterTrust(const DoctorInput& input) {
                  ".certificate and .key");
 }
 
+Finding ClusterJoined(const DoctorInput& input) {
+  if (input.config.cluster.etcd.empty()) return kNoCluster;
+  if (!input.daemon.has_value()) return Ok("no daemon to ask");
+  const std::string& problem = input.daemon->join_problem;
+  if (problem.empty()) return Ok("it is in, or waits for etcd");
+  return Error(absl::StrCat("not let in: ", problem),
+               "give each node a cluster.node of its own; see `larder cluster "
+               "events`");
+}
+
 Finding ClusterPeers(const DoctorInput& input) {
   if (input.config.cluster.etcd.empty()) return kNoCluster;
   if (!input.daemon.has_value()) return Ok("no daemon to ask");

@@ -46,6 +46,7 @@ Finding ClusterCertificate(const DoctorInput& input);
 Finding ClusterAddress(const DoctorInput& input);
 Finding ClusterTrust(const DoctorInput& input);
 Finding ClusterPeers(const DoctorInput& input);
+Finding ClusterJoined(const DoctorInput& input);
 Finding KvEvents(const DoctorInput& input);
 
 // What larderd asks before it makes the pool.

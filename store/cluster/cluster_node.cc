@@ -93,7 +93,12 @@ ClusterNode::ClusterNode(Parts parts, const ClusterOptions& options)
                },
            .secret_check = policies_.secret_check(),
            .authorize = parts_.authorize,
-           .log = parts_.log},
+           .log = parts_.log,
+           .happened =
+               [this](EventType type, const Node& node,
+                      const std::string& detail) {
+                 Publish(type, node.name, detail);
+               }},
           options.links),
       sender_({.cluster = parts_.cluster,
                .self = id_,
@@ -191,6 +196,7 @@ void ClusterNode::SetView(std::shared_ptr<const ClusterView> view) {
   std::shared_ptr<const Rendezvous> rendezvous;
   {
     absl::MutexLock lock(&mu_);
+    TellChanges(*view_, *view);
     view_ = view;
     rendezvous_ = std::make_shared<Rendezvous>(view, rendezvous_.get());
     rendezvous = rendezvous_;
@@ -202,6 +208,38 @@ void ClusterNode::SetView(std::shared_ptr<const ClusterView> view) {
   replication_.SetDraining(self != nullptr && self->draining);
   announcer_.SetView(rendezvous);
   sender_.SetView(view);
+}
+
+void ClusterNode::Publish(EventType type, const std::string& node,
+                          std::string detail) {
+  Event event;
+  event.time = parts_.clock->WallNow();
+  event.type = type;
+  event.node = node;
+  event.detail = std::move(detail);
+  events_.Publish(std::move(event));
+}
+
+void ClusterNode::TellChanges(const ClusterView& before,
+                              const ClusterView& now) {
+  if (before.current != now.current) {
+    Publish(now.current ? EventType::kRegistryBack : EventType::kRegistryLost,
+            "");
+  }
+  for (const Node& node : now.nodes) {
+    const Node* const was = before.Find(node.id);
+    if (was == nullptr || was->incarnation != node.incarnation) {
+      Publish(EventType::kNodeJoined, node.name, node.address);
+    }
+    if (node.draining && (was == nullptr || !was->draining)) {
+      Publish(EventType::kNodeDraining, node.name);
+    }
+  }
+  for (const Node& node : before.nodes) {
+    if (now.Find(node.id) == nullptr) {
+      Publish(EventType::kNodeLeft, node.name);
+    }
+  }
 }
 
 void ClusterNode::OnCalled(NodeId from, const std::shared_ptr<Link>& link,
@@ -260,6 +298,8 @@ void ClusterNode::OnWrongKey(NodeId from, TenantId tenant) {
       return;
     }
     said = now;
+    Publish(EventType::kKeyRefused, node->name,
+            absl::StrCat("tenant ", Raw(tenant)));
     line = absl::StrCat("node ", node->name, " asks about tenant ", Raw(tenant),
                         " with another key than this node's; give both the "
                         "same key_file in cluster.tenants");

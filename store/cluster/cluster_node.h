@@ -26,6 +26,7 @@
 #include "store/cluster/replication.h"
 #include "store/cluster/tenant_policies.h"
 #include "store/engine.h"
+#include "store/events.h"
 #include "store/executor.h"
 #include "store/status.h"
 #include "store/transport.h"
@@ -111,6 +112,8 @@ class ClusterNode {
     Replication::Stats replication;
   };
   Stats GetStats() const;
+  // What happened to the nodes and to the links with them, for people.
+  EventLog& events() { return events_; }
   std::vector<PeerLinks::PeerState> Peers() const { return links_.States(); }
   PeerLinks::Stats LinkStats() const { return links_.GetStats(); }
   std::shared_ptr<const ClusterView> View() const;
@@ -128,11 +131,15 @@ class ClusterNode {
                 const std::string& message, std::optional<TenantId> sealed,
                 absl::Time deadline, Answer answer);
   void OnWrongKey(NodeId from, TenantId tenant);
+  void Publish(EventType type, const std::string& node,
+               std::string detail = {});
+  void TellChanges(const ClusterView& before, const ClusterView& now);
 
   const Parts parts_;
   const PeerServiceOptions service_options_;
   const NodeId id_;
   const TenantPolicies policies_;
+  EventLog events_{1024};
   Directory directory_;
   PeerLinks links_;
   PeerSender sender_;

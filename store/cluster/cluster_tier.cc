@@ -304,6 +304,7 @@ void ClusterTier::Begin(const std::shared_ptr<Reading>& reading,
   ReadRecord(
       *link, reading->taken.node, *parts_.policies, std::move(query),
       reading->into, reading->deadline, *parts_.executor,
+      parts_.links->MeterOf(reading->taken.node),
       [this, reading](Status status) { End(reading, std::move(status)); });
 }
 

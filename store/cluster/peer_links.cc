@@ -82,6 +82,10 @@ void PeerLinks::SetView(std::shared_ptr<const ClusterView> view) {
     });
     it = connections_.erase(it);
   }
+  std::erase_if(meters_, [this](const auto& meter) {
+    mu_.AssertHeld();
+    return view_->Find(meter.first) == nullptr;
+  });
   for (auto it = accepted_.begin(); it != accepted_.end();) {
     const auto [id, incarnation] = it->second;
     if (same_life(id, incarnation)) {
@@ -194,6 +198,7 @@ void PeerLinks::OnConnected(NodeId id, uint64_t attempt,
   connection.connecting = false;
   ++(status.ok() ? stats_.made : stats_.failed);
   if (!status.ok()) {
+    if (connection.problem != status) Say(EventType::kLinkFailed, id, status);
     connection.backoff =
         std::clamp(2 * connection.backoff, options_.retry, options_.retry_max);
     connection.retry_at = parts_.clock->Now() + connection.backoff;
@@ -210,12 +215,29 @@ void PeerLinks::OnConnected(NodeId id, uint64_t attempt,
   connection.backoff = absl::ZeroDuration();
   connection.problem = connection.told = absl::OkStatus();
   connection.link = *std::move(link);
+  Say(EventType::kLinkMade, id, absl::OkStatus());
   for (Waiting& waiting : std::exchange(connection.waiting, {})) {
     after.Call(
         [link = connection.link, got = std::move(waiting.got)]() mutable {
           std::move(got)(std::move(link));
         });
   }
+}
+
+void PeerLinks::Say(EventType type, NodeId id, const Status& why) {
+  const Node* node = view_->Find(id);
+  if (parts_.happened == nullptr || node == nullptr) return;
+  parts_.happened(type, *node, std::string(why.message()));
+}
+
+std::shared_ptr<LinkMeter> PeerLinks::MeterOf(NodeId node) {
+  absl::MutexLock lock(&mu_);
+  if (view_->Find(node) == nullptr) {
+    return std::make_shared<LinkMeter>(*parts_.clock);  // of nobody
+  }
+  std::shared_ptr<LinkMeter>& meter = meters_[node];
+  if (meter == nullptr) meter = std::make_shared<LinkMeter>(*parts_.clock);
+  return meter;
 }
 
 void PeerLinks::Fail(Connection& connection, const Status& why,
@@ -234,12 +256,20 @@ void PeerLinks::Call(NodeId node, std::string message, absl::Time deadline,
                        replied = std::move(replied)]() mutable {
         Get(node, deadline,
             [message = std::move(message), deadline,
-             replied = std::move(replied)](
-                StatusOr<std::shared_ptr<Link>> link) mutable {
+             replied = std::move(replied), clock = parts_.clock,
+             meter =
+                 MeterOf(node)](StatusOr<std::shared_ptr<Link>> link) mutable {
               if (!link.ok()) return std::move(replied)(link.status());
               CallOptions options;
               options.deadline = deadline;
-              (*link)->Call(std::move(message), options, std::move(replied));
+              (*link)->Call(std::move(message), options,
+                            [replied = std::move(replied), clock,
+                             begun = clock->Now(), meter = std::move(meter)](
+                                StatusOr<std::string> answer) mutable {
+                              if (answer.ok())
+                                meter->Answered(clock->Now() - begun);
+                              std::move(replied)(std::move(answer));
+                            });
             });
       })));
 }
@@ -268,6 +298,8 @@ std::vector<PeerLinks::PeerState> PeerLinks::States() const {
     if (node.id == parts_.self.id) continue;
     PeerState& state = states.emplace_back();
     state.node = node;
+    const auto meter = meters_.find(node.id);
+    if (meter != meters_.end()) state.measured = meter->second->Get();
     const auto it = connections_.find(node.id);
     if (it == connections_.end()) continue;
     state.connected = it->second.link != nullptr;
@@ -341,6 +373,7 @@ void PeerLinks::OnLost(const std::shared_ptr<Link>& link, const Status& why) {
     if (connection.link != link) continue;
     connection.link = nullptr;
     connection.problem = why;
+    Say(EventType::kLinkLost, id, why);
     ++stats_.lost;
   }
 }

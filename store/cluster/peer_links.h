@@ -18,9 +18,11 @@
 
 #include "store/after_unlock.h"
 #include "store/clock.h"
+#include "store/cluster/link_meter.h"
 #include "store/cluster/membership.h"
 #include "store/cluster/peer_calls.h"
 #include "store/cluster/peer_messages.h"
+#include "store/events.h"
 #include "store/executor.h"
 #include "store/lifeline.h"
 #include "store/status.h"
@@ -64,6 +66,11 @@ class PeerLinks final : public PeerCalls, private LinkService {
     // One line for people when a node refuses this one, or this one it, for
     // reasons that somebody must change; none twice in a row. Any thread.
     std::function<void(const std::string& line)> log;
+    // What becomes of links that this node makes; may be null. Must not call
+    // anything here.
+    std::function<void(EventType type, const Node& node,
+                       const std::string& detail)>
+        happened;
   };
 
   PeerLinks(Parts parts, const PeerLinksOptions& options);
@@ -86,11 +93,15 @@ class PeerLinks final : public PeerCalls, private LinkService {
   void Call(NodeId node, std::string message, absl::Time deadline,
             Replied replied) override;
 
+  // Of a node of the view, for as long as it is in it.
+  std::shared_ptr<LinkMeter> MeterOf(NodeId node);
+
   struct PeerState {
     Node node;
     bool connected = false;
     std::string problem;  // why the last attempt failed
     LinkStats stats;      // of the link that this node made
+    LinkMeter::Figures measured;
   };
   std::vector<PeerState> States() const;
 
@@ -131,6 +142,8 @@ class PeerLinks final : public PeerCalls, private LinkService {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnConnected(NodeId node, uint64_t attempt,
                    StatusOr<std::shared_ptr<Link>> link);
+  void Say(EventType type, NodeId node, const Status& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(Connection& connection, const Status& why, AfterUnlock& after)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::string Greeting() const;
@@ -147,6 +160,7 @@ class PeerLinks final : public PeerCalls, private LinkService {
   std::shared_ptr<const ClusterView> view_ ABSL_GUARDED_BY(mu_) =
       std::make_shared<ClusterView>();
   std::map<NodeId, Connection> connections_ ABSL_GUARDED_BY(mu_);
+  std::map<NodeId, std::shared_ptr<LinkMeter>> meters_ ABSL_GUARDED_BY(mu_);
   // Made by others, with who they are.
   absl::flat_hash_map<std::shared_ptr<Link>, std::pair<NodeId, uint64_t>>
       accepted_ ABSL_GUARDED_BY(mu_);

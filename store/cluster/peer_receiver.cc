@@ -160,7 +160,7 @@ void PeerReceiver::Begin(const std::shared_ptr<Receiving>& receiving,
   query.urgency = receiving->urgency;
   ReadRecord(*link, receiving->from, *parts_.policies, std::move(query),
              receiving->memory, parts_.clock->Now() + options_.read_timeout,
-             *parts_.executor,
+             *parts_.executor, parts_.links->MeterOf(receiving->from),
              Lifeline::Guard<Status>(
                  lifeline_, absl::AnyInvocable<void(Status) &&>(
                                 [this, receiving](const Status& status) {

@@ -14,8 +14,14 @@ namespace {
 class RecordRead : public std::enable_shared_from_this<RecordRead> {
  public:
   RecordRead(const ChunkCipher* cipher, MutableByteSpan into,
+             std::shared_ptr<LinkMeter> meter,
              absl::AnyInvocable<void(Status) &&> done)
-      : cipher_(cipher), into_(into), done_(std::move(done)) {}
+      : cipher_(cipher),
+        into_(into),
+        meter_(std::move(meter)),
+        done_(std::move(done)) {
+    meter_->Begin();
+  }
 
   void Start(const std::shared_ptr<Link>& link, NodeId node,
              const TenantPolicies& policies, ReadQuery query,
@@ -82,6 +88,7 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
       landing = landing_;
     }
     if (link == nullptr) return;
+    meter_->End(status.ok() ? into_.size() : 0);
     link->CloseLanding(
         landing, [self = shared_from_this(), status = std::move(status)] {
           std::move(self->done_)(status.ok() ? self->Open() : status);
@@ -103,6 +110,7 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
   std::string question_;
 
   const MutableByteSpan into_;
+  const std::shared_ptr<LinkMeter> meter_;
   absl::AnyInvocable<void(Status) &&> done_;
   absl::Mutex mu_;
   std::shared_ptr<Link> link_ ABSL_GUARDED_BY(mu_);  // null: ended
@@ -117,9 +125,10 @@ class RecordRead : public std::enable_shared_from_this<RecordRead> {
 void ReadRecord(const std::shared_ptr<Link>& link, NodeId node,
                 const TenantPolicies& policies, ReadQuery query,
                 MutableByteSpan into, absl::Time deadline, Executor& executor,
+                std::shared_ptr<LinkMeter> meter,
                 absl::AnyInvocable<void(Status) &&> done) {
   std::make_shared<RecordRead>(policies.CipherOf(query.tenant), into,
-                               std::move(done))
+                               std::move(meter), std::move(done))
       ->Start(link, node, policies, std::move(query), deadline, executor);
 }
 

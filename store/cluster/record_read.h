@@ -6,6 +6,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/time/time.h"
 
+#include "store/cluster/link_meter.h"
 #include "store/cluster/membership.h"
 #include "store/cluster/peer_messages.h"
 #include "store/cluster/tenant_policies.h"
@@ -23,11 +24,13 @@ namespace larder {
 // `deadline` and what it takes the link to close a landing, never from within
 // the call: OK, all are there, not verified; else why they are not, DataLoss if
 // they were not what that node encrypted. Nothing touches `into` any more.
+// `meter` is told of the bytes.
 // Whatever becomes of the caller, `into` must last until then; `policies`
 // longer than the link.
 void ReadRecord(const std::shared_ptr<Link>& link, NodeId node,
                 const TenantPolicies& policies, ReadQuery query,
                 MutableByteSpan into, absl::Time deadline, Executor& executor,
+                std::shared_ptr<LinkMeter> meter,
                 absl::AnyInvocable<void(Status) &&> done);
 
 }  // namespace larder

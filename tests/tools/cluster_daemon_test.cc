@@ -187,6 +187,16 @@ TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   EXPECT_GT(json.at("fetched_bytes"), 0);
   EXPECT_EQ(json.at("failed_reads"), 0);
   EXPECT_EQ(json.at("nodes").size(), 2u);
+  const auto nodes = nlohmann::json::parse(
+      b->Ask({"cluster", "nodes", "--json"}), nullptr, false);
+  for (const auto& node : nodes) {
+    if (node.at("name") != "a") continue;
+    EXPECT_GT(node.at("round_trip_us"), 0);
+    EXPECT_GT(node.at("received_bytes"), 0);
+  }
+  const std::string events = b->Ask({"cluster", "events"});
+  EXPECT_THAT(events, testing::AllOf(HasSubstr("node-joined    node=a"),
+                                     HasSubstr("link-made      node=a")));
   const std::string metrics = b->Ask({"metrics"});
   const auto value = [&](const std::string& series) {
     const size_t at = metrics.find("\n" + series + " ");

@@ -514,6 +514,11 @@ std::vector<Seeded> Misconfigurations() {
          m.Daemon().unreached_nodes = {"b at 10.0.0.8:9400: refused"};
        },
        "LARDER-038", kWarning, "b at 10.0.0.8", "larder cluster nodes"},
+      {"a second node of the same name",
+       [](Machine& m) {
+         m.Daemon().join_problem = "another node is called node-1";
+       },
+       "LARDER-040", kError, "node-1", "cluster.node"},
       {"nobody hears KV events",
        [](Machine& m) { m.Daemon().kv_subscriptions = 0; }, "LARDER-039", kInfo,
        "nobody", "router"},

@@ -65,6 +65,26 @@ std::string_view EventName(EventType type) {
       return "client-gone";
     case EventType::kSpaceOpened:
       return "space-opened";
+    case EventType::kNodeJoined:
+      return "node-joined";
+    case EventType::kNodeDraining:
+      return "node-draining";
+    case EventType::kNodeLeft:
+      return "node-left";
+    case EventType::kLinkMade:
+      return "link-made";
+    case EventType::kLinkFailed:
+      return "link-failed";
+    case EventType::kLinkLost:
+      return "link-lost";
+    case EventType::kRegistryLost:
+      return "registry-lost";
+    case EventType::kRegistryBack:
+      return "registry-back";
+    case EventType::kKeyRefused:
+      return "key-refused";
+    case EventType::kJoinRefused:
+      return "join-refused";
   }
   return "unknown";
 }
@@ -163,6 +183,7 @@ v1::Event ToProto(const Event& event, const std::string& tenant) {
     out.set_reason(Str(ToString(event.reason)));
   }
   out.set_detail(event.detail);
+  out.set_node(event.node);
   return out;
 }
 

@@ -81,6 +81,7 @@ struct AdminCluster {
     bool self = false, draining = false, connected = false;
     std::string problem;
     uint64_t received_bytes = 0;
+    uint64_t round_trip_us = 0, received_bytes_per_second = 0;
   };
   std::string name;
   bool registry_answers = false;
@@ -91,6 +92,7 @@ struct AdminCluster {
   std::string phase;
   uint64_t copied_chunks = 0, copied_bytes = 0;
   uint64_t waiting_copies = 0, failed_copies = 0;
+  std::string join_problem;
 };
 
 // What the admin server shows and cannot get from the engine. All are called on
@@ -114,6 +116,7 @@ struct AdminHooks {
   std::shared_ptr<AdminProfiles> profiles;  // null: none are kept
   std::function<AdminCluster()> cluster;    // null: it is in none
   std::function<Status()> drain_cluster;    // goes with it
+  EventLog* cluster_events = nullptr;       // likewise
   // Tenants that may have spaces without a single chunk.
   std::function<std::vector<TenantId>()> tenants;
 };

@@ -51,7 +51,7 @@ std::span<const AdminRule> AdminRules() {
 namespace admin_internal {
 namespace {
 
-constexpr uint32_t kAdminMinor = 6;
+constexpr uint32_t kAdminMinor = 7;
 constexpr uint32_t kPageChunks = 1000;
 // A page of what goes over all chunks: the engine looks at every chunk for
 // every page.
@@ -570,7 +570,10 @@ grpc::Status AdminService::GetCluster(grpc::ServerContext* call,
     out.set_connected(node.connected);
     out.set_problem(node.problem);
     out.set_received_bytes(node.received_bytes);
+    out.set_round_trip_us(node.round_trip_us);
+    out.set_received_bytes_per_second(node.received_bytes_per_second);
   }
+  reply->set_join_problem(cluster.join_problem);
   reply->set_announced_chunks(cluster.announced_chunks);
   reply->set_waiting_announcements(cluster.waiting_announcements);
   reply->set_directory_entries(cluster.directory_entries);
@@ -757,7 +760,12 @@ grpc::Status AdminService::FollowEvents(grpc::ServerContext* call,
     return ToGrpc(absl::ResourceExhaustedError(
         "too many followers; end one of the other `larder events --follow`"));
   }
-  EventLog& log = context_.engine->Events();
+  if (request->cluster() && context_.hooks.cluster_events == nullptr) {
+    return ToGrpc(absl::FailedPreconditionError(
+        "this daemon is in no cluster; cluster.etcd joins it to one"));
+  }
+  EventLog& log = request->cluster() ? *context_.hooks.cluster_events
+                                     : context_.engine->Events();
   const uint64_t newest = log.last_sequence();
   uint64_t after = request->from_now() ? newest : request->after();
   while (!call->IsCancelled() && !context_.stopping) {
