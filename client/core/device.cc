@@ -114,7 +114,9 @@ StatusOr<Device*> Device::Open(int ordinal) {
   device->decoder_ = cuda::Launcher::Load(
       *device->context_, decode.data != nullptr ? decode.data : kNoKernels,
       {"larder_kvc1_decode", "larder_kvc1_decode_lossless_f16",
-       "larder_kvc1_decode_lossless_bf16", "larder_kvc1_decode_lossless_f8"},
+       "larder_kvc1_decode_lossless_bf16", "larder_kvc1_decode_lossless_f8",
+       "larder_kvc1_decode_fp8", "larder_kvc1_decode_int8",
+       "larder_kvc1_decode_int4"},
       &no_decoder);
   return device.release();
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "codec/kvc1/fixed.h"
 #include "codec/kvc1/kvc1.h"
 #include "codec/kvc1/layer_reader.h"
 #include "codec/kvc1/lossless.h"
@@ -44,6 +45,17 @@ kernels::Element KernelElement(Element element) {
   }
 }
 
+Kvc1Content FixedContent(TileMode mode) {
+  switch (mode) {
+    case TileMode::kFp8:
+      return Kvc1Content::kFixedFp8;
+    case TileMode::kInt8:
+      return Kvc1Content::kFixedInt8;
+    default:
+      return Kvc1Content::kFixedInt4;
+  }
+}
+
 Status NoKernel(absl::string_view what) {
   return absl::UnimplementedError(
       absl::StrCat("kvc1: no kernel decodes ", what));
@@ -64,8 +76,7 @@ Status Supported(const DeviceTile& tile, Element element, uint32_t head_dim) {
 }  // namespace
 
 bool DecodesOnDevice(CodecId codec, const CodedLayer& layer) {
-  return (codec == CodecId::kKvc1 || codec == CodecId::kLossless) &&
-         LosslessTiles().Supports(layer).ok();
+  return codec != CodecId::kRaw && LosslessTiles().Supports(layer).ok();
 }
 
 std::shared_ptr<const Rotation> RotationOf(const CodedLayer& layer,
@@ -226,9 +237,15 @@ StatusOr<std::shared_ptr<const Rope>> DeviceTiles::Add(const CodedLayer& layer,
       t.coefficients = t.channels = tile.channels();
       t.complete = 1;
       if (IsFixed(entry.mode)) {
-        return NoKernel("tiles of fixed rates");
-      }
-      if (entry.mode == TileMode::kLossless) {
+        LARDER_ASSIGN_OR_RETURN(
+            t.exact_rows,
+            FixedExactRows(grid, header, tile, entry.mode, bytes.size()));
+        t.exact = At<void>(there(bytes.data()));
+        t.bytes = At<uint8_t>(
+            there(bytes.data() + RawBytes(grid, tile, t.exact_rows)));
+        t.groups_of_tokens = tile.values ? 0 : 1;
+        out.content = FixedContent(entry.mode);
+      } else if (entry.mode == TileMode::kLossless) {
         LosslessParts parts;
         LARDER_RETURN_IF_ERROR(ReadLossless(tile, element, bytes, entry.escapes,
                                             lossless_, parts));

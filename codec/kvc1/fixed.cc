@@ -382,6 +382,22 @@ size_t FixedBytes(TileMode mode, const TileGrid::Tile& tile, size_t rows) {
          rows * RowCodeBytes(mode, tile.channels());
 }
 
+StatusOr<uint32_t> FixedExactRows(const TileGrid& grid,
+                                  const LayerHeader& header,
+                                  const TileGrid::Tile& tile, TileMode mode,
+                                  size_t bytes) {
+  if (ElementBytes(grid.element()) != 2) {
+    return absl::DataLossError("kvc1: a lossy tile of elements that have none");
+  }
+  const uint32_t exact = tile.row_begin == 0 ? header.exact_rows : 0;
+  if (exact >= tile.row_count ||
+      bytes != RawBytes(grid, tile, exact) +
+                   FixedBytes(mode, tile, tile.row_count - exact)) {
+    return absl::DataLossError("kvc1: a tile of a fixed rate of another size");
+  }
+  return exact;
+}
+
 void EncodeFixed(TileMode mode, const TileGrid::Tile& tile,
                  const kernels::ConstTileRows& rows, std::byte* encoded) {
   if (mode == TileMode::kFp8) {

@@ -20,6 +20,12 @@ namespace larder::kvc1 {
 
 // What they take.
 size_t FixedBytes(TileMode mode, const TileGrid::Tile& tile, size_t rows);
+// The exact rows that are before them in a tile of so many bytes. DataLoss: a
+// tile of this mode has another size, or is not of such elements.
+StatusOr<uint32_t> FixedExactRows(const TileGrid& grid,
+                                  const LayerHeader& header,
+                                  const TileGrid::Tile& tile, TileMode mode,
+                                  size_t bytes);
 
 // REQUIRES: all elements are finite.
 void EncodeFixed(TileMode mode, const TileGrid::Tile& tile,

@@ -169,17 +169,11 @@ class LayerDecoder {
   Status DecodeFixedRate(uint32_t i, const TileGrid::Tile& tile) {
     const TileGrid& grid = context_.grid;
     const TileMode mode = index_.entries[i].mode;
-    if (ElementBytes(grid.element()) != 2) {
-      return Corrupt("a lossy tile of elements that have none");
-    }
     LARDER_ASSIGN_OR_RETURN(const ByteSpan bytes, reader_.Plane(i, 0));
-    const uint32_t exact = tile.row_begin == 0 ? index_.header.exact_rows : 0;
+    LARDER_ASSIGN_OR_RETURN(
+        const uint32_t exact,
+        FixedExactRows(grid, index_.header, tile, mode, bytes.size()));
     const size_t exact_bytes = RawBytes(grid, tile, exact);
-    if (exact >= tile.row_count ||
-        bytes.size() !=
-            exact_bytes + FixedBytes(mode, tile, tile.row_count - exact)) {
-      return Corrupt("a tile of a fixed rate of another size");
-    }
     const PlainRows rows = RowsFor(tile);
     kernels::TileRows writable = WritableRows(grid, tile, rows);
     writable.stream = Streams(tile);

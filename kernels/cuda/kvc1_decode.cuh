@@ -22,7 +22,7 @@ class Window {
   __device__ __forceinline__ Window(unsigned char* shared, uint32_t lane)
       : shared_(shared), lane_(lane) {}
 
-  // All lanes, as to all below but Byte and Word.
+  // All lanes, as to all below but Byte, Word and Four.
   __device__ __forceinline__ void Begin(const void* from, uint32_t bytes) {
     const auto at = reinterpret_cast<uintptr_t>(from);
     base_ = at / 32 * 32;
@@ -48,6 +48,15 @@ class Window {
                                                               kKvc1WindowBytes);
     }
     return Byte(i) | Byte(i + 1) << 8;
+  }
+  // Four.
+  __device__ __forceinline__ uint32_t Four(uint32_t i) const {
+    constexpr uint32_t kWords = kKvc1WindowBytes / 4;
+    const auto* const words = reinterpret_cast<const uint32_t*>(shared_);
+    const uint32_t at = position_ + i;
+    const uint64_t low = words[at / 4 % kWords];
+    const uint64_t high = words[(at / 4 + 1) % kWords];
+    return static_cast<uint32_t>((high << 32 | low) >> at % 4 * 8);
   }
   __device__ __forceinline__ uint32_t used() const {
     return position_ - begin_;

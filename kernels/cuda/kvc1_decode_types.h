@@ -28,7 +28,16 @@ enum class Kvc1Content : uint32_t {
   kLosslessBf16 = 2,
   // Bytes, of which the symbols are the high five bits.
   kLosslessF8 = 3,
+  // Tiles of fixed rates, as they are encoded (codec/FORMAT.md, modes 16 to
+  // 18), from `bytes` on, behind the exact rows. Nothing of them can fail.
+  kFixedFp8 = 4,
+  kFixedInt8 = 5,
+  kFixedInt4 = 6,
 };
+
+constexpr bool IsFixedRate(Kvc1Content content) {
+  return content >= Kvc1Content::kFixedFp8;
+}
 
 // Where the escapes of kValues are. KVC1 puts them behind the words, of which
 // only the decoder knows how many there are: a client that has not decoded the
@@ -83,6 +92,7 @@ struct Kvc1Tile {
   const int16_t* factors;
   // Lossless planes: low or raw bytes, words of bits, exponents' offsets.
   // kLosslessF8: in `bytes`, the low three bits of [head][token][dim].
+  // Fixed rates: exponents, or starts and steps; then codes.
   const uint8_t* bytes;
   const uint32_t* bits;
   const uint8_t* exponent_offset;
@@ -132,6 +142,9 @@ struct Kvc1Tile {
   // 1: every plane is there: words that are left over, or a coder that ends
   // elsewhere than an encoder begins, are an error.
   uint32_t complete;
+  // Integers of fixed rates. 1: 64 tokens of a channel are a group, as keys
+  // have it; 0: 64 channels of a token.
+  uint32_t groups_of_tokens;
 };
 
 // What became of a tile. If ok is 0 its rows are anything, no other row was
@@ -160,7 +173,7 @@ struct Kvc1Decode {
   uint32_t head_dim;
   PagedPlane rows;
   // kF16, kBf16 or kF32; of lossless planes the one they are (kLosslessF8: any
-  // fp8, as kE4m3).
+  // fp8, as kE4m3); of fixed rates kF16 or kBf16, which starts and steps are.
   Element element;
   TokenPlaces places;
   // Positions' angles: [token][rotary_dim / 2], by the launch's tokens.
@@ -180,8 +193,20 @@ inline constexpr uint32_t kKvc1WindowBytes = 1024;
 inline constexpr uint32_t kKvc1TablesBytes = 512;
 // What a block may have on every device that is compiled for.
 inline constexpr uint64_t kKvc1SharedMax = 96 << 10;
+// Of a tile of a fixed rate a warp has every fourth 32 coded tokens: the
+// codec's tiles have no more than 128.
+inline constexpr uint32_t kKvc1FixedWarps = 4;
+// Starts that 32 tokens have at most, or steps: one for each channel, or for
+// each 64 channels of a token. A multiple of 8.
+constexpr uint32_t Kvc1FixedRoom(uint32_t channels) {
+  return (channels + 7) / 8 * 8 + kLanes;
+}
 
 constexpr uint64_t Kvc1SharedBytes(const Kvc1Decode& decode) {
+  if (IsFixedRate(decode.content)) {
+    return kKvc1WindowBytes +
+           2 * sizeof(float) * uint64_t{Kvc1FixedRoom(decode.channels_max)};
+  }
   const uint64_t windows = decode.content == Kvc1Content::kValues ? 1 : 3;
   const uint64_t steps =
       uint64_t{decode.coefficients_max} * kKvc1StepStride * 2;
@@ -194,12 +219,18 @@ constexpr uint64_t Kvc1SharedBytes(const Kvc1Decode& decode) {
 
 // Whether there is a plan for such tiles; if not, the host has to decode them.
 // What cannot be: tiles of more than 1,422 coefficients, or with a transform
-// 483, which shared memory does not hold; elements that the content is not made
-// to; rotations that are none.
+// 483, which shared memory does not hold; of fixed rates more than
+// kTileChannelsMax channels, or rotations; elements that the content is not
+// made to; rotations that are none.
 constexpr bool SupportsKvc1Decode(const Kvc1Decode& decode) {
   const Element e = decode.element;
+  if (IsFixedRate(decode.content) &&
+      (decode.channels_max > kTileChannelsMax || decode.rotary_dim != 0)) {
+    return false;
+  }
   const bool element =
-      decode.content == Kvc1Content::kValues
+      IsFixedRate(decode.content) ? e == Element::kF16 || e == Element::kBf16
+      : decode.content == Kvc1Content::kValues
           ? e == Element::kF16 || e == Element::kBf16 || e == Element::kF32
       : decode.content == Kvc1Content::kLosslessF16  ? e == Element::kF16
       : decode.content == Kvc1Content::kLosslessBf16 ? e == Element::kBf16
@@ -213,11 +244,16 @@ constexpr bool SupportsKvc1Decode(const Kvc1Decode& decode) {
 inline LaunchPlan PlanKvc1Decode(const Kvc1Decode& decode) {
   LaunchPlan plan;
   if (decode.count == 0 || !SupportsKvc1Decode(decode)) return plan;
-  constexpr const char* kEntries[] = {
-      "larder_kvc1_decode", "larder_kvc1_decode_lossless_f16",
-      "larder_kvc1_decode_lossless_bf16", "larder_kvc1_decode_lossless_f8"};
+  constexpr const char* kEntries[] = {"larder_kvc1_decode",
+                                      "larder_kvc1_decode_lossless_f16",
+                                      "larder_kvc1_decode_lossless_bf16",
+                                      "larder_kvc1_decode_lossless_f8",
+                                      "larder_kvc1_decode_fp8",
+                                      "larder_kvc1_decode_int8",
+                                      "larder_kvc1_decode_int4"};
   plan.entry = kEntries[static_cast<uint32_t>(decode.content)];
   plan.grid[0] = decode.count;
+  if (IsFixedRate(decode.content)) plan.grid[1] = kKvc1FixedWarps;
   plan.block_threads = 32;
   plan.shared_bytes = static_cast<uint32_t>(Kvc1SharedBytes(decode));
   return plan;

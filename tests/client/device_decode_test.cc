@@ -298,7 +298,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{CodecId::kLossless}, LARDER_TOKEN_MAJOR, "bf16"},
         Case{{CodecId::kKvc1, Lineage{3}}, LARDER_TOKEN_MAJOR},
         Case{{CodecId::kKvc1, Lineage{3}}, LARDER_HEAD_MAJOR, "bf16"},
-        Case{{CodecId::kKvc1, Lineage{3}, {}, 3}, LARDER_HEAD_MAJOR}));
+        Case{{CodecId::kKvc1, Lineage{3}, {}, 3}, LARDER_HEAD_MAJOR},
+        Case{{CodecId::kFp8, Lineage{2}}, LARDER_TOKEN_MAJOR},
+        Case{{CodecId::kInt8, Lineage{1}}, LARDER_HEAD_MAJOR, "bf16"},
+        Case{{CodecId::kInt4, Lineage{3}}, LARDER_TOKEN_MAJOR}));
 
 TEST_P(DeviceDecodeTest, GivesWhatTheHostDecodes) {
   for (const bool head_major : {false, true}) {

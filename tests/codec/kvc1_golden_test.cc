@@ -363,10 +363,6 @@ TEST_P(Kvc1GoldenTest, Layer) {
     for (const bool head_major : {false, true}) {
       const auto decoded =
           DecodeOnDevice(layer, stored, selection.planes, head_major);
-      if (IsFixed(golden.mode)) {
-        EXPECT_TRUE(absl::IsUnimplemented(decoded.status()));
-        continue;
-      }
       ASSERT_TRUE(decoded.ok()) << decoded.status();
       EXPECT_EQ(*decoded, rows) << "planes " << planes;
     }

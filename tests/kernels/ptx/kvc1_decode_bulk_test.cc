@@ -63,5 +63,18 @@ TEST(Kvc1DecodeBulkTest, Lossless) {
   Decode({.content = Kvc1Content::kLosslessF8, .element = Element::kE4m3});
 }
 
+TEST(Kvc1DecodeBulkTest, FixedRates) {
+  for (const Kvc1Content content :
+       {Kvc1Content::kFixedFp8, Kvc1Content::kFixedInt8,
+        Kvc1Content::kFixedInt4}) {
+    for (const bool keys : {false, true}) {
+      Decode({.content = content,
+              .odd_words = true,
+              .exact_rows = 1,
+              .groups_of_tokens = keys});
+    }
+  }
+}
+
 }  // namespace
 }  // namespace larder::kernels::cuda

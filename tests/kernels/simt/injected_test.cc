@@ -93,6 +93,15 @@ Found DecodeNested(const simt::Schedule& schedule, const std::string& suffix) {
   return Judge(got.error, got.rows == c.want());
 }
 
+Found DecodeFixed(const simt::Schedule& schedule, const std::string& suffix) {
+  Kvc1Case c({.content = Kvc1Content::kFixedInt4,
+              .tokens = 40,
+              .heads = 3,
+              .head_dim = 24});
+  const Kvc1Case::Got got = c.Run(schedule, suffix);
+  return Judge(got.error, got.rows == c.want());
+}
+
 Found DecodeWithTooFewEscapes(const simt::Schedule& schedule,
                               const std::string& suffix) {
   Kvc1Case c({.tiles = 1, .tokens = 40, .heads = 1, .spread = 12});
@@ -206,6 +215,8 @@ const Bug kBugs[] = {
     {"NO_SYNCWARP_BEFORE_STORE", Decode, kNot, kNot, false, true},
     {"NO_SYNCWARP_BEFORE_TABLES", Decode, kNot, kNot, false, true},
     {"NO_SYNCWARP_AFTER_LOAD", DecodePlanes, kNot, kWrong, false, true},
+    {"FIXED_TAIL", DecodeFixed, kNot, kNot, true, false},
+    {"FIXED_HALVES", DecodeFixed, kWrong, kWrong, false, false},
     {"WORD_ORDER", EncodeTiles, kWrong, kWrong, false, false},
     {"WORD_ROOM", EncodeIntoSmallRoom, kNot, kNot, true, false},
     {"NO_SYNCWARP_AFTER_ROWS", EncodeTiles, kWrong, kWrong, false, true},

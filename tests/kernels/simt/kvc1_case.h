@@ -14,6 +14,7 @@
 
 #include "gtest/gtest.h"
 
+#include "kernels/convert.h"
 #include "kernels/cuda/kvc1_decode_types.h"
 #include "kernels/kvc1.h"
 #include "tests/kernels/simt/launch.h"
@@ -47,6 +48,7 @@ struct Kvc1Shape {
   bool exact_is_one = false;
   bool packed = false;  // lossless planes without lanes past the last token
   bool complete = false;
+  bool groups_of_tokens = false;  // of fixed rates
 };
 
 // Owns everything that a launch of all tiles points to.
@@ -100,6 +102,8 @@ class Kvc1Case {
     for (uint32_t i = 0; i < shape.tiles; ++i) {
       if (shape.content == Kvc1Content::kValues) {
         MakeValues(i);
+      } else if (IsFixedRate(shape.content)) {
+        MakeFixed(i);
       } else {
         MakeLossless(i);
       }
@@ -582,6 +586,100 @@ class Kvc1Case {
     const auto words = EncodeSymbols(&tile, symbols, rounds);
     word_counts_[index] = static_cast<uint32_t>(words.size() / 2);
     KeepWords(words, &tile.words, &tile.word_count);
+    PlaceExact(&tile, &rows);
+    Place(tile, rows);
+  }
+
+  // Any bytes are a tile of a fixed rate; those of starts and steps are numbers
+  // whose sums are some, too.
+  void MakeFixed(uint32_t index) {
+    Kvc1Tile& tile = Begin(index);
+    const uint32_t n = tile.channels;
+    const uint32_t exact = std::min(shape_.exact_rows, shape_.tokens);
+    const uint32_t coded = shape_.tokens - exact;
+    const bool fp8 = shape_.content == Kvc1Content::kFixedFp8;
+    const bool int4 = shape_.content == Kvc1Content::kFixedInt4;
+    const bool bf16 = shape_.element == Element::kBf16;
+    tile.groups_of_tokens = shape_.groups_of_tokens;
+    const uint32_t per_token = shape_.groups_of_tokens ? n : (n + 63) / 64;
+    std::vector<float> starts(fp8 ? shape_.heads
+                                  : per_token * (shape_.groups_of_tokens
+                                                     ? (coded + 63) / 64
+                                                     : coded));
+    std::vector<float> steps(starts.size());
+    std::vector<uint8_t> bytes;
+    if (fp8) {
+      for (float& start : starts) {
+        bytes.push_back(static_cast<uint8_t>(random_() % 17 - 8));
+        start = std::ldexp(1.0f, static_cast<int8_t>(bytes.back()));
+      }
+    } else {
+      for (std::vector<float>* const of : {&starts, &steps}) {
+        for (float& number : *of) {
+          const auto bits = static_cast<uint16_t>(
+              bf16 ? 0x3c00 + random_() % 0x400 : 0x2800 + random_() % 0x1000);
+          const auto sign = static_cast<uint16_t>(random_() % 2 << 15);
+          bytes.push_back(static_cast<uint8_t>(bits));
+          bytes.push_back(static_cast<uint8_t>((bits | sign) >> 8));
+          const RowsConversion widen = {.src = bytes.data() + bytes.size() - 2,
+                                        .src_stride = 2,
+                                        .dst = &number,
+                                        .dst_stride = 4,
+                                        .src_element = shape_.element,
+                                        .dst_element = Element::kF32,
+                                        .rows = 1,
+                                        .width = 1};
+          Convert(widen);
+        }
+      }
+    }
+    std::vector<uint8_t> codes(size_t{coded} * n);
+    for (uint8_t& code : codes) {
+      code = static_cast<uint8_t>(random_() % (int4 ? 16 : 256));
+      if (fp8 && code % 128 == 127) --code;
+    }
+    if (int4) {
+      const uint32_t half = (n + 1) / 2;
+      for (uint32_t t = 0; t < coded; ++t) {
+        const uint8_t* const row = codes.data() + size_t{t} * n;
+        for (uint32_t c = 0; c < half; ++c) {
+          const int high = half + c < n ? row[half + c] : 0;
+          bytes.push_back(static_cast<uint8_t>(row[c] | high << 4));
+        }
+      }
+    } else {
+      bytes.insert(bytes.end(), codes.begin(), codes.end());
+    }
+    tile.bytes = KeepAnywhere(bytes);
+    std::vector<std::byte> rows(tile.tokens * shape_.heads * row_bytes_);
+    std::byte* const to = rows.data() + size_t{exact} * n * 2;
+    if (fp8) {
+      Convert({.src = codes.data(),
+               .src_stride = shape_.head_dim,
+               .dst = to,
+               .dst_stride = static_cast<int64_t>(row_bytes_),
+               .src_element = Element::kE4m3,
+               .dst_element = shape_.element,
+               .rows = uint64_t{coded} * shape_.heads,
+               .width = shape_.head_dim,
+               .scales = starts.data(),
+               .rows_per_scale = 1,
+               .scale_count = shape_.heads});
+    } else {
+      DecodeGrouped({.codes = codes.data(),
+                     .codes_stride = n,
+                     .code_element = Element::kInt8,
+                     .dst = to,
+                     .dst_stride = 2 * int64_t{n},
+                     .dst_element = shape_.element,
+                     .tokens = coded,
+                     .channels = n,
+                     .tokens_per_group = shape_.groups_of_tokens ? 64u : 1u,
+                     .channels_per_group = shape_.groups_of_tokens ? 1u : 64u,
+                     .groups_per_row = per_token,
+                     .scales = steps.data(),
+                     .zeros = starts.data()});
+    }
     PlaceExact(&tile, &rows);
     Place(tile, rows);
   }

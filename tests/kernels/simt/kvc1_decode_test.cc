@@ -142,6 +142,75 @@ const Named kCases[] = {
       .element = Element::kE4m3,
       .head_dim = 11,
       .hnd = true}},
+    {"FixedFp8",
+     {.content = Kvc1Content::kFixedFp8, .odd_words = true, .exact_rows = 1}},
+    {"FixedFp8OddHeadDim",
+     {.content = Kvc1Content::kFixedFp8,
+      .element = Element::kBf16,
+      .tokens = 33,
+      .heads = 3,
+      .head_dim = 13,
+      .hnd = true}},
+    {"FixedInt8Keys",
+     {.content = Kvc1Content::kFixedInt8,
+      .tokens = 131,
+      .heads = 3,
+      .head_dim = 96,
+      .odd_words = true,
+      .hnd = true,
+      .exact_rows = 2,
+      .groups_of_tokens = true}},
+    {"FixedInt8KeysOddHeadDim",
+     {.content = Kvc1Content::kFixedInt8,
+      .element = Element::kBf16,
+      .head_dim = 35,
+      .exact_rows = 5,
+      .groups_of_tokens = true}},
+    {"FixedInt8Values",
+     {.content = Kvc1Content::kFixedInt8,
+      .element = Element::kBf16,
+      .heads = 1,
+      .head_dim = 576,
+      .odd_words = true}},
+    {"FixedInt8ValuesOddHeadDim",
+     {.content = Kvc1Content::kFixedInt8, .head_dim = 37, .hnd = true}},
+    // More than 128 tokens: a warp has several rounds.
+    {"FixedInt4Keys",
+     {.content = Kvc1Content::kFixedInt4,
+      .element = Element::kBf16,
+      .tiles = 1,
+      .tokens = 170,
+      .head_dim = 64,
+      .exact_rows = 1,
+      .groups_of_tokens = true}},
+    // Of 1024 channels a token's codes are a half of the window.
+    {"FixedInt4KeysLargest",
+     {.content = Kvc1Content::kFixedInt4,
+      .tiles = 1,
+      .tokens = 34,
+      .heads = 4,
+      .head_dim = 256,
+      .odd_words = true,
+      .groups_of_tokens = true}},
+    {"FixedInt4KeysOddHeadDim",
+     {.content = Kvc1Content::kFixedInt4,
+      .heads = 3,
+      .head_dim = 35,
+      .odd_words = true,
+      .groups_of_tokens = true}},
+    {"FixedInt4Values",
+     {.content = Kvc1Content::kFixedInt4,
+      .heads = 3,
+      .head_dim = 80,
+      .odd_words = true,
+      .hnd = true,
+      .exact_rows = 1}},
+    // Eights that have channels of both halves.
+    {"FixedInt4ValuesUnevenHalves",
+     {.content = Kvc1Content::kFixedInt4,
+      .element = Element::kBf16,
+      .heads = 3,
+      .head_dim = 24}},
 };
 
 class Kvc1DecodeTest : public testing::TestWithParam<Named> {};
@@ -361,7 +430,10 @@ TEST(Kvc1DecodePlanTest, RefusesWhatIsNotDecodedTo) {
        {std::pair(Kvc1Content::kValues, Element::kBf16),
         std::pair(Kvc1Content::kLosslessF16, Element::kF16),
         std::pair(Kvc1Content::kLosslessBf16, Element::kBf16),
-        std::pair(Kvc1Content::kLosslessF8, Element::kE4m3)}) {
+        std::pair(Kvc1Content::kLosslessF8, Element::kE4m3),
+        std::pair(Kvc1Content::kFixedFp8, Element::kF16),
+        std::pair(Kvc1Content::kFixedInt8, Element::kBf16),
+        std::pair(Kvc1Content::kFixedInt4, Element::kF16)}) {
     decode.content = content;
     decode.element = element;
     EXPECT_TRUE(SupportsKvc1Decode(decode));
@@ -374,6 +446,14 @@ TEST(Kvc1DecodePlanTest, RefusesWhatIsNotDecodedTo) {
   EXPECT_FALSE(SupportsKvc1Decode(decode));
   decode.rotary_dim = 128;
   EXPECT_TRUE(SupportsKvc1Decode(decode));
+  decode.content = Kvc1Content::kFixedInt4;
+  EXPECT_FALSE(SupportsKvc1Decode(decode));
+  decode.rotary_dim = 0;
+  decode.channels_max = 1024;
+  EXPECT_TRUE(SupportsKvc1Decode(decode));
+  EXPECT_EQ(PlanKvc1Decode(decode).grid[1], kKvc1FixedWarps);
+  decode.channels_max = 1025;
+  EXPECT_FALSE(SupportsKvc1Decode(decode));
 }
 
 }  // namespace
