@@ -22,7 +22,7 @@ class Window {
   __device__ __forceinline__ Window(unsigned char* shared, uint32_t lane)
       : shared_(shared), lane_(lane) {}
 
-  // All lanes, as to all below but Byte, Word and Four.
+  // All lanes, as to all below but Byte, Word and Eight.
   __device__ __forceinline__ void Begin(const void* from, uint32_t bytes) {
     const auto at = reinterpret_cast<uintptr_t>(from);
     base_ = at / 32 * 32;
@@ -49,14 +49,17 @@ class Window {
     }
     return Byte(i) | Byte(i + 1) << 8;
   }
-  // Four.
-  __device__ __forceinline__ uint32_t Four(uint32_t i) const {
+  // Eight.
+  __device__ __forceinline__ uint2 Eight(uint32_t i) const {
     constexpr uint32_t kWords = kKvc1WindowBytes / 4;
     const auto* const words = reinterpret_cast<const uint32_t*>(shared_);
     const uint32_t at = position_ + i;
-    const uint64_t low = words[at / 4 % kWords];
-    const uint64_t high = words[(at / 4 + 1) % kWords];
-    return static_cast<uint32_t>((high << 32 | low) >> at % 4 * 8);
+    const uint64_t a = words[at / 4 % kWords];
+    const uint64_t b = words[(at / 4 + 1) % kWords];
+    const uint64_t c = words[(at / 4 + 2) % kWords];
+    const uint32_t shift = at % 4 * 8;
+    return make_uint2(static_cast<uint32_t>((b << 32 | a) >> shift),
+                      static_cast<uint32_t>((c << 32 | b) >> shift));
   }
   __device__ __forceinline__ uint32_t used() const {
     return position_ - begin_;

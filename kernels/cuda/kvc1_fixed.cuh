@@ -28,6 +28,8 @@ class FixedDecoder {
         coded_(tile.tokens - tile.exact_rows),
         row_bytes_(kInt4 ? (channels_ + 1) / 2 : channels_),
         room_(Kvc1FixedRoom(channels_)),
+        first_head_(tile.first_head),
+        by_channel_(tile.groups_of_tokens != 0),
         window_(shared, lane),
         starts_(reinterpret_cast<float*>(shared + kKvc1WindowBytes)),
         steps_(starts_ + room_) {}
@@ -85,11 +87,10 @@ class FixedDecoder {
       if (own < count) {
 #pragma unroll
         for (uint32_t i = 0; i < 8; i += 4) {
-          const uint32_t low = window_.Four(16 * lane_ + 2 * i);
-          const uint32_t high = window_.Four(16 * lane_ + 2 * i + 4);
+          const uint2 four = window_.Eight(16 * lane_ + 2 * i);
           Store16(to + SlotOf(own + i),
-                  make_uint4(Widened(low & 0xffff), Widened(low >> 16),
-                             Widened(high & 0xffff), Widened(high >> 16)));
+                  make_uint4(Widened(four.x & 0xffff), Widened(four.x >> 16),
+                             Widened(four.y & 0xffff), Widened(four.y >> 16)));
         }
       }
       window_.Skip(16 * kWarp);
@@ -115,12 +116,12 @@ class FixedDecoder {
       }
       return tile_.bytes + heads;
     } else {
-      const bool by_channel = tile_.groups_of_tokens != 0;
-      per_token_ = by_channel ? channels_ : (channels_ + kGroup - 1) / kGroup;
+      per_token_ = by_channel_ ? channels_ : (channels_ + kGroup - 1) / kGroup;
       const uint32_t all =
-          per_token_ * (by_channel ? (coded_ + kGroup - 1) / kGroup : coded_);
-      const uint32_t begin = per_token_ * (by_channel ? first / kGroup : first);
-      const uint32_t count = by_channel ? channels_ : tokens * per_token_;
+          per_token_ * (by_channel_ ? (coded_ + kGroup - 1) / kGroup : coded_);
+      const uint32_t begin =
+          per_token_ * (by_channel_ ? first / kGroup : first);
+      const uint32_t count = by_channel_ ? channels_ : tokens * per_token_;
       Stage(tile_.bytes + 2 * size_t{begin}, count, starts_);
       Stage(tile_.bytes + 2 * (size_t{all} + begin), count, steps_);
       return tile_.bytes + 4 * size_t{all};
@@ -140,8 +141,8 @@ class FixedDecoder {
                                     : kCount * lane_;
         uint32_t words[2];
         if constexpr (kCount == 8) {
-          words[0] = window_.Four(at);
-          words[1] = window_.Four(at + 4);
+          const uint2 eight = window_.Eight(at);
+          words[0] = eight.x, words[1] = eight.y;
         } else {
           words[0] = window_.Byte(at);
         }
@@ -165,8 +166,7 @@ class FixedDecoder {
           Scale<kCount>(t, own, y);
         }
         unsigned char* const row =
-            to +
-            static_cast<int64_t>(tile_.first_head + head) * p.rows.head_stride;
+            to + static_cast<int64_t>(first_head_ + head) * p.rows.head_stride;
         const uint32_t d = own - head * p.head_dim;
         if (p.element == Element::kF16) {
           Store<Element::kF16, kCount>(row, d, y);
@@ -187,7 +187,7 @@ class FixedDecoder {
   template <uint32_t kCount>
   __device__ __forceinline__ void Scale(uint32_t t, uint32_t channel,
                                         float* y) const {
-    if (tile_.groups_of_tokens == 0) {
+    if (!by_channel_) {
       const uint32_t slot = SlotOf(t * per_token_ + channel / kGroup);
       const float step = steps_[slot], start = starts_[slot];
 #pragma unroll
@@ -226,7 +226,8 @@ class FixedDecoder {
 
   const Kvc1Decode& p;
   const Kvc1Tile& tile_;
-  uint32_t lane_, channels_, coded_, row_bytes_, room_;
+  uint32_t lane_, channels_, coded_, row_bytes_, room_, first_head_;
+  bool by_channel_;         // there is a start for each channel
   uint32_t per_token_ = 0;  // starts, or steps
   Window window_;
   float* starts_;  // fp8: powers of two

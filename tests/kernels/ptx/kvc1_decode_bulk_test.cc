@@ -68,10 +68,7 @@ TEST(Kvc1DecodeBulkTest, FixedRates) {
        {Kvc1Content::kFixedFp8, Kvc1Content::kFixedInt8,
         Kvc1Content::kFixedInt4}) {
     for (const bool keys : {false, true}) {
-      Decode({.content = content,
-              .odd_words = true,
-              .exact_rows = 1,
-              .groups_of_tokens = keys});
+      Decode({.content = content, .groups_of_tokens = keys});
     }
   }
 }
