@@ -20,9 +20,10 @@
 namespace larder::kernels::cuda {
 
 // K or V of a piece. `coded` is as kvc1_decode has it, in any mode but
-// kLosslessF8; first_head and first_token are of no meaning. Where it needs a
-// `scratch` (planes after the first, escapes that are not listed) its tiles are
-// better decoded into pages: that has two bytes for every number.
+// kLosslessF8 and fixed rates; first_head and first_token are of no meaning.
+// Where it needs a `scratch` (planes after the first, escapes that are not
+// listed) its tiles are better decoded into pages: that has two bytes for every
+// number.
 struct CodedDeviceTile {
   Kvc1Tile coded;
   // Of the tile's first token; null: no rotation. Strides are the launch's.
