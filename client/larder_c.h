@@ -731,8 +731,8 @@ typedef struct larder_stream_opts {
 #define LARDER_READY_POISON 0x40000000u
 
 /* larder_device_opts.flags */
-/* A load decodes on the host what it could have a kernel decode: KV that KVC1
- * or the lossless codec made, into blocks and slots. The same bits. */
+/* A load decodes on the host what it could have a kernel decode: coded keys and
+ * values, into blocks and slots. The same bits. */
 #define LARDER_DEVICE_DECODE_ON_HOST 1u
 
 /* KV in the memory of a CUDA device: the bases of a view's planes (and its
