@@ -609,9 +609,12 @@ class Kvc1Case {
     std::vector<float> steps(starts.size());
     std::vector<uint8_t> bytes;
     if (fp8) {
-      for (float& start : starts) {
-        bytes.push_back(static_cast<uint8_t>(random_() % 17 - 8));
-        start = std::ldexp(1.0f, static_cast<int8_t>(bytes.back()));
+      for (uint32_t head = 0; head < shape_.heads; ++head) {
+        // Some are less than there are.
+        const int exponent = head < 2 ? -127 - static_cast<int>(head)
+                                      : static_cast<int>(random_() % 17) - 8;
+        bytes.push_back(static_cast<uint8_t>(exponent));
+        starts[head] = std::ldexp(1.0f, std::max(exponent, -126));
       }
     } else {
       for (std::vector<float>* const of : {&starts, &steps}) {
