@@ -195,6 +195,13 @@ const Named kCases[] = {
       .head_dim = 256,
       .odd_words = true,
       .groups_of_tokens = true}},
+    // Fewer codes than what is read at a time of steps.
+    {"FixedInt4KeysOneToken",
+     {.content = Kvc1Content::kFixedInt4,
+      .tiles = 1,
+      .tokens = 1,
+      .head_dim = 64,
+      .groups_of_tokens = true}},
     {"FixedInt4KeysOddHeadDim",
      {.content = Kvc1Content::kFixedInt4,
       .heads = 3,
