@@ -43,6 +43,10 @@ struct Arguments {
   uint32_t worst_lineage = LARDER_LINEAGE_EXACT;
   double prefill_token_ms = 0;  // not 0: loads watch their link
   bool soonest = false;
+  bool share_prompt = false;
+  std::string destination;
+  bool arriving = false;
+  uint32_t delivered_within_ms = 10000;
   bool bench = false;
   DemoBenchOptions bench_options;  // what only --bench needs
 };
@@ -154,13 +158,34 @@ StatusOr<uint32_t> KeepShared(DemoEngine& engine, const Arguments& arguments,
   return request.shared_tokens;
 }
 
+// Waits for as much as was asked for.
+LlamaSaveReport Finish(LlamaPrompt& prompt, const Arguments& arguments) {
+  using std::chrono::milliseconds;
+  if (!arguments.destination.empty()) {
+    return prompt.Finish(LARDER_DELIVERED,
+                         milliseconds(arguments.delivered_within_ms));
+  }
+  if (arguments.durable_within_ms > 0) {
+    return prompt.Finish(LARDER_DURABLE,
+                         milliseconds(arguments.durable_within_ms));
+  }
+  return prompt.Finish();
+}
+
 StatusOr<Json> Run(const Arguments& arguments) {
   LARDER_ASSIGN_OR_RETURN(const std::shared_ptr<const DemoModel> model,
                           DemoModel::Load(arguments.engine));
   LARDER_ASSIGN_OR_RETURN(const std::unique_ptr<DemoEngine> engine,
                           DemoEngine::Open(model, arguments.engine));
-  LARDER_ASSIGN_OR_RETURN(const DemoRequest request,
+  LARDER_ASSIGN_OR_RETURN(DemoRequest request,
                           MakeRequest(*model, arguments, arguments.question));
+  if (arguments.share_prompt) {
+    if (arguments.mode == Mode::kKeep) {
+      return absl::InvalidArgumentError(
+          "--share-prompt: of an earlier question only the text is kept");
+    }
+    request.shared_tokens = Size(request) - 1;
+  }
   std::unique_ptr<DemoService> service;
   std::optional<LlamaPrompt> prompt;
   uint64_t promoted_before = 0;
@@ -185,10 +210,11 @@ StatusOr<Json> Run(const Arguments& arguments) {
   LlamaLoadReport loaded;
   const SteadyClock::time_point begin = SteadyClock::now();
   if (service != nullptr) {
-    LARDER_ASSIGN_OR_RETURN(
-        prompt,
-        service->prefixes->Begin(DemoEngine::kSequence, request.tokens,
-                                 {.shared_tokens = request.shared_tokens}));
+    LARDER_ASSIGN_OR_RETURN(prompt, service->prefixes->Begin(
+                                        DemoEngine::kSequence, request.tokens,
+                                        {.shared_tokens = request.shared_tokens,
+                                         .destination = arguments.destination,
+                                         .arriving = arguments.arriving}));
     loaded = prompt->Load();
     reused = loaded.tokens;
   }
@@ -215,11 +241,7 @@ StatusOr<Json> Run(const Arguments& arguments) {
   if (loaded.stream.streamed) out["load"]["stream"] = Describe(loaded.stream);
   out["load"]["bytes_promoted"] = service->PromotedBytes() - promoted_before;
   const SteadyClock::time_point finish = SteadyClock::now();
-  out["save"] = Describe(
-      arguments.durable_within_ms > 0
-          ? prompt->Finish(LARDER_DURABLE, std::chrono::milliseconds(
-                                               arguments.durable_within_ms))
-          : prompt->Finish());
+  out["save"] = Describe(Finish(*prompt, arguments));
   out["save"]["finish_ms"] = Ms(SteadyClock::now() - finish);
   return out;
 }
@@ -256,7 +278,8 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
                                              {"larder", Mode::kLarder}};
   app.add_option("--mode", arguments.mode, "recompute, keep or larder")
       ->transform(CLI::CheckedTransformer(modes));
-  app.add_option("--socket", arguments.socket, "of larderd, for --mode larder");
+  CLI::Option* const socket = app.add_option("--socket", arguments.socket,
+                                             "of larderd, for --mode larder");
   app.add_option("--answer-tokens", arguments.answer_tokens)
       ->capture_default_str();
   app.add_option("--context-tokens", arguments.engine.context_tokens)
@@ -281,6 +304,19 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
                "... or before, if all is there sooner so");
   app.add_option("--durable-within-ms", arguments.durable_within_ms,
                  "wait so long until saves are durable; 0 = do not");
+  app.add_flag("--share-prompt", arguments.share_prompt,
+               "the shared part is the prompt but for its last token: for "
+               "prefill here and decode there");
+  app.add_option("--destination", arguments.destination,
+                 "node of the cluster that saves are sent to at once")
+      ->needs(socket);
+  app.add_option("--delivered-within-ms", arguments.delivered_within_ms,
+                 "... and wait so long until it has them")
+      ->capture_default_str();
+  app.add_flag("--arriving", arguments.arriving,
+               "another engine computes the shared part: wait for its chunks, "
+               "for as long as loads may take")
+      ->needs(socket);
 }
 
 void AddBenchOptions(CLI::App& app, Arguments& arguments) {

@@ -22,13 +22,7 @@ class DisaggregationTest : public FaultCluster {
  protected:
   void SetUp() override {
     ASSERT_NO_FATAL_FAILURE(FaultCluster::SetUp());
-    a_ = &AddTls(1, "prefill");
-    b_ = &AddTls(2, "decode");
-    a_->WithDram(64);
-    b_->WithDram(64);
-    ASSERT_NO_FATAL_FAILURE(a_->Start());
-    ASSERT_NO_FATAL_FAILURE(b_->Start());
-    ASSERT_NO_FATAL_FAILURE(Meet());
+    ASSERT_NO_FATAL_FAILURE(StartDisaggregated());
   }
 
   // A reference engine in a host; alone if there is no node.

@@ -477,6 +477,16 @@ class FaultCluster : public testing::Test {
     ASSERT_NO_FATAL_FAILURE(Meet());
     ASSERT_NO_FATAL_FAILURE(SaveAll());
   }
+  // a computes prompts for b, which answers them: the nodes prefill and decode.
+  void StartDisaggregated() {
+    a_ = &AddTls(1, "prefill");
+    b_ = &AddTls(2, "decode");
+    a_->WithDram(64);
+    b_->WithDram(64);
+    ASSERT_NO_FATAL_FAILURE(a_->Start());
+    ASSERT_NO_FATAL_FAILURE(b_->Start());
+    ASSERT_NO_FATAL_FAILURE(Meet());
+  }
   void Meet() {
     ASSERT_TRUE(a_->Says("cluster: 2 nodes"));
     ASSERT_TRUE(b_->Says("cluster: 2 nodes"));
