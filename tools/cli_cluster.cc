@@ -33,7 +33,11 @@ std::string CopiesOf(const v1::Cluster& cluster) {
   return absl::StrCat(cluster.copied_chunks(), " chunks copied to others, ",
                       FormatBytes(cluster.copied_bytes()), "; ",
                       cluster.waiting_copies(), " to be copied, ",
-                      cluster.failed_copies(), " copies failed");
+                      cluster.failed_copies(), " copies failed",
+                      cluster.given_up_chunks() == 0
+                          ? ""
+                          : absl::StrCat(", ", cluster.given_up_chunks(),
+                                         " chunks that nobody takes"));
 }
 
 int RunNodes(const GlobalOptions& options) {

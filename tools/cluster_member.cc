@@ -238,22 +238,27 @@ class WiredClusterMember final : public ClusterMember {
     constexpr absl::Duration kEvery = absl::Milliseconds(200);
     executor_->PostAt(
         Clock::Real().Now() + kEvery,
-        Lifeline::Guard<>(lifeline_, Task([this, seen] {
-                            const auto view = node_->View();
-                            const Node* self = view->Find(self_.id);
-                            const bool quiet = self != nullptr &&
-                                               self->draining && node_->Quiet();
-                            absl::MutexLock lock(&mu_);
-                            if (stopping_) return;
-                            if (!quiet || seen == 0)
-                              return LeaveWhenQuiet(quiet ? 1 : 0);
-                            membership_->Leave([this](const Status& status) {
-                              if (!status.ok()) return;
-                              log_("cluster: drained and left");
-                              absl::MutexLock relock(&mu_);
-                              phase_ = Phase::kLeft;
-                            });
-                          })));
+        Lifeline::Guard<>(
+            lifeline_, Task([this, seen] {
+              const auto view = node_->View();
+              const Node* self = view->Find(self_.id);
+              const bool quiet =
+                  self != nullptr && self->draining && node_->Quiet();
+              absl::MutexLock lock(&mu_);
+              if (stopping_) return;
+              if (!quiet || seen == 0) return LeaveWhenQuiet(quiet ? 1 : 0);
+              membership_->Leave([this](const Status& status) {
+                if (!status.ok()) return;
+                const uint64_t kept = node_->GetStats().replication.given_up;
+                log_(kept == 0
+                         ? "cluster: drained and left"
+                         : absl::StrCat("cluster: drained and left; ", kept,
+                                        " chunks that no other node took "
+                                        "are here alone"));
+                absl::MutexLock relock(&mu_);
+                phase_ = Phase::kLeft;
+              });
+            })));
   }
 
   ClusterNode::Parts Completed(ClusterNode::Parts parts) {

@@ -141,6 +141,7 @@ AdminCluster DescribeCluster(const std::string& name,
   out.copied_bytes = stats.replication.copied_bytes;
   out.waiting_copies = stats.replication.waiting + stats.replication.under_way;
   out.failed_copies = stats.replication.failed;
+  out.given_up_chunks = stats.replication.given_up;
   out.join_problem = member.join_problem();
   return out;
 }

@@ -46,26 +46,38 @@ class ChunkCopier final : public Replicator {
 
   // NotFound, too: the chunk is not here any more.
   void Copy(ChunkKey chunk, NodeId to, Done done) override;
+  // By the policy of the chunk's tenant.
+  bool MayHave(ChunkKey chunk, NodeId node) const override
+      ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Name {
     uint32_t scope = 0;  // in scopes_
     ChunkId id;
   };
+  struct NamedScope {
+    TenantId tenant{};
+    SpaceId space;
+    std::shared_ptr<const SpaceDescriptor> descriptor;  // once it was needed
+  };
   struct Sending;
 
   void Begin(ChunkKey chunk, NodeId to, Done done) ABSL_LOCKS_EXCLUDED(mu_);
+  std::shared_ptr<const SpaceDescriptor> DescriptorOf(Engine& engine,
+                                                      uint32_t scope,
+                                                      const NamedScope& named)
+      ABSL_LOCKS_EXCLUDED(mu_);
   void SendNext(std::shared_ptr<Sending> sending);
 
   PeerSender* const sender_;
   Executor* const executor_;
   const std::shared_ptr<Lifeline> lifeline_ = std::make_shared<Lifeline>();
 
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   Engine* engine_ ABSL_GUARDED_BY(mu_) = nullptr;
   absl::flat_hash_map<ChunkKey, Name> names_ ABSL_GUARDED_BY(mu_);
   // As many as there ever were spaces.
-  std::vector<std::pair<TenantId, SpaceId>> scopes_ ABSL_GUARDED_BY(mu_);
+  std::vector<NamedScope> scopes_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<std::pair<TenantId, SpaceId>, uint32_t> scope_numbers_
       ABSL_GUARDED_BY(mu_);
 };

@@ -39,6 +39,10 @@ class PeerSender final : public ChunkSender {
   void SetView(std::shared_ptr<const ClusterView> view)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  // By the tenant's policy.
+  bool MayHave(TenantId tenant, NodeId node) const {
+    return parts_.policies->Allows(tenant, node);
+  }
   // By a node's name; for who waits there.
   void Send(const std::string& destination, const SpaceDescriptor& space,
             const RecordMeta& meta, Done done) override;

@@ -22,6 +22,42 @@ Replication::~Replication() {
 void Replication::SetDraining(bool draining) {
   absl::MutexLock lock(&mu_);
   draining_ = draining;
+  if (!draining) refused_.clear();
+}
+
+uint32_t Replication::Wanted(const Announcer::Told& chunk) {
+  const RecordVerdict& verdict = chunk.verdict;
+  size_t copies = chunk.facts.copies;
+  if (verdict.hot) copies = std::max<size_t>(copies, options_.hot_copies);
+  const bool last = draining_ && verdict.holders == 0;
+  if (last) copies = std::max<size_t>(copies, 1);
+  std::vector<size_t> ranks;
+  for (size_t rank = 0; rank < chunk.homes.size(); ++rank) {
+    const NodeId home = chunk.homes[rank];
+    if (last && home == parts_.self) continue;
+    if (parts_.replicator->MayHave(chunk.chunk, home)) ranks.push_back(rank);
+  }
+  const auto refused = last ? refused_.find(chunk.chunk) : refused_.end();
+  if (last && ranks.empty()) refused_[chunk.chunk].given_up = true;
+  if (refused != refused_.end() && !ranks.empty()) {
+    auto& [by, rounds, given_up] = refused->second;
+    const auto asked = [&by = by, &chunk](size_t rank) {
+      return std::find(by.begin(), by.end(), chunk.homes[rank]) != by.end();
+    };
+    if (std::all_of(ranks.begin(), ranks.end(), asked)) {
+      given_up = given_up || ++rounds >= options_.drain_rounds;
+      by.clear();
+    }
+    if (given_up) return 0;
+    // Who has not refused it yet comes first.
+    std::stable_partition(ranks.begin(), ranks.end(),
+                          [&](size_t rank) { return !asked(rank); });
+  }
+  uint32_t wanted = 0;
+  for (size_t i = 0; i < std::min(copies, ranks.size()); ++i) {
+    wanted |= 1u << ranks[i];
+  }
+  return wanted;
 }
 
 void Replication::Told(std::span<const Announcer::Told> told) {
@@ -30,14 +66,8 @@ void Replication::Told(std::span<const Announcer::Told> told) {
   for (const Announcer::Told& chunk : told) {
     if (copying_.contains(chunk.chunk)) continue;
     const RecordVerdict& verdict = chunk.verdict;
-    size_t copies = chunk.facts.copies;
-    if (verdict.hot) copies = std::max<size_t>(copies, options_.hot_copies);
-    if (draining_ && verdict.holders == 0) {
-      copies = std::max<size_t>(copies, 1);
-    }
-    copies = std::min(copies, chunk.homes.size());
-    const uint32_t wanted = (1u << copies) - 1;
-    if (!verdict.act || (wanted & ~verdict.held) == 0) {
+    const uint32_t wanted = verdict.act ? Wanted(chunk) : 0;
+    if ((wanted & ~verdict.held) == 0) {
       missing_.erase(chunk.chunk);
       continue;
     }
@@ -52,8 +82,9 @@ void Replication::Told(std::span<const Announcer::Told> told) {
     if (fresh) confirm_.emplace_back(due, chunk.chunk);
     if (now < it->second.due) continue;
     missing_.erase(it);
-    for (size_t rank = 0; rank < copies; ++rank) {
-      if ((verdict.held >> rank & 1) != 0 || chunk.homes[rank] == parts_.self) {
+    for (size_t rank = 0; rank < chunk.homes.size(); ++rank) {
+      if (((wanted & ~verdict.held) >> rank & 1) == 0 ||
+          chunk.homes[rank] == parts_.self) {
         continue;
       }
       ++copying_[chunk.chunk];
@@ -128,6 +159,7 @@ void Replication::OnCopied(const Copy& copy, const Status& status) {
   const auto it = copying_.find(copy.chunk);
   if (--it->second == 0) copying_.erase(it);
   if (status.ok()) {
+    refused_.erase(copy.chunk);
     ++stats_.copied;
     stats_.copied_bytes += static_cast<uint64_t>(copy.bytes);
   } else {
@@ -135,10 +167,9 @@ void Replication::OnCopied(const Copy& copy, const Status& status) {
     // Nothing, or not all of it, was sent.
     free_at_ -= absl::Seconds(copy.bytes / options_.bytes_per_second);
   }
-  if (draining_ && !status.ok() && !absl::IsAlreadyExists(status) &&
-      !absl::IsPermissionDenied(status)) {
-    // This node may be gone before the next announcement. What may not go there
-    // never will.
+  if (draining_ && !status.ok() && !absl::IsAlreadyExists(status)) {
+    // This node may be gone before the next announcement.
+    refused_[copy.chunk].by.push_back(copy.to);
     const absl::Time due = parts_.clock->Now() + options_.settle;
     if (missing_.try_emplace(copy.chunk, Missing{due, due}).second) {
       confirm_.emplace_back(due, copy.chunk);
@@ -155,6 +186,9 @@ Replication::Stats Replication::GetStats() const {
   Stats stats = stats_;
   stats.waiting = missing_.size() + urgent_.size() + normal_.size();
   stats.under_way = under_way_;
+  for (const auto& [chunk, refused] : refused_) {
+    stats.given_up += refused.given_up;
+  }
   return stats;
 }
 

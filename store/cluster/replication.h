@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -29,9 +30,12 @@ class Replicator {
   virtual ~Replicator() = default;
   // `done` once, never from within the call: OK when `to` has it (and announces
   // it); AlreadyExists if it had it, no bytes were moved; any other error: it
-  // is not tried again before the next announcement, or, if this node drains
-  // and it is not PermissionDenied, a moment.
+  // is not tried again before the next announcement, or, if this node drains,
+  // a moment.
   virtual void Copy(ChunkKey chunk, NodeId to, Done done) = 0;
+  // Whether the node may have the chunk at all: if not, the next home in order
+  // takes its place. Must not block nor call back.
+  virtual bool MayHave(ChunkKey chunk, NodeId node) const = 0;
 };
 
 struct ReplicationOptions {
@@ -46,12 +50,15 @@ struct ReplicationOptions {
   // Copies that wait. Those that come beyond are left for the next
   // announcement.
   size_t waiting_max = 100'000;
+  // While this node drains a chunk is offered to its homes one after the other,
+  // and to all of them so often, before it is given up: a minute or a few.
+  uint8_t drain_rounds = 15;
 };
 
 // Sees to it that chunks have the copies that they shall have: at the first
-// ChunkFacts::copies homes of their anchor, at hot_copies if they are hot, and
-// at one if the only node that has it drains. The saver's own copy counts where
-// the saver is such a home, and is a cache else.
+// ChunkFacts::copies homes of their anchor that may have them, at hot_copies if
+// they are hot, and at one if the only node that has it drains. The saver's own
+// copy counts where the saver is such a home, and is a cache else.
 //
 // There is no plan and no leader. Whoever announces a chunk hears from the
 // anchor's directory at which homes it is missing, and whether it is the one
@@ -92,6 +99,8 @@ class Replication {
     uint64_t needless = 0;  // the other had it
     uint64_t failed = 0;
     uint64_t overflows = 0;  // of waiting_max
+    // Chunks that only this node has, drains, and nobody took.
+    uint64_t given_up = 0;
   };
   Stats GetStats() const;
   // Nothing waits or is under way. Together with Announcer::Quiet, after a view
@@ -110,6 +119,16 @@ class Replication {
     absl::Time due, confirm;
   };
 
+  // Whom a chunk was offered to in vain while this node drains.
+  struct Refused {
+    std::vector<NodeId> by;  // in this round
+    uint8_t rounds = 0;
+    bool given_up = false;
+  };
+
+  // Ranks of the homes that shall have the chunk.
+  uint32_t Wanted(const Announcer::Told& chunk)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Pump();
   void WakeAt(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnCopied(const Copy& copy, const Status& status);
@@ -131,6 +150,7 @@ class Replication {
   absl::Time free_at_ ABSL_GUARDED_BY(mu_);
   absl::Time wake_at_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
   size_t under_way_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::flat_hash_map<ChunkKey, Refused> refused_ ABSL_GUARDED_BY(mu_);
   Stats stats_ ABSL_GUARDED_BY(mu_);
 };
 

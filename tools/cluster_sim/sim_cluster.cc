@@ -30,6 +30,7 @@ class SimCluster::Copier final : public Replicator {
   void Copy(ChunkKey chunk, NodeId to, Done done) override {
     cluster_.Copy(self_, chunk, to, std::move(done));
   }
+  bool MayHave(ChunkKey, NodeId) const override { return true; }
 
  private:
   SimCluster& cluster_;

@@ -91,7 +91,7 @@ struct AdminCluster {
   uint64_t fetched_bytes = 0, failed_reads = 0, sent_bytes = 0;
   std::string phase;
   uint64_t copied_chunks = 0, copied_bytes = 0;
-  uint64_t waiting_copies = 0, failed_copies = 0;
+  uint64_t waiting_copies = 0, failed_copies = 0, given_up_chunks = 0;
   std::string join_problem;
 };
 

@@ -586,6 +586,7 @@ grpc::Status AdminService::GetCluster(grpc::ServerContext* call,
   reply->set_copied_bytes(cluster.copied_bytes);
   reply->set_waiting_copies(cluster.waiting_copies);
   reply->set_failed_copies(cluster.failed_copies);
+  reply->set_given_up_chunks(cluster.given_up_chunks);
   return grpc::Status::OK;
 }
 

@@ -939,5 +939,20 @@ TEST_F(ClusterNodeTest, ADrainTriesAgainWhatWasRefused) {
   EXPECT_TRUE(a.node->Quiet());
 }
 
+TEST_F(ClusterNodeTest, ADrainEndsAlsoIfNobodyTakesAnything) {
+  Host& a = Add("a");
+  Host& b = Add("b");
+  Gather();
+  Save(a, 1, 4);
+  b.engine->AdvanceEpoch(kTenant, space_, [](const StatusOr<Epoch>&) {});
+  a.draining = true;
+  Gather();
+  for (int minute = 0; minute < 10 && !a.node->Quiet(); ++minute) {
+    Pass(absl::Minutes(1));
+  }
+  EXPECT_TRUE(a.node->Quiet());
+  EXPECT_EQ(a.node->GetStats().replication.given_up, 4u);
+}
+
 }  // namespace
 }  // namespace larder

@@ -59,6 +59,7 @@ class ClusterThreadTest : public ::testing::Test {
         std::move(done)(absl::OkStatus());
       });
     }
+    bool MayHave(ChunkKey, NodeId) const override { return true; }
     // From now on it looks at no announcer.
     void End() {
       absl::MutexLock lock(&mu_);

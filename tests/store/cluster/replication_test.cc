@@ -30,6 +30,9 @@ class HeldCopies final : public Replicator {
     waiting.push_back({chunk, to, std::move(done)});
     chunks.push_back(Raw(chunk));
   }
+  bool MayHave(ChunkKey, NodeId node) const override {
+    return std::find(never.begin(), never.end(), node) == never.end();
+  }
   void Finish(const Status& status) {
     Waiting first = std::move(waiting.front());
     waiting.erase(waiting.begin());
@@ -37,6 +40,7 @@ class HeldCopies final : public Replicator {
   }
   std::vector<Waiting> waiting;
   std::vector<uint64_t> chunks;  // ever
+  std::vector<NodeId> never;     // by policy
 };
 
 class ReplicationTest : public ::testing::Test {
@@ -146,6 +150,54 @@ TEST_F(ReplicationTest, WhoDrainsCopiesWhatNobodyElseHas) {
   TellTwice(Verdict(2, {.held = 0, .holders = 1, .act = false}, 0));
   ASSERT_THAT(replicator_.chunks, ElementsAre(1));
   EXPECT_EQ(replicator_.waiting[0].to, homes_[0]);
+}
+
+TEST_F(ReplicationTest, WhoMayNotHaveItIsPassedOver) {
+  replicator_.never = {homes_[0]};
+  TellTwice(Verdict(1, {.held = 4, .holders = 1, .act = true}, 1));
+  ASSERT_THAT(replicator_.waiting, SizeIs(1));
+  EXPECT_EQ(replicator_.waiting[0].to, homes_[1]);
+  // It has one at the second home, which is the first that may.
+  TellTwice(Verdict(2, {.held = 2, .holders = 1, .act = true}, 1));
+  EXPECT_THAT(replicator_.chunks, ElementsAre(1));
+}
+
+// Home after home, three times, then it is given up: a drain ends.
+TEST_F(ReplicationTest, WhatNobodyTakesIsGivenUpInADrain) {
+  ReplicationOptions options;
+  options.drain_rounds = 3;
+  Open(options);
+  replication_->SetDraining(true);
+  const auto tell = [&] {
+    TellTwice(Verdict(1, {.held = 0, .holders = 0, .act = true}, 0));
+  };
+  std::vector<NodeId> asked;
+  for (int i = 0; i < 10; ++i) {
+    tell();
+    if (replicator_.waiting.empty()) break;
+    asked.push_back(replicator_.waiting[0].to);
+    EXPECT_FALSE(replication_->Quiet());
+    replicator_.Finish(i % 2 == 0 ? absl::UnavailableError("gone")
+                                  : absl::ResourceExhaustedError("full"));
+  }
+  EXPECT_THAT(asked, ElementsAre(homes_[0], homes_[1], homes_[0], homes_[1],
+                                 homes_[0], homes_[1]));
+  EXPECT_TRUE(replication_->Quiet());
+  EXPECT_EQ(replication_->GetStats().given_up, 1);
+  // Of another that the second home takes nothing is left.
+  TellTwice(Verdict(2, {.held = 0, .holders = 0, .act = true}, 0));
+  replicator_.Finish(absl::UnavailableError("gone"));
+  TellTwice(Verdict(2, {.held = 0, .holders = 0, .act = true}, 0));
+  ASSERT_THAT(replicator_.waiting, SizeIs(1));
+  EXPECT_EQ(replicator_.waiting[0].to, homes_[1]);
+  replicator_.Finish(absl::OkStatus());
+  EXPECT_TRUE(replication_->Quiet());
+  EXPECT_EQ(replication_->GetStats().given_up, 1);
+  // One that no home may have is given up at once.
+  replicator_.never = {homes_[0], homes_[1]};
+  TellTwice(Verdict(3, {.held = 0, .holders = 0, .act = true}, 0));
+  EXPECT_TRUE(replication_->Quiet());
+  EXPECT_EQ(replication_->GetStats().given_up, 2);
 }
 
 TEST_F(ReplicationTest, KeepsToItsBandwidthAndItsNumber) {
