@@ -1,12 +1,9 @@
 #ifndef LARDER_TESTS_TESTING_ETCD_PROCESS_H_
 #define LARDER_TESTS_TESTING_ETCD_PROCESS_H_
 
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,20 +17,9 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 
-namespace larder {
+#include "tests/testing/free_port.h"
 
-// A TCP port of loopback that nobody had a moment ago.
-inline int FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  bind(fd, reinterpret_cast<sockaddr*>(&address), size);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  close(fd);
-  return ntohs(address.sin_port);
-}
+namespace larder {
 
 // A real etcd on loopback, alone or with others, which dies with the test.
 class EtcdProcess {

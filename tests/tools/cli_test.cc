@@ -18,6 +18,7 @@
 
 #include "client/larder.h"
 #include "tests/client/kv_samples.h"
+#include "tests/testing/free_port.h"
 #include "tests/tools/daemon_under_test.h"
 #include "tests/tools/process.h"
 #include "tools/metrics.h"
@@ -373,19 +374,6 @@ TEST(Metrics, EverySeriesIsThereAsZero) {
   }
   EXPECT_THAT(text,
               HasSubstr("larder_ops_total{op=\"commit\",result=\"ok\"} 0"));
-}
-
-// The first free port, and a page from it.
-int FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  bind(fd, reinterpret_cast<sockaddr*>(&address), size);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  close(fd);
-  return ntohs(address.sin_port);
 }
 
 std::string Get(int port, const std::string& path) {
