@@ -261,13 +261,11 @@ void AtTheClient(Program& program) {
           ++head.part_count;
         }
       }
-      wire::Header header;
-      header.type = wire::Type::kReply;
-      header.body_bytes = sizeof head;
-      header.request = 1;
-      std::string packet(reinterpret_cast<const char*>(&header), sizeof header);
-      packet.append(reinterpret_cast<const char*>(&head), sizeof head);
-      packet += chunks + parts;
+      std::string packet = PacketWriter(wire::Type::kReply, 1)
+                               .Body(head)
+                               .Append(chunks.data(), chunks.size())
+                               .Append(parts.data(), parts.size())
+                               .Text();
       if ((step & 32) != 0) packet.resize(packet.size() - program.Next() % 50);
       fetcher.OnHold(packet, (step & 8) != 0);
       held.push_back(hold);

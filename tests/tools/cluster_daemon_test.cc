@@ -18,7 +18,7 @@
 #include "gtest/gtest.h"
 
 #include "client/larder.h"
-#include "tests/client/kv_samples.h"
+#include "tests/client/prompt_samples.h"
 #include "tests/testing/etcd_process.h"
 #include "tests/testing/test_ca.h"
 #include "tests/tools/daemon_under_test.h"
@@ -30,8 +30,6 @@ namespace larder {
 namespace {
 
 using testing::HasSubstr;
-
-constexpr uint32_t kPromptChunks = 10;
 
 // A node: a daemon, and an engine beside it.
 class NodeUnderTest {
@@ -103,39 +101,6 @@ class NodeUnderTest {
   DaemonUnderTest daemon_;
   std::vector<Client> clients_;
 };
-
-std::vector<Id> Ids(Space& space, uint32_t prompt) {
-  return space.Ids(samples::PromptOf(kPromptChunks * samples::kChunk, prompt))
-      ->ids;
-}
-
-void Save(Space& space, uint32_t prompt, larder_stage stage = LARDER_VOLATILE) {
-  const std::vector<Id> ids = Ids(space, prompt);
-  for (uint32_t i = 0; i < kPromptChunks; ++i) {
-    CommitOptions commit;
-    if (i > 0) commit.parent = ids[i - 1];
-    const Outcome saved = samples::SaveChunk(
-        space, ids[i], prompt * kPromptChunks + i, {}, commit, stage);
-    ASSERT_TRUE(saved.ok()) << saved.ToString();
-  }
-}
-
-// How much of a prompt a match promises.
-uint32_t Match(Space& space, uint32_t prompt) {
-  const auto match = space.Match(Ids(space, prompt));
-  EXPECT_TRUE(match.ok()) << match.status().ToString();
-  return match.ok() ? match->usable : 0;
-}
-
-// How much of it comes; each byte of that is compared.
-uint32_t Load(Space& space, uint32_t prompt) {
-  samples::Plain plain(kPromptChunks);
-  const LoadAnswer loaded = space.Load(Ids(space, prompt), {plain.View()});
-  for (uint32_t i = 0; i < loaded.usable; ++i) {
-    EXPECT_TRUE(plain.Holds(i, prompt * kPromptChunks + i)) << prompt;
-  }
-  return loaded.usable;
-}
 
 // By the network. UCX without certificates; TCP's links opened with tokens got
 // by TLS.

@@ -89,6 +89,11 @@ class PacketWriter {
     std::memcpy(bytes_.data(), &header_, sizeof header_);
     return bytes_;
   }
+  std::string Text() {
+    const std::vector<std::byte> bytes = Bytes();
+    return std::string(reinterpret_cast<const char*>(bytes.data()),
+                       bytes.size());
+  }
 
  private:
   wire::Header header_;

@@ -17,6 +17,7 @@
 
 #include "store/record.h"
 #include "tests/testing/oracle.h"
+#include "tests/transport/session_harness.h"
 
 namespace larder {
 namespace {
@@ -157,13 +158,11 @@ class FetcherTest : public testing::Test {
         ++head.part_count;
       }
     }
-    wire::Header header;
-    header.type = wire::Type::kReply;
-    header.body_bytes = sizeof head;
-    header.request = 1;
-    std::string packet(reinterpret_cast<const char*>(&header), sizeof header);
-    packet.append(reinterpret_cast<const char*>(&head), sizeof head);
-    return packet + chunks + parts;
+    return PacketWriter(wire::Type::kReply, 1)
+        .Body(head)
+        .Append(chunks.data(), chunks.size())
+        .Append(parts.data(), parts.size())
+        .Text();
   }
   // Holds them; returns the states that the client sees.
   std::vector<ChunkState> Hold(uint64_t hold, const std::vector<Answered>& all,

@@ -36,13 +36,10 @@ using testing::SizeIs;
 template <class Body>
 std::string ReplyTo(uint64_t request, const Body& body,
                     std::string_view more = "") {
-  wire::Header header;
-  header.type = wire::Type::kReply;
-  header.body_bytes = sizeof body;
-  header.request = request;
-  std::string packet(reinterpret_cast<const char*>(&header), sizeof header);
-  packet.append(reinterpret_cast<const char*>(&body), sizeof body);
-  return packet + std::string(more);
+  return PacketWriter(wire::Type::kReply, request)
+      .Body(body)
+      .Append(more.data(), more.size())
+      .Text();
 }
 
 // A daemon of which the test says what it answers. What it does not say is
