@@ -124,21 +124,23 @@ TEST_P(ClusterDaemonTest, AnEngineLoadsWhatAnotherSavedElsewhere) {
   const auto a = Node("a"), b = Node("b");
   ASSERT_NO_FATAL_FAILURE(a->Start());
   Space at_a = a->Open();
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));  // before the other is there
+  ASSERT_NO_FATAL_FAILURE(
+      samples::SavePrompt(at_a, 1));  // before the other is there
   ASSERT_NO_FATAL_FAILURE(b->Start());
   ASSERT_TRUE(a->Says("cluster: 2 nodes"));
   ASSERT_TRUE(b->Says("cluster: 2 nodes"));
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 2));
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 2));
   Space at_b = b->Open();
   for (const uint32_t prompt : {1u, 2u}) {
-    EXPECT_TRUE(Eventually([&] { return Match(at_b, prompt) == 10; }));
-    EXPECT_EQ(Load(at_b, prompt), 10u);
+    EXPECT_TRUE(
+        Eventually([&] { return samples::MatchPrompt(at_b, prompt) == 10; }));
+    EXPECT_EQ(samples::LoadPrompt(at_b, prompt), 10u);
   }
   // And back.
-  ASSERT_NO_FATAL_FAILURE(Save(at_b, 3));
-  EXPECT_TRUE(Eventually([&] { return Match(at_a, 3) == 10; }));
-  EXPECT_EQ(Load(at_a, 3), 10u);
-  EXPECT_EQ(Match(at_a, 4), 0u);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_b, 3));
+  EXPECT_TRUE(Eventually([&] { return samples::MatchPrompt(at_a, 3) == 10; }));
+  EXPECT_EQ(samples::LoadPrompt(at_a, 3), 10u);
+  EXPECT_EQ(samples::MatchPrompt(at_a, 4), 0u);
 
   // What the operator is told.
   EXPECT_THAT(b->Ask({"cluster", "status"}),
@@ -193,8 +195,8 @@ TEST_P(ClusterDaemonTest, LayersAreSentToWhoWaitsForThem) {
   ASSERT_TRUE(a->Says("cluster: 2 nodes"));
   ASSERT_TRUE(b->Says("cluster: 2 nodes"));
   Space at_a = a->Open(), at_b = b->Open();
-  const std::vector<Id> ids = Ids(at_a, 1);
-  samples::Plain plain(kPromptChunks);
+  const std::vector<Id> ids = samples::PromptIds(at_a, 1);
+  samples::Plain plain(samples::kPromptChunks);
   LoadOptions options;
   options.arriving = true;
   options.deadline = std::chrono::milliseconds(20000);
@@ -203,7 +205,7 @@ TEST_P(ClusterDaemonTest, LayersAreSentToWhoWaitsForThem) {
   CommitOptions commit;
   commit.destination = "b";
   for (uint16_t layer = 0; layer < samples::kLayers; ++layer) {
-    for (uint32_t i = 0; i < kPromptChunks; ++i) {
+    for (uint32_t i = 0; i < samples::kPromptChunks; ++i) {
       const Outcome saved = samples::SaveLayer(at_a, ids, i, layer, false,
                                                commit, LARDER_DELIVERED);
       ASSERT_TRUE(saved.ok()) << saved.ToString();
@@ -213,18 +215,18 @@ TEST_P(ClusterDaemonTest, LayersAreSentToWhoWaitsForThem) {
     ASSERT_TRUE(came.ok()) << came.ToString();
   }
   const LoadAnswer loaded = load->Wait(std::chrono::milliseconds(20000));
-  EXPECT_EQ(loaded.usable, kPromptChunks);
-  for (uint32_t i = 0; i < kPromptChunks; ++i) {
+  EXPECT_EQ(loaded.usable, samples::kPromptChunks);
+  for (uint32_t i = 0; i < samples::kPromptChunks; ++i) {
     EXPECT_TRUE(plain.Holds(i, i)) << i;
   }
   // It is b's own by now.
   a->process().Signal(SIGKILL);
   a->process().Wait();
-  EXPECT_EQ(Match(at_b, 1), kPromptChunks);
+  EXPECT_EQ(samples::MatchPrompt(at_b, 1), samples::kPromptChunks);
 
   // A destination that is not there fails no save, and says so.
   commit.destination = "a";
-  const std::vector<Id> others = Ids(at_b, 2);
+  const std::vector<Id> others = samples::PromptIds(at_b, 2);
   EXPECT_EQ(samples::SaveLayer(at_b, others, 0, 0, false, commit).code(),
             Code::kOk);
   EXPECT_FALSE(
@@ -240,18 +242,20 @@ TEST_P(ClusterDaemonTest, ANodeThatDiesCostsItsChunksAndBringsThemBack) {
   Space at_b = b->Open();
   {
     Space at_a = a->Open();
-    ASSERT_NO_FATAL_FAILURE(Save(at_a, 1, LARDER_DURABLE));
-    EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
+    ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 1, LARDER_DURABLE));
+    EXPECT_TRUE(
+        Eventually([&] { return samples::MatchPrompt(at_b, 1) == 10; }));
   }
   a->process().Signal(SIGKILL);
   a->process().Wait();
-  EXPECT_EQ(Load(at_b, 1), 0u);  // in time, whatever was promised
+  EXPECT_EQ(samples::LoadPrompt(at_b, 1),
+            0u);  // in time, whatever was promised
   ASSERT_TRUE(b->Says("cluster: 1 nodes"));
-  EXPECT_EQ(Match(at_b, 1), 0u);
+  EXPECT_EQ(samples::MatchPrompt(at_b, 1), 0u);
   ASSERT_NO_FATAL_FAILURE(a->Start());
   // What is on its disk is found again.
-  EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
-  EXPECT_EQ(Load(at_b, 1), 10u);
+  EXPECT_TRUE(Eventually([&] { return samples::MatchPrompt(at_b, 1) == 10; }));
+  EXPECT_EQ(samples::LoadPrompt(at_b, 1), 10u);
 }
 
 TEST_P(ClusterDaemonTest, ANodeThatIsDrainedMayGo) {
@@ -262,7 +266,7 @@ TEST_P(ClusterDaemonTest, ANodeThatIsDrainedMayGo) {
   ASSERT_TRUE(a->Says("cluster: 2 nodes"));
   ASSERT_TRUE(b->Says("cluster: 2 nodes"));
   Space at_a = a->Open(), at_b = b->Open();
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 1));
   const auto json = nlohmann::json::parse(
       a->Ask({"--timeout", "60s", "cluster", "drain", "--json"}), nullptr,
       false);
@@ -272,8 +276,8 @@ TEST_P(ClusterDaemonTest, ANodeThatIsDrainedMayGo) {
   ASSERT_TRUE(b->Says("cluster: 1 nodes"));
   a->process().Signal(SIGKILL);
   a->process().Wait();
-  EXPECT_EQ(Match(at_b, 1), 10u);
-  EXPECT_EQ(Load(at_b, 1), 10u);
+  EXPECT_EQ(samples::MatchPrompt(at_b, 1), 10u);
+  EXPECT_EQ(samples::LoadPrompt(at_b, 1), 10u);
 }
 
 TEST_P(ClusterDaemonTest, EtcdMayGoMeanwhile) {
@@ -284,9 +288,9 @@ TEST_P(ClusterDaemonTest, EtcdMayGoMeanwhile) {
   ASSERT_TRUE(b->Says("cluster: 2 nodes"));
   etcd_.Kill();
   Space at_a = a->Open(), at_b = b->Open();
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
-  EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
-  EXPECT_EQ(Load(at_b, 1), 10u);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 1));
+  EXPECT_TRUE(Eventually([&] { return samples::MatchPrompt(at_b, 1) == 10; }));
+  EXPECT_EQ(samples::LoadPrompt(at_b, 1), 10u);
 }
 
 // UCX, links opened with tokens; a secret; a tenant that has a key and may be
@@ -313,12 +317,12 @@ TEST(ClusterSecurityTest, WhoMayHaveATenantsChunks) {
     ASSERT_TRUE((*one)->Says("cluster: 4 nodes"));
   }
   Space at_a = a->Open(), at_b = b->Open(), at_c = c->Open(), at_d = d->Open();
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
-  EXPECT_TRUE(Eventually([&] { return Match(at_b, 1) == 10; }));
-  EXPECT_EQ(Load(at_b, 1), 10u);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 1));
+  EXPECT_TRUE(Eventually([&] { return samples::MatchPrompt(at_b, 1) == 10; }));
+  EXPECT_EQ(samples::LoadPrompt(at_b, 1), 10u);
   for (Space* other : {&at_c, &at_d}) {
-    EXPECT_EQ(Match(*other, 1), 0u);
-    EXPECT_EQ(Load(*other, 1), 0u);
+    EXPECT_EQ(samples::MatchPrompt(*other, 1), 0u);
+    EXPECT_EQ(samples::LoadPrompt(*other, 1), 0u);
   }
   // Of the two that have it, the one that was asked.
   EXPECT_TRUE(Eventually([&] {
@@ -354,9 +358,9 @@ TEST(ClusterSecurityTest, WhoMayHaveATenantsChunks) {
                 absl::IsInvalidArgument(status))
         << status;
   }
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 2));
-  EXPECT_TRUE(Eventually([&] { return Match(at_b, 2) == 10; }));
-  EXPECT_EQ(Load(at_b, 2), 10u);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 2));
+  EXPECT_TRUE(Eventually([&] { return samples::MatchPrompt(at_b, 2) == 10; }));
+  EXPECT_EQ(samples::LoadPrompt(at_b, 2), 10u);
   for (const auto* one : {&a, &b, &c, &d}) {
     for (const std::string& hidden : {secret, key, wrong}) {
       EXPECT_THAT((*one)->process().err(),
@@ -378,8 +382,8 @@ TEST(ClusterSecurityTest, NodesOfAnotherSecretSaySo) {
   Space at_a = a.Open(), at_b = b.Open();
   // One of them is the home of each.
   for (uint32_t prompt = 1; prompt <= 8; ++prompt) {
-    ASSERT_NO_FATAL_FAILURE(Save(at_a, prompt));
-    EXPECT_EQ(Match(at_b, prompt), 0u);
+    ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, prompt));
+    EXPECT_EQ(samples::MatchPrompt(at_b, prompt), 0u);
   }
   EXPECT_TRUE(Eventually([&] {
     return absl::StrContains(a.process().err() + b.process().err(),
@@ -402,9 +406,9 @@ TEST_P(ClusterStrangerTest, AStrangersCertificateIsRefused) {
   ASSERT_NO_FATAL_FAILURE(b.Start());
   ASSERT_TRUE(b.Says("cluster: 2 nodes"));
   Space at_a = a.Open(), at_b = b.Open();
-  ASSERT_NO_FATAL_FAILURE(Save(at_a, 1));
-  EXPECT_EQ(Match(at_b, 1), 0u);
-  EXPECT_EQ(Load(at_b, 1), 0u);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(at_a, 1));
+  EXPECT_EQ(samples::MatchPrompt(at_b, 1), 0u);
+  EXPECT_EQ(samples::LoadPrompt(at_b, 1), 0u);
 }
 
 }  // namespace

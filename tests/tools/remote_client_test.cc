@@ -113,19 +113,19 @@ TEST_P(RemoteClientTest, SavesMatchesAndLoads) {
   auto client = Open(UrlOf("engine-a"));
   ASSERT_TRUE(client.ok()) << client.status().ToString();
   Space space = SpaceOf(*client);
-  EXPECT_EQ(Match(space, 1), 0u);
-  ASSERT_NO_FATAL_FAILURE(Save(space, 1));
-  ASSERT_NO_FATAL_FAILURE(Save(space, 2, LARDER_DURABLE));
+  EXPECT_EQ(samples::MatchPrompt(space, 1), 0u);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(space, 1));
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(space, 2, LARDER_DURABLE));
   for (const uint32_t prompt : {1u, 2u, 1u}) {  // again: held anew
-    EXPECT_EQ(Match(space, prompt), kPromptChunks);
-    EXPECT_EQ(Load(space, prompt), kPromptChunks);
+    EXPECT_EQ(samples::MatchPrompt(space, prompt), samples::kPromptChunks);
+    EXPECT_EQ(samples::LoadPrompt(space, prompt), samples::kPromptChunks);
   }
-  EXPECT_EQ(Load(space, 3), 0u);
+  EXPECT_EQ(samples::LoadPrompt(space, 3), 0u);
 
   auto other = Open(UrlOf("engine-a"));
   ASSERT_TRUE(other.ok()) << other.status().ToString();
   Space again = SpaceOf(*other);
-  EXPECT_EQ(Load(again, 2), kPromptChunks);
+  EXPECT_EQ(samples::LoadPrompt(again, 2), samples::kPromptChunks);
 }
 
 TEST_P(RemoteClientTest, LayersBecomeReadyInOrder) {
@@ -133,24 +133,26 @@ TEST_P(RemoteClientTest, LayersBecomeReadyInOrder) {
   auto client = Open(UrlOf("engine-a"));
   ASSERT_TRUE(client.ok()) << client.status().ToString();
   Space space = SpaceOf(*client);
-  ASSERT_NO_FATAL_FAILURE(Save(space, 1));
-  samples::Plain plain(kPromptChunks);
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(space, 1));
+  samples::Plain plain(samples::kPromptChunks);
   LoadOptions options;
   options.layerwise = true;
   options.threads = 2;
-  auto load = space.StartLoad(Ids(space, 1), {plain.View()}, options);
+  auto load =
+      space.StartLoad(samples::PromptIds(space, 1), {plain.View()}, options);
   ASSERT_TRUE(load.ok()) << load.status().ToString();
   for (uint32_t layer = 0; layer < samples::kLayers; ++layer) {
     const Outcome ready = load->WaitLayer(layer, std::chrono::seconds(20));
     ASSERT_TRUE(ready.ok()) << ready.ToString();
-    for (uint32_t i = 0; i < kPromptChunks; ++i) {
-      const auto want = samples::SegmentOf(kPromptChunks + i, layer);
+    for (uint32_t i = 0; i < samples::kPromptChunks; ++i) {
+      const auto want = samples::SegmentOf(samples::kPromptChunks + i, layer);
       ASSERT_EQ(std::memcmp(plain.places[i * samples::kLayers + layer],
                             want.data(), want.size()),
                 0);
     }
   }
-  EXPECT_EQ(load->Wait(std::chrono::seconds(20)).usable, kPromptChunks);
+  EXPECT_EQ(load->Wait(std::chrono::seconds(20)).usable,
+            samples::kPromptChunks);
 }
 
 TEST_P(RemoteClientTest, ManyAtOnce) {
@@ -163,15 +165,15 @@ TEST_P(RemoteClientTest, ManyAtOnce) {
       auto client = Open(UrlOf("engine-a"));
       ASSERT_TRUE(client.ok()) << client.status().ToString();
       Space space = SpaceOf(*client);
-      ASSERT_NO_FATAL_FAILURE(Save(space, engine + 1));
+      ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(space, engine + 1));
       for (uint32_t prompt = 1; prompt <= 6; ++prompt) {
-        const uint32_t usable = Load(space, prompt);
+        const uint32_t usable = samples::LoadPrompt(space, prompt);
         if (prompt == engine + 1) loaded += usable;
       }
     });
   }
   for (std::thread& engine : engines) engine.join();
-  EXPECT_EQ(loaded, 6 * kPromptChunks);
+  EXPECT_EQ(loaded, 6 * samples::kPromptChunks);
 }
 
 TEST_P(RemoteClientTest, ADaemonThatDiesIsAMissAndComesBack) {
@@ -179,13 +181,14 @@ TEST_P(RemoteClientTest, ADaemonThatDiesIsAMissAndComesBack) {
   auto client = Open(UrlOf("engine-a"));
   ASSERT_TRUE(client.ok()) << client.status().ToString();
   Space space = SpaceOf(*client);
-  ASSERT_NO_FATAL_FAILURE(Save(space, 1, LARDER_DURABLE));
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(space, 1, LARDER_DURABLE));
   daemon_.process().Signal(SIGKILL);
   daemon_.process().Wait();
-  EXPECT_EQ(Load(space, 1), 0u);
+  EXPECT_EQ(samples::LoadPrompt(space, 1), 0u);
   daemon_.Start();
   ASSERT_TRUE(daemon_.WaitReady()) << daemon_.process().err();
-  EXPECT_TRUE(Eventually([&] { return Load(space, 1) == kPromptChunks; }));
+  EXPECT_TRUE(Eventually(
+      [&] { return samples::LoadPrompt(space, 1) == samples::kPromptChunks; }));
 }
 
 TEST_F(RemoteTlsTest, EachSeesItsOwnAndStrangersNothing) {
@@ -193,13 +196,13 @@ TEST_F(RemoteTlsTest, EachSeesItsOwnAndStrangersNothing) {
   auto alice = Open(UrlOf("engine-a"));
   ASSERT_TRUE(alice.ok()) << alice.status().ToString();
   Space hers = SpaceOf(*alice);
-  ASSERT_NO_FATAL_FAILURE(Save(hers, 1));
+  ASSERT_NO_FATAL_FAILURE(samples::SavePrompt(hers, 1));
   auto bob = Open(UrlOf("engine-b"));
   ASSERT_TRUE(bob.ok()) << bob.status().ToString();
   Space his = SpaceOf(*bob);
-  EXPECT_EQ(Match(his, 1), 0u);
-  EXPECT_EQ(Load(his, 1), 0u);
-  EXPECT_EQ(Load(hers, 1), kPromptChunks);
+  EXPECT_EQ(samples::MatchPrompt(his, 1), 0u);
+  EXPECT_EQ(samples::LoadPrompt(his, 1), 0u);
+  EXPECT_EQ(samples::LoadPrompt(hers, 1), samples::kPromptChunks);
 
   const auto refused = [&](const std::string& url) {
     const auto client = Open(url);
