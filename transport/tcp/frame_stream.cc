@@ -6,8 +6,13 @@
 namespace larder {
 namespace {
 
-// What nobody wants is read into.
-thread_local std::array<std::byte, 16_KiB> dropped;
+// What nobody wants is read into. Not in the thread's own block: a library that
+// has much of that cannot be opened at run time.
+std::array<std::byte, 16_KiB>& Dropped() {
+  thread_local const auto dropped =
+      std::make_unique<std::array<std::byte, 16_KiB>>();
+  return *dropped;
+}
 
 }  // namespace
 
@@ -24,11 +29,11 @@ class FrameStream::Body final : public Incoming {
 };
 
 MutableByteSpan FrameStream::Room() {
-  if (lost_) return dropped;
+  if (lost_) return Dropped();
   if (left_ == 0) return MutableByteSpan(header_).subspan(header_size_);
   if (into_ != nullptr) return {into_, left_};
-  return MutableByteSpan(dropped).first(
-      std::min<uint64_t>(left_, dropped.size()));
+  return MutableByteSpan(Dropped()).first(
+      std::min<uint64_t>(left_, Dropped().size()));
 }
 
 void FrameStream::Filled(size_t size) {
