@@ -581,7 +581,7 @@ class LoadRun {
   void AsTheyArrive() {
     const uint32_t layers = LayerEnd(request_.views);
     const uint64_t layer_bytes =
-        ChunkBytes(request_.space->descriptor()) / layers + 1;
+        ChunkBytes(request_.space->descriptor()) / std::max(layers, 1u) + 1;
     const size_t step =
         std::max<size_t>({1, kArrivingBytes / layer_bytes,
                           (count_ + kArrivingSlices - 1) / kArrivingSlices});

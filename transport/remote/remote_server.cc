@@ -502,8 +502,6 @@ class RemoteServerImpl final : public RemoteServer {
     if (greeting != kRemoteGreeting) {
       status = absl::FailedPreconditionError(
           "clients are served here; this is none, or of another version");
-    } else if (options_->admit) {
-      status = options_->admit(peer);
     }
     absl::MutexLock lock(&mu_);
     if (status.ok() && clients_.size() >= options_->max_clients) {

@@ -37,9 +37,6 @@ class RemoteServer : public LinkService {
     uint64_t all_staging_bytes = 4_GiB;
     // A link that says no valid hello is closed.
     absl::Duration hello_timeout = absl::Seconds(5);
-    // Whether a peer may connect; the hub's `tenant_of` decides later whose
-    // chunks it sees (PeerIdentity::remote). Null: all may.
-    std::function<Status(const Peer&)> admit;
     // One line for people; any thread; may be null.
     std::function<void(const std::string& line)> log;
   };
